@@ -1,0 +1,333 @@
+//! Owns the shape of a catalogue row: the columns of an AgentOS operation and their safe defaults.
+//! Does not hold the rows (`catalog`) and does not match requests (`matching`).
+
+use std::fmt;
+
+/// An HTTP method that AgentOS routes use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Method {
+    /// `GET`
+    Get,
+    /// `POST`
+    Post,
+    /// `PUT`
+    Put,
+    /// `PATCH`
+    Patch,
+    /// `DELETE`
+    Delete,
+}
+
+/// The AgentOS line of an endpoint or a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Version {
+    /// agno 2.x (measured on 2.5.6).
+    V2,
+    /// agno 3.x (measured on 3.1.10).
+    V3,
+}
+
+/// The AgentOS versions that have an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Versions {
+    /// 2.x and 3.x.
+    Both,
+    /// Only one of them.
+    Only(Version),
+}
+
+/// The Cedar resource type that an operation acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resource {
+    /// An agent.
+    Agent,
+    /// A team.
+    Team,
+    /// A workflow.
+    Workflow,
+    /// A knowledge base.
+    Knowledge,
+    /// A session.
+    Session,
+    /// A run.
+    Run,
+    /// A memory of a user.
+    Memory,
+    /// An approval row.
+    Approval,
+    /// A trace.
+    Trace,
+    /// A schedule.
+    Schedule,
+    /// A stored component (agent builder).
+    Component,
+    /// An evaluation run.
+    Evaluation,
+    /// A learning.
+    Learning,
+    /// The AgentOS itself: configuration, metrics, databases, service accounts.
+    Os,
+}
+
+/// The group of an operation in policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// Changes nothing.
+    Read,
+    /// Starts or steers a run.
+    Run,
+    /// Changes stored rows.
+    Write,
+    /// Removes stored rows.
+    Delete,
+}
+
+/// Whose rows an operation touches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Rows that belong to one user.
+    Owned,
+    /// An agent, team, workflow or knowledge base, shared by the users of a cluster.
+    Component,
+    /// Everything in the AgentOS: needs `platform_admin` or a cluster of one tenant.
+    OsWide,
+}
+
+/// What one call may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cost {
+    /// A database read or write.
+    Light,
+    /// Model calls: takes a concurrency slot and a token budget.
+    Model,
+}
+
+/// What an operation accepts as its request body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// No body; a request that carries one is refused.
+    None,
+    /// A JSON document; for an object, only these top-level fields. An empty list allows any.
+    Json(&'static [&'static str]),
+    /// A form, multipart or urlencoded, with only these fields.
+    Form(&'static [&'static str]),
+}
+
+/// What an operation answers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// A JSON document.
+    Json,
+    /// Server-sent events.
+    Sse,
+    /// Server-sent events unless the form says `stream=false`, then JSON.
+    SseIfStream,
+    /// Nothing (204).
+    Empty,
+    /// Anything else, passed through.
+    Opaque,
+}
+
+/// Where an identifier travels in a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// A path segment by its template name.
+    Path(&'static str),
+    /// A query parameter.
+    Query(&'static str),
+    /// A form field.
+    Form(&'static str),
+    /// A top-level JSON field.
+    Json(&'static str),
+}
+
+/// Whether an answer may be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caching {
+    /// Never kept. The default.
+    Never,
+    /// Fetched once for everybody with the gateway's own identity, filtered per caller afterwards.
+    Shared,
+    /// Kept per tenant and subject.
+    PerPrincipal,
+}
+
+/// Which endpoint an operation has to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Affinity {
+    /// Any healthy endpoint. The default.
+    Any,
+    /// Starts a run: the endpoint that is chosen is written into the run id.
+    StartsRun,
+    /// Follows a run: must reach the endpoint that holds it.
+    FollowsRun,
+    /// Changes a session: keeps to one endpoint per session.
+    Session,
+}
+
+/// A reply that is a list which the gateway filters per caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List {
+    /// Where the items stand: `""` for a top-level array, else a top-level field such as `data`.
+    pub items: &'static str,
+    /// The field of an item that holds its id.
+    pub id: &'static str,
+    /// Whose rows the list may show.
+    pub scope: ListScope,
+}
+
+/// Whose rows a list shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListScope {
+    /// Items are components: each one is shown when policy lets the caller read it.
+    PerItem,
+    /// Only the caller's own rows: the user id is pinned.
+    Own,
+    /// Rows of the caller's tenant, where policy lets the caller see them.
+    Tenant,
+}
+
+/// Whether callers can reach an operation at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposure {
+    /// Served.
+    Offered,
+    /// Answered by the gateway itself, never upstream.
+    Local,
+    /// Refused unless an operator turns it on; the text says why.
+    Off(&'static str),
+}
+
+/// One AgentOS operation. Built by `catalog` (and by `[[operation]]` rows) with safe defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    /// The id used in policies, metrics and logs: AgentOS's operation id where usable, else `verb_noun`.
+    pub id: &'static str,
+    /// Operation ids in the OpenAPI documents of AgentOS.
+    pub upstream_ids: &'static [&'static str],
+    /// Versions that have it.
+    pub versions: Versions,
+    /// HTTP method.
+    pub method: Method,
+    /// Path template, such as `/agents/{agent_id}/runs`.
+    pub path: &'static str,
+    /// Cedar resource type.
+    pub resource: Resource,
+    /// Policy group.
+    pub action: Action,
+    /// AgentOS scopes any of which grants it (`agents:run`); union of both versions' mappings.
+    pub scopes: &'static [&'static str],
+    /// Whose rows it touches.
+    pub reach: Reach,
+    /// What it may cost.
+    pub cost: Cost,
+    /// Request body and its allowed fields.
+    pub body: Body,
+    /// Answer shape.
+    pub reply: Reply,
+    /// Query parameters that AgentOS reads; others are dropped.
+    pub query: &'static [&'static str],
+    /// Where a user id travels: the gateway overwrites all of them.
+    pub user_id: &'static [Place],
+    /// Where a session id travels.
+    pub session_id: &'static [Place],
+    /// Where a run id travels.
+    pub run_id: &'static [Place],
+    /// Whether the answer may be kept.
+    pub cache: Caching,
+    /// Ids of cached operations that this one makes stale.
+    pub purges: &'static [&'static str],
+    /// Endpoint choice.
+    pub affinity: Affinity,
+    /// List shape, for replies that are filtered.
+    pub list: Option<List>,
+    /// The MCP tool that exposes it.
+    pub tool: Option<&'static str>,
+    /// Hard to undo: policies may refuse it over MCP.
+    pub destructive: bool,
+    /// Whether it is served.
+    pub exposure: Exposure,
+}
+
+/// The kind of a runnable component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// An agent.
+    Agent,
+    /// A team.
+    Team,
+    /// A workflow.
+    Workflow,
+}
+
+macro_rules! words {
+    ($type:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $type {
+            /// Every variant, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word used in policies, logs, metrics and configuration.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The variant of a word, if there is one.
+            pub fn parse(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == word)
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words!(Method { Get => "GET", Post => "POST", Put => "PUT", Patch => "PATCH", Delete => "DELETE" });
+words!(Version { V2 => "2", V3 => "3" });
+words!(Resource {
+    Agent => "Agent", Team => "Team", Workflow => "Workflow", Knowledge => "Knowledge",
+    Session => "Session", Run => "Run", Memory => "Memory", Approval => "Approval",
+    Trace => "Trace", Schedule => "Schedule", Component => "Component",
+    Evaluation => "Evaluation", Learning => "Learning", Os => "Os",
+});
+words!(Action { Read => "read", Run => "run", Write => "write", Delete => "delete" });
+words!(Reach { Owned => "owned", Component => "component", OsWide => "os_wide" });
+words!(Cost { Light => "light", Model => "model" });
+words!(Kind { Agent => "agent", Team => "team", Workflow => "workflow" });
+
+// === impl Kind ===
+
+impl Kind {
+    /// The first path segment of its routes: `agents`, `teams`, `workflows`.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Agent => "agents",
+            Self::Team => "teams",
+            Self::Workflow => "workflows",
+        }
+    }
+
+    /// The resource type of the component.
+    pub const fn resource(self) -> Resource {
+        match self {
+            Self::Agent => Resource::Agent,
+            Self::Team => Resource::Team,
+            Self::Workflow => Resource::Workflow,
+        }
+    }
+}
+
+// === impl Versions ===
+
+impl Versions {
+    /// Says whether AgentOS of that version has the operation.
+    pub fn include(self, version: Version) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Only(only) => only == version,
+        }
+    }
+}
