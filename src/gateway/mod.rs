@@ -3,5 +3,7 @@
 //! Invariant: nothing reaches AgentOS without an `Admitted`, and only `admit` makes one.
 
 pub mod call;
+pub mod limits;
 
 pub use call::*;
+pub use limits::Limits;
