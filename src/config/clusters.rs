@@ -265,6 +265,10 @@ fn mint(value: &Value<'_>) -> Option<CredentialSettings> {
     let audience = table.require("audience", "\"my-os\"").and_then(|v| v.string("the id of the AgentOS"));
     table.close();
     let (algorithm, key) = (algorithm?, key?.value);
+    if key.expose().len() < 32 {
+        let help = "give AgentOS and Tollbridge a key from `openssl rand -hex 32` (RFC 7518 §3.2)".to_owned();
+        value.source.warn(value.at, "the key that mints tokens for AgentOS is shorter than 32 bytes", Some(help));
+    }
     if let Some(value) = key_value.filter(|_| is_pem(&key)) {
         let help = "HS algorithms need the shared secret that AgentOS verifies with".to_owned();
         return value.problem("is a PEM key, but `algorithm` is HS", Some(help));

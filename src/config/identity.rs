@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::principal::TenantId;
 
+use super::plans;
 use super::reader::{At, Table, Value};
 use super::secrets::is_pem;
 use super::targets::identity::{Algorithm, ApiKey, Claims, Issuer, KeySource, Settings, UnknownTenant};
@@ -27,14 +28,15 @@ const ALGORITHMS: [(&str, Algorithm); 12] = [
     ("EdDSA", Algorithm::EdDSA),
 ];
 
-/// What is needed to read names of tenants.
+/// What is needed to read names of tenants and plans.
 struct Tenants<'a, 'r> {
     root: &'a Table<'r>,
     read: &'a tenants::Read,
+    plans: &'a plans::Read,
     unknown: UnknownTenant,
 }
 
-pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read) -> Option<Settings> {
+pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Read) -> Option<Settings> {
     let table = root.require_section("identity", "[[identity.issuers]]")?;
     let words = [("deny", UnknownTenant::Deny), ("default_plan", UnknownTenant::DefaultPlan)];
     let unknown_tenant = table.get("unknown_tenant").and_then(|v| v.word(&words)).unwrap_or(UnknownTenant::Deny);
@@ -42,7 +44,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read) -> Option<Settings
     let stream_grace = table.get("stream_grace").and_then(|v| v.duration(grace)).unwrap_or(Duration::from_mins(5));
     let leeway = Duration::ZERO..=Duration::from_mins(5);
     let leeway = table.get("leeway").and_then(|v| v.duration(leeway)).unwrap_or(Duration::from_secs(30));
-    let names = Tenants { root, read: tenants, unknown: unknown_tenant };
+    let names = Tenants { root, read: tenants, plans, unknown: unknown_tenant };
     let issuers = issuers(&table, &names);
     let claims = claims(&table);
     let api_keys = api_keys(&table, &names);
@@ -128,7 +130,11 @@ fn disagree(root: &Table<'_>, earlier: &At<Issuer>, issuer: &Issuer, at: usize) 
     let (line, other) = (root.source.line(earlier.at), &earlier.value);
     if other.issuer == issuer.issuer {
         let message = format!("the issuer `{}` is already defined in line {line}", issuer.issuer);
-        return root.source.problem(at, message, Some("join the two: one issuer may have several keys".to_owned()));
+        return root.source.problem(
+            at,
+            message,
+            Some("an issuer stands once; `jwks_url` serves several keys".to_owned()),
+        );
     }
     let (Some(ours), Some(theirs)) = (&issuer.tenants, &other.tenants) else { return };
     let Some(shared) = ours.iter().find(|tenant| theirs.contains(tenant)) else { return };
@@ -239,7 +245,10 @@ fn static_key(value: &Value<'_>, symmetric: Option<bool>) -> Option<KeySource> {
         }
         Some(true) if bytes < 32 => {
             let help = "make one with `openssl rand -hex 32` (RFC 7518 §3.2)".to_owned();
-            value.problem(format!("refers to a secret of {bytes} bytes, but HS256 needs at least 32"), Some(help))
+            value.problem(
+                format!("refers to a secret of {bytes} bytes, but an HS algorithm needs at least 32"),
+                Some(help),
+            )
         }
         Some(false) if !is_pem(&key) => {
             let help = "point to a file that begins with `-----BEGIN PUBLIC KEY-----`".to_owned();
@@ -297,7 +306,11 @@ fn api_key(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<ApiKey> {
         names.into_iter().map(|name| name.value.to_owned()).collect::<Vec<_>>()
     };
     let (roles, scopes) = (list("roles", "a role"), list("scopes", "a scope"));
-    let plan = table.get("plan").and_then(|v| v.string("the name of a plan").map(str::to_owned));
+    let plan = table.get("plan").and_then(|v| {
+        let name = v.at(v.string("the name of a plan")?.to_owned());
+        tenants.plans.known(tenants.root, &name, &v.label);
+        Some(name.value)
+    });
     let expires_at = table.get("expires_at").and_then(|v| v.time());
     table.close();
     Some(ApiKey { id: id?, sha256: sha256?, tenant: tenant?, roles, scopes, plan, expires_at })

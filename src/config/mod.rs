@@ -5,6 +5,7 @@
 
 mod problem;
 mod reader;
+mod runtime;
 mod secrets;
 mod units;
 
@@ -36,6 +37,7 @@ use targets::identity::UnknownTenant;
 
 pub use cases::policy_cases;
 pub use problem::{Place, Problem, Problems};
+pub use runtime::{ServerSettings, Threads};
 pub use secrets::{Env, ProcessEnv};
 
 /// Largest configuration file.
@@ -45,7 +47,7 @@ const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Runtime and accept loop.
-    pub server: crate::server::Settings,
+    pub server: ServerSettings,
     /// Secrets that sign run ids and handles: the first signs, all verify. Never empty.
     pub secrets: Vec<Secret>,
     /// Limits on one request.
@@ -88,7 +90,7 @@ pub fn load(
     let text = read(path)?;
     let document = parse(path, &text)?;
     let source = Source::new(path, &text, env);
-    let config = config(&Table::root(&source, &document), known_operations);
+    let config = config(Table::root(&source, &document), known_operations);
     let (problems, warnings) = source.findings();
     match config {
         Some(config) if problems.is_empty() => Ok((config, warnings)),
@@ -97,18 +99,19 @@ pub fn load(
 }
 
 /// Reads every section before it gives up on any, so that one run finds all problems.
-fn config(root: &Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Config> {
-    let server = server::read(root);
-    let plans = plans::read(root);
-    let tenants = tenants::read(root, &plans);
-    let identity = identity::read(root, &tenants);
+fn config(root: Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Config> {
+    let server = server::read(&root);
+    let plans = plans::read(&root);
+    let tenants = tenants::read(&root, &plans);
+    let identity = identity::read(&root, &tenants, &plans);
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
-    let clusters = clusters::read(root, &tenants, unknown);
-    contradict(root, &plans, unknown);
-    let operations = operations::read(root);
-    let policy = policy::read(root);
-    let cache = cache::read(root, &|id| known_operations(id) || operations.iter().any(|row| row.id == id));
-    let telemetry = telemetry::read(root);
+    let clusters = clusters::read(&root, &tenants, unknown);
+    contradict(&root, &plans, unknown);
+    let operations = operations::read(&root);
+    let policy = policy::read(&root);
+    let cache = cache::read(&root, &|id| known_operations(id) || operations.iter().any(|row| row.id == id));
+    let telemetry = telemetry::read(&root);
+    root.close();
     let (clusters, tenant_clusters) = clusters?;
     let server = server?;
     Some(Config {

@@ -255,7 +255,8 @@ impl<'a> Value<'a> {
     /// One of a closed set of words.
     pub(super) fn word<T: Clone>(&self, words: &[(&'static str, T)]) -> Option<T> {
         let names = || words.iter().map(|(name, _)| *name);
-        let expected = format!("one of {}", quoted(names()));
+        let several = if words.len() > 1 { "one of " } else { "" };
+        let expected = format!("{several}{}", quoted(names()));
         let text = self.text().or_else(|| self.wrong_type(&expected))?;
         let found = words.iter().find(|(name, _)| *name == text).map(|(_, meaning)| meaning.clone());
         found.or_else(|| self.problem(format!("is `{text}`, which is not {expected}"), nearest(text, names())))
@@ -354,7 +355,9 @@ impl<'a> Value<'a> {
 
 /// "did you mean …?" for the candidate that is close enough to be a slip.
 pub(super) fn nearest<'c>(written: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
-    let scored = candidates.map(|candidate| (strsim::damerau_levenshtein(written, candidate), candidate));
+    // Case is the commonest slip and no distance at all.
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&written.to_lowercase(), &candidate.to_lowercase());
+    let scored = candidates.map(|candidate| (distance(candidate), candidate));
     let (distance, candidate) = scored.min()?;
     let slip = (written.chars().count().max(candidate.chars().count()) / 3).max(1);
     (distance <= slip).then(|| format!("did you mean `{candidate}`?"))
@@ -408,6 +411,7 @@ mod tests {
         let keys = ["listen", "public_url", "threads"];
         for (written, expected) in [
             ("lisetn", Some("did you mean `listen`?")),
+            ("Listen", Some("did you mean `listen`?")),
             ("public_uri", Some("did you mean `public_url`?")),
             ("completely_different", None),
         ] {

@@ -104,13 +104,17 @@ fn export_help(name: &str) -> Option<String> {
     Some(format!("run `export {name}=…` before starting, or write `{{ file = \"path\" }}`"))
 }
 
-fn read_capped(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error: std::io::Error| match error.kind() {
+/// Why a file cannot be read, in an operator's words.
+pub(super) fn unreadable(error: std::io::Error) -> String {
+    match error.kind() {
         std::io::ErrorKind::NotFound => "no such file".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a directory".to_owned(),
         _ => error.to_string(),
-    };
+    }
+}
+
+fn read_capped(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(unreadable)?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;

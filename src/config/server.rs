@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::gateway::Limits;
 use crate::secret::Secret;
-use crate::{admin, mcp, proxy, server};
+use crate::{admin, mcp, proxy};
 
 use super::reader::{Table, Value, nearest, quoted};
+use super::runtime::{ServerSettings, Threads};
+use super::secrets::unreadable;
 
 /// Shortest `[server] secret`: the output size of the MAC.
 const SECRET_BYTES_MIN: usize = 32;
@@ -19,7 +21,7 @@ const TOOLSETS: [&str; 4] = ["agents", "knowledge", "approvals", "sessions"];
 
 /// What these sections hold.
 pub(super) struct Read {
-    pub(super) server: server::Settings,
+    pub(super) server: ServerSettings,
     pub(super) secrets: Vec<Secret>,
     pub(super) limits: Limits,
     pub(super) proxy: proxy::Settings,
@@ -39,21 +41,27 @@ pub(super) fn read(root: &Table<'_>) -> Option<Read> {
     let tls = table.get("tls").and_then(|v| tls(&v));
     let h2c = table.get("h2c").and_then(|v| v.boolean()).unwrap_or(false);
     let secrets = secrets(&table);
-    let threads = table.get("threads").and_then(|v| threads(&v)).unwrap_or(server::Threads::Auto);
+    let threads = table.get("threads").and_then(|v| threads(&v)).unwrap_or(Threads::Auto);
     let drain = seconds(0)..=Duration::from_hours(1);
     let drain_timeout = table.get("drain_timeout").and_then(|v| v.duration(drain)).unwrap_or(seconds(30));
     let (limits, connections_max) = limits(&table);
     table.close();
     let admin = admin_door(root, listen);
     let mcp = mcp_door(root, public_url.as_ref());
-    let server = server::Settings { listen: listen?, threads, drain_timeout, connections_max };
+    let server = ServerSettings { listen: listen?, threads, drain_timeout, connections_max };
     let proxy = proxy::Settings { public_url: public_url?, tls, h2c };
     Some(Read { server, secrets: secrets?, limits, proxy, mcp: mcp?, admin: admin? })
 }
 
 fn public_url(table: &Table<'_>, listen: Option<SocketAddr>) -> Option<url::Url> {
     let Some(value) = table.get("public_url") else {
-        return url::Url::parse(&format!("http://{}", listen?)).ok();
+        let (listen, scheme) = (listen?, if table.get("tls").is_some() { "https" } else { "http" });
+        if listen.ip().is_unspecified() {
+            let message = format!("{} lacks `public_url`, and clients cannot reach `{listen}`", table.label());
+            let help = "write `public_url = \"https://gateway.example.com\"`: MCP checks Host and Origin against it";
+            table.source.warn(table.at, message, Some(help.to_owned()));
+        }
+        return url::Url::parse(&format!("{scheme}://{listen}")).ok();
     };
     let url = value.url()?;
     let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
@@ -71,7 +79,7 @@ fn tls(value: &Value<'_>) -> Option<proxy::Tls> {
         let path = value.path()?;
         match std::fs::File::open(&path) {
             Ok(_) => Some(path),
-            Err(error) => value.problem(format!("cannot be read: {}", error.kind()), None),
+            Err(error) => value.problem(format!("cannot be read: {}", unreadable(error)), None),
         }
     };
     let certificate = table.require("certificate", "\"server.pem\"").and_then(file);
@@ -102,10 +110,10 @@ fn secrets(table: &Table<'_>) -> Option<Vec<Secret>> {
     read.into_iter().collect()
 }
 
-fn threads(value: &Value<'_>) -> Option<server::Threads> {
+fn threads(value: &Value<'_>) -> Option<Threads> {
     match value.text() {
-        Some(_) => value.word(&[("auto", server::Threads::Auto)]),
-        None => value.integer(1..=1024).map(|count| server::Threads::Count(narrow(count))),
+        Some(_) => value.word(&[("auto", Threads::Auto)]),
+        None => value.integer(1..=1024).map(|count| Threads::Count(narrow(count))),
     }
 }
 

@@ -12,8 +12,10 @@ pub(super) struct Units {
     pub(super) units: &'static [(&'static str, u64)],
     /// What people write instead.
     aliases: &'static [(&'static str, &'static str)],
-    /// The unit that is suggested when none is written.
-    usual: &'static str,
+    /// The unit that is suggested when none is written; sizes differ too much to guess one.
+    usual: Option<&'static str>,
+    /// How nothing is written.
+    zero: &'static str,
 }
 
 /// Durations, in milliseconds.
@@ -36,7 +38,8 @@ pub(super) const DURATION: Units = Units {
         ("day", "d"),
         ("days", "d"),
     ],
-    usual: "s",
+    usual: Some("s"),
+    zero: "0s",
 };
 
 /// Sizes, in bytes.
@@ -64,7 +67,8 @@ pub(super) const SIZE: Units = Units {
         ("gb", "GiB"),
         ("Gi", "GiB"),
     ],
-    usual: "MiB",
+    usual: None,
+    zero: "0B",
 };
 
 /// Why a text is no quantity: what is wrong with it, and what to write.
@@ -88,9 +92,13 @@ impl Units {
             let what = format!("is `{text}`, which does not begin with a whole number");
             return Err(Unreadable { what, help: self.help(None) });
         };
+        if unit.starts_with(['.', ',']) {
+            let what = format!("is `{text}`, but only whole numbers can be counted");
+            return Err(Unreadable { what, help: self.help(None) });
+        }
         if unit.is_empty() {
             let what = format!("is `{text}`, which has no unit");
-            return Err(Unreadable { what, help: self.help(Some(format!("{number}{}", self.usual))) });
+            return Err(Unreadable { what, help: self.help(self.usual.map(|unit| format!("{number}{unit}"))) });
         }
         let Some((_, worth)) = self.units.iter().find(|(name, _)| *name == unit) else {
             let meant = self.aliases.iter().find(|(alias, _)| *alias == unit);
@@ -109,7 +117,7 @@ impl Units {
         let unit = self.units.iter().rev().find(|(_, worth)| divides(worth));
         match unit {
             Some((name, worth)) => format!("{}{name}", quantity / worth),
-            None => format!("0{}", if self.usual == "s" { "s" } else { "B" }),
+            None => self.zero.to_owned(),
         }
     }
 
@@ -153,7 +161,8 @@ mod tests {
             ),
             (&DURATION, "1w", Err(format!("is `1w`, whose unit `w` is unknown; {times}"))),
             (&DURATION, "fast", Err(format!("is `fast`, which does not begin with a whole number; {times}"))),
-            (&DURATION, "1.5s", Err(format!("is `1.5s`, whose unit `.5s` is unknown; {times}"))),
+            (&DURATION, "1.5s", Err(format!("is `1.5s`, but only whole numbers can be counted; {times}"))),
+            (&SIZE, "64", Err(format!("is `64`, which has no unit; {sizes}"))),
             (&SIZE, "64MB", Err(format!("is `64MB`, whose unit `MB` is unknown; {sizes}: did you mean `\"64MiB\"`?"))),
             (
                 &SIZE,
