@@ -101,15 +101,8 @@ pub fn is_started(event: &str) -> bool {
 
 impl RunStatus {
     /// Every state.
-    pub const ALL: &'static [Self] = &[
-        Self::Pending,
-        Self::Running,
-        Self::Paused,
-        Self::Completed,
-        Self::Cancelled,
-        Self::Error,
-        Self::Regenerated,
-    ];
+    pub const ALL: &'static [Self] =
+        &[Self::Pending, Self::Running, Self::Paused, Self::Completed, Self::Cancelled, Self::Error, Self::Regenerated];
 
     /// The word of AgentOS.
     pub const fn as_str(self) -> &'static str {

@@ -18,8 +18,7 @@ const ID_MAX: usize = 64;
 
 /// Templates that cross (each is literal where the other is not), where the order of AgentOS's routers is known
 /// and the left one comes first: `GET /knowledge/content/sources` is the content `sources`.
-const KNOWN_ORDER: &[(&str, &str)] =
-    &[("/knowledge/content/{content_id}", "/knowledge/{knowledge_id}/sources")];
+const KNOWN_ORDER: &[(&str, &str)] = &[("/knowledge/content/{content_id}", "/knowledge/{knowledge_id}/sources")];
 
 /// What only the gateway may write in a row.
 pub(super) fn operator_rows(rows: &[Operation]) -> Vec<Problem> {
@@ -187,7 +186,8 @@ fn pairs(rows: &[Operation]) -> Vec<Problem> {
         }
         for other in rows.iter().take(index).filter(|other| other.method == row.method) {
             if ambiguous(other.path, row.path) {
-                let text = format!("`{} {}` is ambiguous with `{}` of `{}`", row.method, row.path, other.path, other.id);
+                let text =
+                    format!("`{} {}` is ambiguous with `{}` of `{}`", row.method, row.path, other.path, other.id);
                 problems.push(problem(row, text));
             }
         }

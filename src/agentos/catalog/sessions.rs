@@ -1,7 +1,10 @@
 //! Owns the rows of sessions and of the runs stored in them. Does not start runs (`agents`, `teams`, `workflows`).
 
 use super::row::{delete, get, patch, post};
-use crate::agentos::operation::{ListScope::{Own, Tenant}, Operation, Place, Reply, Resource};
+use crate::agentos::operation::{
+    ListScope::{Own, Tenant},
+    Operation, Place, Reply, Resource,
+};
 
 // The 2.5.6 list rows carry no owner: a tenant-wide list needs one query per known user there.
 #[rustfmt::skip]
@@ -54,9 +57,9 @@ pub(super) static ROWS: &[Operation] = &[
         .on(Resource::Run).owned().scopes(&["sessions:read"])
         .query(&["type", "user_id", "db_id", "table"])
         .user(&[Place::Query("user_id")]).session(&[Place::Path("session_id")]).run(&[Place::Path("run_id")]),
-    // A storage key has slashes of its own.
+    // A storage key has slashes of its own. `redirect` would hand out a signed URL that outlives every right.
     get("get_session_media", "/sessions/{session_id}/media/{storage_key:path}").v3()
         .on(Resource::Session).owned().scopes(&["sessions:read"])
-        .query(&["type", "user_id", "db_id", "table", "redirect"])
+        .query(&["type", "user_id", "db_id", "table"])
         .user(&[Place::Query("user_id")]).session(&[Place::Path("session_id")]).reply(Reply::Opaque),
 ];
