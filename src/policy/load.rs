@@ -8,10 +8,14 @@ use std::io;
 use std::path::Path;
 use std::str::FromStr as _;
 
-use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{
+    Policy, PolicyId, PolicySet, Schema, ValidationError, ValidationMode, ValidationWarning, Validator,
+};
 use miette::Diagnostic;
 
-use super::lint::Reading;
+use crate::agentos::Action;
+
+use super::lint::{Reading, nearest};
 
 /// Longest policy id, in bytes.
 const ID_BYTES_MAX: usize = 64;
@@ -200,13 +204,38 @@ impl Judge {
     /// Strict validation. Warnings count: a policy that can never apply protects or permits nothing.
     fn validate(&self, source: &Source, set: &PolicySet) -> Vec<LoadError> {
         let result = self.validator.validate(set, ValidationMode::Strict);
-        let errors = result.validation_errors().map(|e| source.diagnostic(e, without_policy(e, e.policy_id())));
-        let warnings = result.validation_warnings().map(|w| source.diagnostic(w, without_policy(w, w.policy_id())));
-        let mut found: Vec<LoadError> = errors.chain(warnings).collect();
+        let wrong: BTreeSet<&PolicyId> = result.validation_errors().map(ValidationError::policy_id).collect();
+        // A policy with an error is often impossible because of it: the error says it all.
+        let warnings = result.validation_warnings().filter(|warning| !wrong.contains(warning.policy_id()));
+        let errors = result.validation_errors().map(|error| self.error(source, error));
+        let mut found: Vec<LoadError> = errors.chain(warnings.map(|warning| self.warning(source, warning))).collect();
         found.sort();
         // The validator repeats itself for every resource type: one problem per place is enough.
         found.dedup_by_key(|problem| (problem.line, problem.column));
         found
+    }
+
+    fn error(&self, source: &Source, error: &ValidationError) -> LoadError {
+        let mut problem = source.diagnostic(error, without_policy(error, error.policy_id()));
+        if let ValidationError::UnrecognizedActionId(_) = error {
+            // Cedar's own guess compares whole names, which all begin alike.
+            let known = self.operations.iter().copied().chain(Action::ALL.iter().map(|group| group.as_str()));
+            let word = problem.message.split('"').nth(1).unwrap_or_default();
+            problem.help = nearest(word, known).map(|near| format!("did you mean `{near}`?"));
+        }
+        problem
+    }
+
+    fn warning(&self, source: &Source, warning: &ValidationWarning) -> LoadError {
+        let problem = source.diagnostic(warning, without_policy(warning, warning.policy_id()));
+        match warning {
+            ValidationWarning::ImpossiblePolicy(_) => LoadError {
+                message: "policy can never apply: no call satisfies its head and conditions".to_owned(),
+                help: Some("compare the type of `resource` and the attributes with the schema of the action".to_owned()),
+                ..problem
+            },
+            _ => problem,
+        }
     }
 
     fn dead_words(&self, source: &Source, policy: &Policy, problems: &mut Vec<LoadError>) {
