@@ -32,7 +32,7 @@ pub struct ResourceFacts<'a> {
     /// Every tenant that may use the cluster or component. When it holds exactly one, policies see
     /// `context.exclusive`, so a cluster that unlisted tenants may use must not name one tenant only.
     pub tenants: &'a [TenantId],
-    /// Subject of the owner. `None` for what nobody owns yet (a new session id) and for collections;
+    /// Subject of the owner; for a call into a session or run, of its owner. `None` for what nobody owns yet (a new session id) and for collections;
     /// `Some("")` for a stored row whose owner is not known: it belongs to nobody, so only an
     /// administrator of a cluster of one tenant reaches it.
     pub owner: Option<&'a str>,

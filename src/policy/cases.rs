@@ -11,7 +11,7 @@ use crate::agentos::Operation;
 use crate::principal::{Principal, PrincipalKind, TenantId};
 
 use super::ask::{ApprovalFacts, Ask, Context, Decision, ResourceFacts};
-use super::lint::nearest;
+use super::lint::{DOORS, nearest};
 use super::{Policies, ScopesMode, instant};
 
 /// A `*.test.toml` file.
@@ -162,7 +162,11 @@ impl Policies {
             expected => expected.iter().all(named),
         });
         let expected_allow = case.expect == Expect::Allow;
-        if decision.is_allow() == expected_allow && policies_hold { Ok(()) } else { Err(self.difference(case, &decision)) }
+        if decision.is_allow() == expected_allow && policies_hold {
+            Ok(())
+        } else {
+            Err(self.difference(case, &decision))
+        }
     }
 
     fn operation(&self, id: &str) -> Result<&'static Operation, String> {
@@ -228,7 +232,10 @@ impl<'a> Prepared<'a> {
             principal: caller(principal, own),
             tenants,
             tenant: owner_tenant,
-            door: ["http", "mcp", "websocket"].into_iter().find(|d| *d == door).ok_or(format!("unknown door `{door}`"))?,
+            door: DOORS
+                .into_iter()
+                .find(|known| *known == door)
+                .ok_or_else(|| format!("unknown door `{door}`\nhelp: doors are `{}`", DOORS.join("`, `")))?,
             now: instant::parse(now).ok_or(format!("`now` is `{now}`, not like `2026-11-02T09:00:00Z`"))?,
         })
     }

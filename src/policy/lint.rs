@@ -10,9 +10,11 @@ use serde_json::Value;
 /// Facts that differ from call to call: decisions that read one are not kept.
 const VOLATILE: [&str; 3] = ["now", "source_ip", "message_bytes"];
 
-/// Attributes of the context that take one of a few words.
-const DOORS: [&str; 3] = ["http", "mcp", "websocket"];
+/// Values of `context.door`.
+pub(super) const DOORS: [&str; 3] = ["http", "mcp", "websocket"];
+/// Values of `context.reach`.
 const REACHES: [&str; 3] = ["owned", "component", "os_wide"];
+/// Values of `context.scopes_mode`.
 const MODES: [&str; 2] = ["add", "ceiling"];
 
 /// A comparison that can never hold.

@@ -166,7 +166,11 @@ fn refuse_twins(loaded: &[Loaded], problems: &mut Vec<LoadError>) {
             problems.push(LoadError {
                 line: policy.line,
                 column: 1,
-                ..LoadError::of(&policy.file, message, Some("ids name policies in logs and metrics: choose another one"))
+                ..LoadError::of(
+                    &policy.file,
+                    message,
+                    Some("ids name policies in logs and metrics: choose another one"),
+                )
             });
         } else {
             first.insert(&policy.id, policy);
@@ -231,7 +235,9 @@ impl Judge {
         match warning {
             ValidationWarning::ImpossiblePolicy(_) => LoadError {
                 message: "policy can never apply: no call satisfies its head and conditions".to_owned(),
-                help: Some("compare the type of `resource` and the attributes with the schema of the action".to_owned()),
+                help: Some(
+                    "compare the type of `resource` and the attributes with the schema of the action".to_owned(),
+                ),
                 ..problem
             },
             _ => problem,

@@ -6,8 +6,8 @@ use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 
 use super::ask::{Ask, Decision};
 
-/// Decisions kept at most; about 200 bytes each.
-const ENTRIES_MAX: u64 = 100_000;
+/// Decisions kept at most; about 300 bytes each.
+const ENTRIES_MAX: u64 = 65_536;
 
 /// A bounded cache of decisions.
 pub(super) struct Memo {

@@ -97,33 +97,21 @@ impl Policies {
             let message = format!("the catalogue makes no valid schema: {error}");
             LoadErrors { errors: vec![LoadError::of("[[operation]]", message, None)] }
         })?;
-        let judge = Judge::new(&schema, rows.iter().map(|row| row.id).collect());
-        let mut problems = Vec::new();
-        let enforced = load::read(&settings.dir, &judge, &mut problems);
-        let shadow = load::read(&settings.dir.join("shadow"), &judge, &mut problems);
-        if enforced.is_empty() && problems.is_empty() {
-            problems.push(no_policy(&settings.dir));
-        }
+        let (enforced, shadow) = read(&settings.dir, &Judge::new(&schema, rows.iter().map(|row| row.id).collect()))?;
         let prepared = Names::new().and_then(|names| Some((slices(rows, &names, &enforced, &shadow)?, names)));
-        match prepared {
-            _ if !problems.is_empty() => {
-                problems.sort();
-                Err(LoadErrors { errors: problems })
-            }
-            None => {
-                let problem = LoadError::of(settings.dir.display(), "the policies cannot be prepared", None);
-                Err(LoadErrors { errors: vec![problem] })
-            }
-            Some((slices, names)) => Ok(Self {
-                names,
-                slices,
-                scopes: settings.scopes,
-                rows: rows.iter().map(|row| (row.id, *row)).collect(),
-                locations: locations(&shadow, &enforced),
-                memo: Memo::new(),
-                schema,
-            }),
-        }
+        let (slices, names) = prepared.ok_or_else(|| {
+            let message = "the policies are valid and yet cannot be prepared";
+            LoadErrors { errors: vec![LoadError::of(settings.dir.display(), message, None)] }
+        })?;
+        Ok(Self {
+            names,
+            slices,
+            scopes: settings.scopes,
+            rows: rows.iter().map(|row| (row.id, *row)).collect(),
+            locations: locations(&shadow, &enforced),
+            memo: Memo::new(),
+            schema,
+        })
     }
 
     /// The `.cedarschema` text that policies for these rows are checked against.
@@ -163,6 +151,18 @@ impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policies").field("locations", &self.locations).finish_non_exhaustive()
     }
+}
+
+/// Reads the enforced and the shadow policies, or tells everything that is wrong with them.
+fn read(dir: &Path, judge: &Judge) -> Result<(Vec<Loaded>, Vec<Loaded>), LoadErrors> {
+    let mut problems = Vec::new();
+    let enforced = load::read(dir, judge, &mut problems);
+    let shadow = load::read(&dir.join("shadow"), judge, &mut problems);
+    if enforced.is_empty() && problems.is_empty() {
+        problems.push(no_policy(dir));
+    }
+    problems.sort();
+    if problems.is_empty() { Ok((enforced, shadow)) } else { Err(LoadErrors { errors: problems }) }
 }
 
 fn no_policy(dir: &Path) -> LoadError {

@@ -61,9 +61,9 @@ impl Slice {
     pub(super) fn decide(&self, request: &Request, entities: &Entities) -> Decision {
         let verdict = Verdict::of(&self.enforced, request, entities);
         let trial = self.trial.as_ref().map(|trial| Verdict::of(trial, request, entities));
-        let shadow = trial.filter(|trial| trial.allow != verdict.allow).map(|trial| {
-            Arc::new(Shadow { allow: trial.allow, policies: trial.policies, errors: trial.errors })
-        });
+        let shadow = trial
+            .filter(|trial| trial.allow != verdict.allow)
+            .map(|trial| Arc::new(Shadow { allow: trial.allow, policies: trial.policies, errors: trial.errors }));
         let Verdict { allow, policies, errors } = verdict;
         if allow { Decision::Allow { policies, shadow } } else { Decision::Deny { policies, errors, shadow } }
     }

@@ -2,17 +2,27 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+mod loading;
+mod shipped;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
+use crate::agentos::catalog::Catalog;
 use crate::agentos::{
     Action, Affinity, Body, Caching, Cost, Exposure, List, ListScope, Method, Reach, Reply, Resource, Versions,
 };
 use crate::principal::{Principal, PrincipalKind, TenantId};
 
-const fn row(id: &'static str, resource: Resource, action: Action, reach: Reach, scopes: &'static [&'static str]) -> Operation {
+const fn row(
+    id: &'static str,
+    resource: Resource,
+    action: Action,
+    reach: Reach,
+    scopes: &'static [&'static str],
+) -> Operation {
     Operation {
         id,
         upstream_ids: &[],
@@ -78,7 +88,8 @@ pub(super) fn resource(kind: Resource, id: &str) -> ResourceFacts<'_> {
 
 fn shipped() -> Policies {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies");
-    Policies::load(&Settings { dir, scopes: ScopesMode::Add }, &rows()).unwrap_or_else(|errors| panic!("\n{errors}"))
+    let rows: Vec<&'static Operation> = Catalog::shipped().rows().iter().collect();
+    Policies::load(&Settings { dir, scopes: ScopesMode::Add }, &rows).unwrap_or_else(|errors| panic!("\n{errors}"))
 }
 
 /// A directory of policy files, given as `(name, text)`.
@@ -120,7 +131,12 @@ fn context() -> Context<'static> {
 
 fn ask<'a>(principal: &'a Principal, id: &str, resource_id: &'a str, tenants: &'a [TenantId]) -> Ask<'a> {
     let operation = operation(id);
-    Ask { principal, operation, resource: ResourceFacts::new(operation.resource, resource_id, tenants), context: context() }
+    Ask {
+        principal,
+        operation,
+        resource: ResourceFacts::new(operation.resource, resource_id, tenants),
+        context: context(),
+    }
 }
 
 fn case(name: &str, roles: &str, scopes: &str, id: &str, expect: &str) -> Case {
@@ -151,157 +167,7 @@ fn failures(policies: &Policies, cases: &[Case]) -> Vec<String> {
 
 type Change = fn(&mut Case);
 
-#[rustfmt::skip]
-#[test]
-fn shipped_policies_answer_as_promised() {
-    let same: Change = |_| {};
-    let bobs: Change = |c| c.resource.owner = Some("bob".into());
-    let own: Change = |c| c.resource.owner = Some("alice".into());
-    let elsewhere: Change = |c| { own_by(c, "bob", "globex"); };
-    let exclusive: Change = |c| c.resource.tenants = Some(vec!["acme".into()]);
-    let others: Change = |c| c.resource.tenants = Some(vec!["globex".into(), "initech".into()]);
-    let requested: Change = |c| { own_by(c, "alice", "acme"); c.resource.requested_by = Some("alice".into()); };
-    let unplaced: Change = |c| { c.resource.owner = Some("alice".into()); c.resource.tenant = Some(String::new()); };
-    let unplaced_exclusive: Change = |c| {
-        c.resource.owner = Some("alice".into());
-        c.resource.tenant = Some(String::new());
-        c.resource.tenants = Some(vec!["acme".into()]);
-    };
-    let mcp: Change = |c| { own_by(c, "alice", "acme"); c.context.door = Some("mcp".into()); };
-    let web: Change = |c| c.resource.id = "web".into();
-    let through_web: Change = |c| c.resource.component = Some("web".into());
-    let ceiling: Change = |c| c.context.scopes = Some(ScopesMode::Ceiling);
-    let table: &[(&str, &str, &str, Change, &str)] = &[
-        ("viewer", "", "get_agents", same, "allow viewer-reads"),
-        ("viewer", "", "get_sessions", same, "allow viewer-reads"),
-        ("viewer", "", "create_agent_run", same, "deny"),
-        ("viewer", "", "get_session_by_id", own, "allow viewer-reads"),
-        ("viewer", "", "get_session_by_id", bobs, "deny owner-only"),
-        ("viewer", "", "update_session", own, "deny"),
-        ("", "", "get_agents", same, "deny"),
-        ("unheard-of", "", "get_agents", same, "deny"),
-        ("operator", "", "create_agent_run", same, "allow operator-reads-and-runs"),
-        ("operator", "", "update_session", own, "allow operator-writes-own"),
-        ("operator", "", "update_session", same, "allow operator-writes-own"),
-        ("operator", "", "update_session", bobs, "deny owner-only"),
-        ("operator", "", "cancel_agent_run", bobs, "deny owner-only"),
-        ("operator", "", "upload_content", same, "deny"),
-        ("operator", "", "resolve_approval", own, "deny"),
-        ("operator", "", "delete_approval", own, "deny"),
-        ("approver", "", "get_approval", bobs, "allow approver-reads-approvals"),
-        ("approver", "", "list_approvals", same, "allow approver-reads-approvals"),
-        ("approver", "", "resolve_approval", bobs, "allow approver-resolves"),
-        ("approver", "", "resolve_approval", requested, "deny separation-of-duty"),
-        ("approver", "", "resolve_approval", elsewhere, "deny tenant-isolation-row"),
-        ("approver", "", "get_session_by_id", own, "deny"),
-        ("viewer approver", "", "get_session_by_id", bobs, "deny owner-only"),
-        ("admin", "", "update_session", bobs, "allow admin-does-everything"),
-        ("admin", "", "update_session", elsewhere, "deny tenant-isolation-row"),
-        ("admin", "", "upload_content", same, "allow admin-does-everything"),
-        ("admin", "", "upload_content", others, "deny tenant-isolation-cluster"),
-        ("admin", "", "resolve_approval", bobs, "allow admin-does-everything"),
-        ("admin", "", "resolve_approval", requested, "deny separation-of-duty"),
-        ("admin", "", "delete_all_content", same, "deny os-wide"),
-        ("admin", "", "delete_all_content", exclusive, "allow admin-does-everything"),
-        ("operator", "", "get_metrics", exclusive, "deny os-wide"),
-        ("platform_admin", "", "delete_all_content", same, "allow platform-admin-os-wide"),
-        ("platform_admin", "", "get_session_by_id", same, "deny"),
-        ("platform_admin", "", "create_component", others, "deny tenant-isolation-cluster"),
-        ("admin", "", "get_session_by_id", unplaced, "deny tenant-isolation-unplaced"),
-        ("viewer", "", "get_session_by_id", unplaced, "deny tenant-isolation-unplaced"),
-        ("viewer", "", "get_session_by_id", unplaced_exclusive, "allow viewer-reads"),
-        ("admin", "", "delete_session", mcp, "deny destructive-over-mcp"),
-        ("operator", "", "cancel_agent_run", mcp, "allow operator-reads-and-runs"),
-        ("", "agents:run", "create_agent_run", web, "allow scope-grants"),
-        ("", "agents:*:run", "create_agent_run", web, "allow scope-grants"),
-        ("", "agents:web:run", "create_agent_run", web, "allow scope-grants"),
-        ("", "agents:other:run", "create_agent_run", web, "deny"),
-        ("", "agents:web:read", "create_agent_run", web, "deny"),
-        ("", "agents:web:run", "cancel_agent_run", through_web, "allow scope-grants"),
-        ("", "agents:web:run", "cancel_agent_run", same, "deny"),
-        ("", "agents:web:read", "get_agents", same, "allow scope-grants"),
-        ("", "agents:web:read", "get_agent", web, "allow scope-grants"),
-        ("", "agents:other:read", "get_agent", web, "deny"),
-        ("", "sessions:read", "get_session_by_id", bobs, "deny owner-only"),
-        ("", "approvals:write", "resolve_approval", bobs, "allow scope-grants"),
-        ("", "approvals:read", "resolve_approval", bobs, "deny owner-only"),
-        ("", "agent_os:admin", "update_session", bobs, "allow scope-grants scope-admin-grants"),
-        ("", "agent_os:admin", "update_session", elsewhere, "deny tenant-isolation-row"),
-        ("", "agent_os:admin", "delete_all_content", same, "deny os-wide"),
-        ("", "metrics:read", "get_metrics", exclusive, "allow scope-grants"),
-        ("", "metrics:read", "get_metrics", same, "deny os-wide"),
-        ("", "", "get_quota", same, "allow scope-free-reads"),
-        ("operator", "agents:read", "create_agent_run", ceiling, "deny scope-ceiling"),
-        ("operator", "agents:run", "create_agent_run", ceiling, "allow operator-reads-and-runs"),
-        ("operator", "", "create_agent_run", ceiling, "allow operator-reads-and-runs"),
-        ("viewer", "agent_os:admin", "create_agent_run", ceiling, "deny"),
-        ("viewer", "agent_os:admin", "get_session_by_id", |c| { own_by(c, "bob", "acme"); c.context.scopes = Some(ScopesMode::Ceiling); }, "deny owner-only"),
-        ("viewer", "agents:run", "get_quota", ceiling, "allow scope-free-reads"),
-    ];
-    let cases: Vec<Case> = table.iter().enumerate().map(|(index, (roles, scopes, id, change, expect))| {
-        let mut case = case(&format!("{index}: [{roles}] [{scopes}] {id}"), roles, scopes, id, expect);
-        change(&mut case);
-        case
-    }).collect();
-    assert_eq!(failures(&shipped(), &cases).join("\n"), "");
-}
-
-fn own_by(case: &mut Case, owner: &str, tenant: &str) {
-    case.resource.owner = Some(owner.to_owned());
-    case.resource.tenant = Some(tenant.to_owned());
-}
-
-// --- Loading
-
 const PERMIT_ALL: &str = "@id(\"all\")\npermit (principal, action, resource);\n";
-
-#[test]
-fn every_problem_is_told_at_once_with_place_and_help() {
-    let errors = load(&[
-        ("a.cedar", "// a comment\n@id(\"typo\")\nforbid (principal, action, resource)\nwhen { resource.tenantt == principal.tenant };\n"),
-        ("b.cedar", "permit (principal, action == Tollbridge::Action::\"get_agentz\", resource);\n"),
-        ("c.cedar", "@id(\"broken\")\npermit (principal, action resource);\n"),
-        ("d.cedar", "@id(\"door\")\nforbid (principal, action, resource)\nwhen { context.door == \"mpc\" };\n"),
-        ("e.cedar", "@id(\"never\")\npermit (principal, action == Tollbridge::Action::\"get_agent\", resource is Tollbridge::Session);\n"),
-        ("f.cedar", "@id(\"unguarded\")\npermit (principal, action, resource) when { resource.owner == \"x\" };\n"),
-        ("g.cedar", "@id(\"slot\")\npermit (principal == ?principal, action, resource);\n"),
-        ("h.cedar", "@id(\"door\")\npermit (principal, action, resource);\n@id(\"not plain\")\npermit (principal, action, resource);\n"),
-        ("shadow/a.cedar", "permit (principal, action, resource);"),
-        ("ignored.cedar.example", "nonsense"),
-    ]);
-    assert_eq!(errors.unwrap_err(), PROBLEMS);
-}
-
-#[test]
-fn a_directory_without_policies_is_refused() {
-    let help = "\n       help: without a policy every call would be refused: copy the shipped `policies/` or set `dir` in `[policy]`";
-    for files in [&[][..], &[("a.cedar", "// nothing yet\n")], &[("shadow/a.cedar", PERMIT_ALL)]] {
-        assert_eq!(load(files).unwrap_err(), format!("policies: no policy found in `*.cedar`{help}"));
-    }
-    let settings = Settings { dir: "no/such/dir".into(), scopes: ScopesMode::Add };
-    let error = Policies::load(&settings, &rows()).unwrap_err().to_string();
-    assert_eq!(error, format!("no/such/dir: no policy found in `*.cedar`{help}"));
-}
-
-#[test]
-fn operation_ids_that_break_the_schema_are_refused() {
-    static GROUP: Operation = row("read", Resource::Os, Action::Read, Reach::OsWide, &[]);
-    let dir = written(&[("a.cedar", PERMIT_ALL)]);
-    let settings = Settings { dir: dir.path().to_owned(), scopes: ScopesMode::Add };
-    let errors = Policies::load(&settings, &[&GROUP]).unwrap_err();
-    assert_eq!(errors.errors.len(), 1);
-    assert!(errors.to_string().starts_with("[[operation]]: the catalogue makes no valid schema: "), "{errors}");
-}
-
-#[test]
-fn a_policy_is_found_by_its_id() {
-    let policies = load(&[("a.cedar", PERMIT_ALL), ("shadow/b.cedar", "\n@id(\"all\") permit (principal, action, resource);")]);
-    let location = policies.unwrap().location("all").cloned().unwrap();
-    assert!(location.file.ends_with("a.cedar"), "{location:?}");
-    assert_eq!(location.line, 1);
-}
-
-// --- Deciding
 
 #[test]
 fn a_policy_that_fails_denies_even_when_others_permit() {
@@ -424,26 +290,13 @@ fn shadow_policies_are_reported_and_not_enforced() {
         policies.decide(&ask(&caller, id, "web", &tenants))
     };
     let allow = |shadow: Option<Shadow>| Decision::Allow { policies: Arc::clone(&all), shadow: shadow.map(Arc::new) };
-    let denied = |ids: &[&str]| Shadow { allow: false, policies: ids.iter().map(|&id| id.into()).collect(), errors: false };
+    let denied =
+        |ids: &[&str]| Shadow { allow: false, policies: ids.iter().map(|&id| id.into()).collect(), errors: false };
     assert_eq!(answers(forbid, "create_agent_run"), allow(Some(denied(&["no-runs"]))));
     assert_eq!(answers(forbid, "get_agent"), allow(None));
     // A shadow policy with the id of an enforced one is tried in its place.
     assert_eq!(answers(narrower, "create_agent_run"), allow(Some(denied(&[]))));
     assert_eq!(answers(narrower, "get_agent"), allow(None));
-}
-
-// --- Schema and cases
-
-#[test]
-fn the_schema_names_every_operation() {
-    let schema = Policies::schema(&rows());
-    for row in ROWS {
-        let line = format!(
-            "  action \"{}\" in [\"{}\"] appliesTo {{ principal: [User, Service], resource: [{}], context: CallContext }};\n",
-            row.id, row.action, row.resource
-        );
-        assert!(schema.contains(&line), "{schema}");
-    }
 }
 
 #[test]
@@ -492,27 +345,6 @@ help: did you mean `viewer-reads`?
 tenant name `a~b` must be 1 to 64 characters of `A-Z a-z 0-9 . _ -`
 --
 unknown door `window`
+help: doors are `http`, `mcp`, `websocket`
 --
 `now` is `noon`, not like `2026-11-02T09:00:00Z`"#;
-
-const PROBLEMS: &str = r#"policies/a.cedar:4:8: attribute `tenantt` on entity type `Tollbridge::Agent` not found
-       help: did you mean `tenant`?
-policies/b.cedar:1:1: policy has no `@id`
-       help: write `@id("short-name")` before it, of `a-z A-Z 0-9 . _ -`: decisions, logs and metrics name it
-policies/b.cedar:1:30: unrecognized action `Tollbridge::Action::"get_agentz"`
-       help: did you mean `get_agent`?
-policies/c.cedar:2:27: unexpected token `resource`
-policies/d.cedar:3:24: `context.door` is never `mpc`
-       help: did you mean `mcp`?
-policies/e.cedar:1:1: policy can never apply: no call satisfies its head and conditions
-       help: compare the type of `resource` and the attributes with the schema of the action
-policies/f.cedar:2:45: unable to guarantee safety of access to optional attribute `owner` on entity type `Tollbridge::Agent`
-       help: try testing for the attribute's presence with `e has owner && ..`
-policies/g.cedar:1:1: `?principal` and `?resource` have nothing to be filled with
-       help: write the policy for roles or attributes instead
-policies/h.cedar:1:1: policy id `door` is taken by policies/d.cedar:1
-       help: ids name policies in logs and metrics: choose another one
-policies/h.cedar:3:1: policy id `not plain` is not 1 to 64 plain characters
-       help: write `@id("short-name")` before it, of `a-z A-Z 0-9 . _ -`: decisions, logs and metrics name it
-policies/shadow/a.cedar:1:1: policy has no `@id`
-       help: write `@id("short-name")` before it, of `a-z A-Z 0-9 . _ -`: decisions, logs and metrics name it"#;
