@@ -92,7 +92,8 @@ impl Client {
     ) -> Result<Fetched, FetchError> {
         let send = SendOptions {
             connect_timeout: self.0.settings.connect_timeout.min(options.deadline),
-            header_timeout: options.deadline,
+            // The deadline over all of it comes first.
+            header_timeout: options.deadline.saturating_mul(2),
             freshness: Freshness::Fresh,
         };
         let response = self.send(origin, request, &send).await?;

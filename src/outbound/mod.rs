@@ -164,7 +164,7 @@ impl Client {
                 Err(Stopped::Rejected(mut rejected)) => match rejected.take_message() {
                     // An idle connection died before it took the request. Each round uses one up, so this ends.
                     Some(untouched) if reused => request = untouched,
-                    untouched => return Err(unsent(rejected, untouched, reused)),
+                    untouched => return Err(unsent(*rejected, untouched, reused)),
                 },
             }
         }
@@ -242,7 +242,7 @@ impl Unsent {
 /// Why an exchange ended without a response.
 enum Stopped {
     HeaderTimeout,
-    Rejected(Rejected),
+    Rejected(Box<Rejected>),
 }
 
 /// Makes the target origin-form and names the host (RFC 9112 §3.2.1, RFC 9110 §7.2).
@@ -272,7 +272,7 @@ async fn exchange(
     let answered = poll_fn(|cx| {
         channel.drive(cx);
         if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
-            return Poll::Ready(answered.map_err(Stopped::Rejected));
+            return Poll::Ready(answered.map_err(|rejected| Stopped::Rejected(Box::new(rejected))));
         }
         while deadline.as_mut().poll(cx).is_ready() {
             let now = taken.as_ref().map_or(0, |taken| taken.load(Ordering::Relaxed));
