@@ -2,6 +2,16 @@
 //! one, and AgentOS's own words. Does no IO and decides nothing about callers.
 //! Invariant: every fact about an AgentOS operation stands in one row of `catalog`.
 
+pub mod catalog;
+pub mod events;
+pub mod matching;
 pub mod operation;
+pub mod path;
+pub mod query;
 
+pub use catalog::{Catalog, CatalogError, Problem};
+pub use events::RunStatus;
+pub use matching::{Matched, NotMatched, Params};
 pub use operation::*;
+pub use path::{BadPath, CanonicalPath};
+pub use query::{Query, QueryError};

@@ -203,13 +203,13 @@ pub enum Exposure {
 pub struct Operation {
     /// The id used in policies, metrics and logs: AgentOS's operation id where usable, else `verb_noun`.
     pub id: &'static str,
-    /// Operation ids in the OpenAPI documents of AgentOS.
+    /// Operation ids in the OpenAPI documents of AgentOS, where they differ from `id`.
     pub upstream_ids: &'static [&'static str],
     /// Versions that have it.
     pub versions: Versions,
     /// HTTP method.
     pub method: Method,
-    /// Path template, such as `/agents/{agent_id}/runs`.
+    /// Path template, such as `/agents/{agent_id}/runs`. A last segment `{name:path}` takes the rest.
     pub path: &'static str,
     /// Cedar resource type.
     pub resource: Resource,
@@ -316,6 +316,17 @@ impl Kind {
             Self::Agent => Resource::Agent,
             Self::Team => Resource::Team,
             Self::Workflow => Resource::Workflow,
+        }
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// The name of the segment, parameter or field.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Path(name) | Self::Query(name) | Self::Form(name) | Self::Json(name) => name,
         }
     }
 }

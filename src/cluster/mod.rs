@@ -1,1 +1,291 @@
-//! Placeholder head, replaced by the module's own.
+//! Owns where a call goes: clusters, their endpoints, health, balancing, run affinity, and what AgentOS is shown.
+//! Does not send calls (`gateway` does, through `outbound`) and does not read configuration.
+//! Invariant: a tenant never learns of a cluster that it may not use: unknown and foreign ones look the same.
+
+mod balance;
+mod credential;
+mod endpoint;
+mod health;
+mod jwt;
+mod run_id;
+mod seal;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod user_id;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::HeaderValue;
+use uuid::Uuid;
+
+use crate::agentos::operation::{Operation, Version};
+use crate::outbound::Origin;
+use crate::principal::{Principal, TenantId};
+use crate::secret::Secret;
+
+pub use balance::{Balance, NoEndpoint, Want};
+pub use credential::{BadCredential, CredentialSettings};
+pub use endpoint::{Endpoint, Outcome, Picked, State};
+pub use health::Probed;
+pub use jwt::{BadKey, MintAlgorithm};
+pub use run_id::{EndpointTag, RunIds, tag_of};
+pub use seal::Seal;
+pub use settings::{Health, Knowledge, Settings, SettingsError, SettingsErrors, Timeouts};
+pub use user_id::{BadTemplate, ReservedName, UpstreamUser, UserIdTemplate};
+
+use balance::Balancer;
+use credential::Credential;
+
+/// Every cluster, and who may use which.
+pub struct Clusters {
+    all: Vec<Arc<Cluster>>,
+    by_name: HashMap<Arc<str>, Arc<Cluster>>,
+    by_host: HashMap<String, Arc<Cluster>>,
+    by_tenant: HashMap<TenantId, Vec<Arc<Cluster>>>,
+    for_others: Vec<Arc<Cluster>>,
+    run_ids: RunIds,
+    seal: Seal,
+}
+
+/// One cluster of AgentOS processes that share a database.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What it was made from.
+    pub settings: Settings,
+    balancer: Balancer,
+    credential: Credential,
+    run_ids: RunIds,
+}
+
+/// There is no such cluster for the tenant: unknown and foreign clusters are the same to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no such cluster for the tenant")]
+pub struct ClusterUnknown;
+
+// === impl Clusters ===
+
+impl Clusters {
+    /// Builds the clusters. `tenants` lists what each tenant may use, its default first; `secrets` are the server's,
+    /// newest first.
+    ///
+    /// # Errors
+    /// All problems of all clusters at once.
+    pub fn new(
+        settings: Vec<Settings>,
+        tenants: &BTreeMap<TenantId, Vec<Arc<str>>>,
+        secrets: &[Secret],
+    ) -> Result<Self, SettingsErrors> {
+        Self::build(settings, tenants, secrets, None)
+    }
+
+    /// As [`Clusters::new`], and keeps the endpoints that stay: their health, versions and exchanges in flight.
+    ///
+    /// # Errors
+    /// All problems of all clusters at once.
+    pub fn reload(
+        &self,
+        settings: Vec<Settings>,
+        tenants: &BTreeMap<TenantId, Vec<Arc<str>>>,
+        secrets: &[Secret],
+    ) -> Result<Self, SettingsErrors> {
+        Self::build(settings, tenants, secrets, Some(self))
+    }
+
+    /// Names the clusters for tenants that are not in the table (`unknown_tenant = "default_plan"`), default first.
+    /// Without this they may use none. Names that do not exist are left out.
+    #[must_use]
+    pub fn for_unknown_tenants(mut self, names: &[Arc<str>]) -> Self {
+        self.for_others = names.iter().filter_map(|name| self.by_name.get(name)).cloned().collect();
+        self
+    }
+
+    /// Chooses the cluster of a call: by host, else by the `Tollbridge-Cluster` header, else the tenant's first.
+    ///
+    /// # Errors
+    /// [`ClusterUnknown`] when none is named so, or the tenant may not use it.
+    pub fn choose(
+        &self,
+        host: Option<&str>,
+        header: Option<&str>,
+        tenant: &TenantId,
+    ) -> Result<&Arc<Cluster>, ClusterUnknown> {
+        let usable = self.usable_by(tenant);
+        let by_host =
+            host.filter(|_| !self.by_host.is_empty()).and_then(|host| self.by_host.get(&settings::host(host)));
+        if let Some(cluster) = by_host {
+            return usable.iter().find(|c| Arc::ptr_eq(c, cluster)).ok_or(ClusterUnknown);
+        }
+        match header {
+            Some(name) => usable.iter().find(|c| *c.settings.name == *name).ok_or(ClusterUnknown),
+            None => usable.first().ok_or(ClusterUnknown),
+        }
+    }
+
+    /// The cluster of a name, when the tenant may use it: for calls that carry it in a handle.
+    ///
+    /// # Errors
+    /// [`ClusterUnknown`], as [`Clusters::choose`].
+    pub fn named(&self, name: &str, tenant: &TenantId) -> Result<&Arc<Cluster>, ClusterUnknown> {
+        self.choose(None, Some(name), tenant)
+    }
+
+    /// The clusters that a tenant may use, its default first.
+    pub fn usable_by(&self, tenant: &TenantId) -> &[Arc<Cluster>] {
+        self.by_tenant.get(tenant).unwrap_or(&self.for_others)
+    }
+
+    /// Every cluster, as configured.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.all.iter()
+    }
+
+    /// The keys of run ids.
+    pub fn run_ids(&self) -> &RunIds {
+        &self.run_ids
+    }
+
+    /// Seals handles and states that leave the server.
+    pub fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
+    fn build(
+        settings: Vec<Settings>,
+        tenants: &BTreeMap<TenantId, Vec<Arc<str>>>,
+        secrets: &[Secret],
+        previous: Option<&Self>,
+    ) -> Result<Self, SettingsErrors> {
+        let mut problems = settings::check(&settings, tenants, secrets);
+        let run_ids = RunIds::new(secrets);
+        let mut all = Vec::new();
+        for settings in settings {
+            let former = previous.and_then(|clusters| clusters.by_name.get(&settings.name));
+            let name = Arc::clone(&settings.name);
+            match Cluster::new(settings, &run_ids, former.map(|c| &**c)) {
+                Ok(cluster) => all.push(Arc::new(cluster)),
+                Err(cause) => problems.push(SettingsError::Credential { cluster: name, cause }),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(SettingsErrors(problems));
+        }
+        let by_name: HashMap<_, _> = all.iter().map(|c| (Arc::clone(&c.settings.name), Arc::clone(c))).collect();
+        let hosts = |c: &Arc<Cluster>| {
+            let c = Arc::clone(c);
+            c.settings.hosts.clone().into_iter().map(move |host| (settings::host(&host), Arc::clone(&c)))
+        };
+        let by_host = all.iter().flat_map(hosts).collect();
+        let named = |names: &Vec<Arc<str>>| names.iter().filter_map(|name| by_name.get(name)).cloned().collect();
+        let by_tenant = tenants.iter().map(|(tenant, names)| (tenant.clone(), named(names))).collect();
+        let seal = Seal::new(secrets);
+        Ok(Self { all, by_name, by_host, by_tenant, for_others: Vec::new(), run_ids, seal })
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    fn new(settings: Settings, run_ids: &RunIds, former: Option<&Self>) -> Result<Self, BadCredential> {
+        let credential = Credential::new(&settings.credential)?;
+        let tags = endpoint::tags(&settings.name, &settings.endpoints);
+        let kept = |origin: &Origin, tag| {
+            let mut known = former.into_iter().flat_map(Cluster::endpoints);
+            known.find(|e| e.origin == *origin && e.tag == tag).cloned()
+        };
+        let endpoints = settings.endpoints.iter().zip(tags);
+        let endpoints = endpoints
+            .map(|(origin, tag)| kept(origin, tag).unwrap_or_else(|| Arc::new(Endpoint::new(origin.clone(), tag))))
+            .collect();
+        // Instances that start together must not draw the same sequence.
+        let (seed, _) = Uuid::new_v4().as_u64_pair();
+        let balancer = Balancer::new(settings.balance, endpoints, seed);
+        Ok(Self { settings, balancer, credential, run_ids: run_ids.clone() })
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.settings.name
+    }
+
+    /// The endpoints, as configured.
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        self.balancer.endpoints()
+    }
+
+    /// Chooses a healthy endpoint and counts it as in flight until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`NoEndpoint`] says whether all are down, all were tried, or the run's own one is down or gone.
+    pub fn pick(&self, want: Want<'_>) -> Result<Picked, NoEndpoint> {
+        self.balancer.pick(want)
+    }
+
+    /// Says whether new runs follow their session (`session_hash`).
+    pub fn follows_sessions(&self) -> bool {
+        self.settings.balance == Balance::SessionHash
+    }
+
+    /// The caller's name inside this AgentOS.
+    ///
+    /// # Errors
+    /// [`ReservedName`] when AgentOS gives the name a meaning of its own.
+    pub fn upstream_user(&self, principal: &Principal) -> Result<UpstreamUser, ReservedName> {
+        self.settings.user_id.render_principal(principal)
+    }
+
+    /// The subject behind an upstream user id, when it is one of the tenant's.
+    pub fn caller_of(&self, upstream_user: &str, tenant: &TenantId) -> Option<String> {
+        self.settings.user_id.subject_of(upstream_user, tenant).map(str::to_owned)
+    }
+
+    /// The `Authorization` value of a user's call, with the smallest scopes that the row needs.
+    ///
+    /// `caller_token` is passed on under `forward` only; doors other than HTTP give none.
+    pub fn authorization(
+        &self,
+        user: &UpstreamUser,
+        operation: &Operation,
+        caller_token: Option<&str>,
+        now: SystemTime,
+    ) -> Option<HeaderValue> {
+        self.credential.for_user(user, operation, caller_token, now)
+    }
+
+    /// The `Authorization` value of the lookup identity: no user, sees every owner's rows. Never for a caller's call.
+    pub fn lookup_authorization(&self, now: SystemTime) -> Option<HeaderValue> {
+        self.credential.for_lookup(now)
+    }
+
+    /// The AgentOS line of the cluster: the oldest among endpoints that are up, `None` before the first probe.
+    pub fn version(&self) -> Option<Version> {
+        self.endpoints().iter().filter(|endpoint| endpoint.is_up()).filter_map(|endpoint| endpoint.version()).min()
+    }
+
+    /// Makes the id of a new run of the user on an endpoint.
+    pub fn mint_run_id(&self, user: &UpstreamUser, endpoint: &Endpoint) -> Uuid {
+        self.run_ids.mint(&self.settings.name, user, endpoint.tag)
+    }
+
+    /// The tag of the endpoint that holds a run, when the id was minted here for this user.
+    ///
+    /// Only the text that AgentOS stores is read: lower case with hyphens.
+    pub fn read_run_id(&self, run_id: &str, user: &UpstreamUser) -> Option<EndpointTag> {
+        let id = Uuid::parse_str(run_id).ok().filter(|id| id.to_string() == run_id)?;
+        self.run_ids.read(&id, &self.settings.name, user)
+    }
+}
+
+impl std::fmt::Debug for Clusters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.all.iter().map(|cluster| cluster.name())).finish()
+    }
+}
+
+impl std::fmt::Debug for Balancer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.endpoints()).finish()
+    }
+}

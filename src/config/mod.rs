@@ -1,1 +1,172 @@
-//! Placeholder head, replaced by the module's own.
+//! Owns TOML: reads the configuration and policy test cases into the Settings of every module.
+//! Does not bind, connect, or judge policies; the only module that names `toml`.
+//! Invariants: all problems of a file are reported in one run, each with its place; a `Config` that
+//! exists has no problem.
+
+mod problem;
+mod reader;
+mod runtime;
+mod secrets;
+mod units;
+
+mod cache;
+mod cases;
+mod clusters;
+mod identity;
+mod operations;
+mod plans;
+mod policy;
+mod server;
+mod telemetry;
+mod tenants;
+
+mod targets;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::de::DeTable;
+
+use crate::agentos::Operation;
+use crate::principal::TenantId;
+use crate::secret::Secret;
+
+use reader::{Source, Table};
+use targets::identity::UnknownTenant;
+
+pub use cases::policy_cases;
+pub use problem::{Place, Problem, Problems};
+pub use runtime::{ServerSettings, Threads};
+pub use secrets::{Env, ProcessEnv};
+
+/// Largest configuration file.
+const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The Settings of every module, checked against each other.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Runtime and accept loop.
+    pub server: ServerSettings,
+    /// Secrets that sign run ids and handles: the first signs, all verify. Never empty.
+    pub secrets: Vec<Secret>,
+    /// Limits on one request.
+    pub limits: crate::gateway::Limits,
+    /// HTTP door.
+    pub proxy: crate::proxy::Settings,
+    /// MCP door.
+    pub mcp: crate::mcp::Settings,
+    /// Admin door.
+    pub admin: crate::admin::Settings,
+    /// Clusters, in file order. Never empty.
+    pub clusters: Vec<targets::cluster::Settings>,
+    /// For every tenant of the file the clusters it may use; the first is its default.
+    pub tenants: BTreeMap<TenantId, Vec<Arc<str>>>,
+    /// Who may call.
+    pub identity: targets::identity::Settings,
+    /// Where the policies are.
+    pub policy: targets::policy::Settings,
+    /// Plans and who has which.
+    pub quota: targets::quota::Settings,
+    /// Response cache.
+    pub cache: targets::cache::Settings,
+    /// Logs.
+    pub telemetry: targets::telemetry::Settings,
+    /// Catalogue rows that the operator adds.
+    pub operations: Vec<Operation>,
+}
+
+/// Reads a configuration file; returns the configuration and its warnings.
+///
+/// `known_operations` says whether the shipped catalogue has an operation.
+///
+/// # Errors
+/// [`Problems`] lists everything that is wrong with the file, in file order.
+pub fn load(
+    path: &Path,
+    env: &dyn Env,
+    known_operations: &dyn Fn(&str) -> bool,
+) -> Result<(Config, Vec<Problem>), Problems> {
+    let text = read(path)?;
+    let document = parse(path, &text)?;
+    let source = Source::new(path, &text, env);
+    let config = config(Table::root(&source, &document), known_operations);
+    let (problems, warnings) = source.findings();
+    match config {
+        Some(config) if problems.is_empty() => Ok((config, warnings)),
+        Some(_) | None => Err(Problems(problems)),
+    }
+}
+
+/// Reads every section before it gives up on any, so that one run finds all problems.
+fn config(root: Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Config> {
+    let server = server::read(&root);
+    let plans = plans::read(&root);
+    let tenants = tenants::read(&root, &plans);
+    let identity = identity::read(&root, &tenants, &plans);
+    let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
+    let clusters = clusters::read(&root, &tenants, unknown);
+    contradict(&root, &plans, unknown);
+    let operations = operations::read(&root);
+    let policy = policy::read(&root);
+    let cache = cache::read(&root, &|id| known_operations(id) || operations.iter().any(|row| row.id == id));
+    let telemetry = telemetry::read(&root);
+    root.close();
+    let (clusters, tenant_clusters) = clusters?;
+    let server = server?;
+    Some(Config {
+        server: server.server,
+        secrets: server.secrets,
+        limits: server.limits,
+        proxy: server.proxy,
+        mcp: server.mcp,
+        admin: server.admin,
+        clusters,
+        tenants: tenant_clusters,
+        identity: identity?,
+        policy,
+        quota: tenants.quota(plans),
+        cache,
+        telemetry,
+        operations,
+    })
+}
+
+/// Reports what two sections say against each other.
+fn contradict(root: &Table<'_>, plans: &plans::Read, unknown: UnknownTenant) {
+    if unknown == UnknownTenant::DefaultPlan && plans.default_plan.is_none() {
+        let at = root.get("identity").map_or(0, |value| value.at);
+        let help = "write `default_plan` in `[quota]`, or `unknown_tenant = \"deny\"`".to_owned();
+        let message = "`unknown_tenant` in `[identity]` is `default_plan`, but `[quota]` has no `default_plan`";
+        root.source.problem(at, message, Some(help));
+    }
+}
+
+/// Reads a whole file, up to [`FILE_BYTES_MAX`].
+fn read(path: &Path) -> Result<String, Problems> {
+    let unreadable = |message: String| {
+        let file = path.display().to_string();
+        Problems(vec![Problem { file, place: None, message, help: None }])
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    if text.len() > FILE_BYTES_MAX { Err(unreadable("larger than 4MiB".to_owned())) } else { Ok(text) }
+}
+
+/// Parses TOML; every syntax error is a problem.
+fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, Problems> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok(document.into_inner());
+    }
+    let problem = |error: toml::de::Error| Problem {
+        file: path.display().to_string(),
+        place: error.span().map(|span| Place::of(text, span.start)),
+        message: format!("not TOML: {}", one_line(error.message())),
+        help: None,
+    };
+    Err(Problems(errors.into_iter().map(problem).collect()))
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().collect::<Vec<_>>().join(", ")
+}

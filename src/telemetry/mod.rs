@@ -1,7 +1,176 @@
 //! Owns WHAT Tollbridge says about its work: access log, audit log and metrics.
 //! Does not decide anything; the only module that names `prometheus`.
-//! Invariant: one `ExchangeFinished` yields one access-log line and one count.
+//! Invariants: one `ExchangeFinished` yields one access-log line and one count; a slow disk or pipe never makes a
+//! request wait (its lines are dropped and counted); label values come from closed or bounded sets.
 
 pub mod event;
+mod labels;
+mod line;
+mod metrics;
+mod timestamp;
+mod tracing_setup;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::principal::TenantId;
 
 pub use event::*;
+pub use tracing_setup::{TracingError, init_tracing};
+pub use writer::OpenError;
+
+/// Content type of [`Telemetry::render`].
+pub const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Where log lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// What an operator says about telemetry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// One line per exchange.
+    pub access_log: LogTarget,
+    /// One line per decision that refuses or writes.
+    pub audit_log: LogTarget,
+}
+
+/// Counts and writes what happens. One per process, shared by `Arc`; it outlives configuration reloads.
+pub struct Telemetry {
+    metrics: metrics::Metrics,
+    access: Option<writer::LogWriter>,
+    audit: Option<writer::LogWriter>,
+}
+
+/// One exchange in flight; dropping it ends the count.
+#[must_use = "the exchange counts as over when this is dropped"]
+pub struct InFlight {
+    telemetry: Arc<Telemetry>,
+    door: Door,
+}
+
+// === impl Telemetry ===
+
+impl Telemetry {
+    /// Opens the logs and registers every metric; `tenants` are the names that may become a label.
+    ///
+    /// # Errors
+    /// [`OpenError`] when a log file cannot be opened.
+    pub fn new(settings: Settings, tenants: impl IntoIterator<Item = TenantId>) -> Result<Arc<Self>, OpenError> {
+        let metrics = metrics::Metrics::new(tenants.into_iter().collect());
+        let access = writer::LogWriter::open("access", &settings.access_log, metrics.lines_dropped("access"))?;
+        let audit = writer::LogWriter::open("audit", &settings.audit_log, metrics.lines_dropped("audit"))?;
+        Ok(Arc::new(Self { metrics, access, audit }))
+    }
+
+    /// Writes the access-log line of an exchange and counts it.
+    pub fn exchange_finished(&self, event: &ExchangeFinished) {
+        self.metrics.exchange_finished(event);
+        if let Some(access) = &self.access {
+            access.write(line::access(event, SystemTime::now()));
+        }
+    }
+
+    /// Writes a line of the audit log.
+    pub fn audit(&self, event: &AuditEvent) {
+        if let Some(audit) = &self.audit {
+            audit.write(line::audit(event, SystemTime::now()));
+        }
+    }
+
+    /// Counts an exchange as in flight until the guard is dropped.
+    pub fn in_flight(self: &Arc<Self>, door: Door) -> InFlight {
+        self.metrics.in_flight(door).inc();
+        InFlight { telemetry: Arc::clone(self), door }
+    }
+
+    /// Counts a request head that never became an exchange.
+    pub fn head_refused(&self, reason: &'static str) {
+        self.metrics.head_refused(reason);
+    }
+
+    /// Says whether an endpoint takes requests.
+    pub fn endpoint_up(&self, cluster: &str, endpoint: &str, up: bool) {
+        self.metrics.endpoint_up(cluster, endpoint, up);
+    }
+
+    /// Says how many requests an endpoint holds.
+    pub fn endpoint_in_flight(&self, cluster: &str, endpoint: &str, requests: i64) {
+        self.metrics.endpoint_in_flight(cluster, endpoint, requests);
+    }
+
+    /// Takes the gauges of an endpoint away that is no longer configured or resolved.
+    pub fn endpoint_gone(&self, cluster: &str, endpoint: &str) {
+        self.metrics.endpoint_gone(cluster, endpoint);
+    }
+
+    /// Counts a failed attempt upstream.
+    pub fn upstream_error(&self, cluster: &str, endpoint: &str, kind: &'static str) {
+        self.metrics.upstream_error(cluster, endpoint, kind);
+    }
+
+    /// Counts an MCP request by protocol version.
+    pub fn mcp_request(&self, method: &'static str, version: &'static str) {
+        self.metrics.mcp_request(method, version);
+    }
+
+    /// Counts a reload of the configuration.
+    pub fn config_reload(&self, ok: bool) {
+        self.metrics.config_reload(if ok { "ok" } else { "failed" });
+    }
+
+    /// Counts what a policy said; `decision` is `allow` or `deny`, with `shadow_` before it when it was not enforced.
+    pub fn policy_decision(&self, policy: &str, decision: &'static str) {
+        self.metrics.policy_decision(policy, decision);
+    }
+
+    /// Adds to the number of runs that a tenant has under way.
+    pub fn runs_active(&self, tenant: &TenantId, delta: i64) {
+        self.metrics.runs_active(tenant, delta);
+    }
+
+    /// Says how much of a limit a tenant has used, from 0 to 1.
+    pub fn quota_used(&self, tenant: &TenantId, limit: &'static str, ratio: f64) {
+        self.metrics.quota_used(tenant, limit, ratio);
+    }
+
+    /// Replaces the tenants that may become a label, after a reload. Series of tenants that went stay until restart.
+    pub fn set_tenants(&self, tenants: impl IntoIterator<Item = TenantId>) {
+        self.metrics.set_tenants(tenants.into_iter().collect());
+    }
+
+    /// Opens the log files anew, after they were renamed by rotation. A file that cannot be opened keeps the old one.
+    pub fn reopen(&self) {
+        self.access.iter().chain(&self.audit).for_each(writer::LogWriter::reopen);
+    }
+
+    /// Waits, two seconds at most per log, until every line so far is written.
+    pub fn flush(&self) {
+        self.access.iter().chain(&self.audit).for_each(writer::LogWriter::flush);
+    }
+
+    /// All metrics in the Prometheus text format.
+    pub fn render(&self) -> String {
+        self.metrics.render()
+    }
+}
+
+// === impl InFlight ===
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.telemetry.metrics.in_flight(self.door).dec();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,4 @@
-//! x
+//! One test binary: everything that is tested from outside the library.
+
+mod config;
+mod tidy;

@@ -1,0 +1,239 @@
+//! Owns the rules that every row has to meet, shipped or an operator's. Does not change rows.
+//! Invariant: a table without problems routes each request to one row and never caches, pins or purges by a
+//! name that does not exist.
+
+use std::collections::BTreeMap;
+
+use super::Problem;
+use crate::agentos::matching::{Segment, segments};
+use crate::agentos::operation::{
+    Action, Affinity, Body, Caching, Cost, Exposure, Method, Operation, Place, Reach, Reply,
+};
+
+/// Longest tool name that every MCP client takes.
+const TOOL_NAME_MAX: usize = 40;
+
+/// Longest operation id: it is a metric label.
+const ID_MAX: usize = 64;
+
+/// Templates that cross (each is literal where the other is not), where the order of AgentOS's routers is known
+/// and the left one comes first: `GET /knowledge/content/sources` is the content `sources`.
+const KNOWN_ORDER: &[(&str, &str)] = &[("/knowledge/content/{content_id}", "/knowledge/{knowledge_id}/sources")];
+
+/// What only the gateway may write in a row.
+pub(super) fn operator_rows(rows: &[Operation]) -> Vec<Problem> {
+    let local = rows.iter().filter(|row| row.exposure == Exposure::Local);
+    local.map(|row| problem(row, "only the gateway's own rows are answered locally")).collect()
+}
+
+/// Every problem of a table.
+pub(super) fn rows(rows: &[Operation]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = rows.iter().flat_map(|row| one(row, rows)).collect();
+    problems.extend(pairs(rows));
+    problems
+}
+
+/// The rules that look at one row, and at the ids of the others.
+fn one(row: &Operation, rows: &[Operation]) -> Vec<Problem> {
+    let mut texts = Vec::new();
+    words(row, &mut texts);
+    template(row, &mut texts);
+    places(row, &mut texts);
+    caching(row, rows, &mut texts);
+    runs(row, &mut texts);
+    shape(row, &mut texts);
+    texts.into_iter().map(|text| problem(row, text)).collect()
+}
+
+fn problem(row: &Operation, text: impl Into<String>) -> Problem {
+    Problem { row: row.id, text: text.into() }
+}
+
+/// Ids, tools and scopes: names that leave the process.
+fn words(row: &Operation, texts: &mut Vec<String>) {
+    if !is_word(row.id, ID_MAX) {
+        texts.push(format!("id must be 1 to {ID_MAX} characters of `a-z0-9_`"));
+    }
+    if let Some(tool) = row.tool
+        && !(is_word(tool, TOOL_NAME_MAX) && tool.bytes().all(|byte| !byte.is_ascii_digit()))
+    {
+        texts.push(format!("tool `{tool}` must be 1 to {TOOL_NAME_MAX} characters of `a-z_`"));
+    }
+    for scope in row.scopes {
+        let parts = scope.split_once(':');
+        if !parts.is_some_and(|(resource, action)| is_word(resource, ID_MAX) && is_word(action, ID_MAX)) {
+            texts.push(format!("scope `{scope}` must read `resource:action`"));
+        }
+    }
+    if row.scopes.is_empty() && row.exposure != Exposure::Local {
+        texts.push("no scope grants it".to_owned());
+    }
+    if row.exposure == Exposure::Off("") {
+        texts.push("an operation that is off must say why".to_owned());
+    }
+}
+
+fn template(row: &Operation, texts: &mut Vec<String>) {
+    let path = row.path;
+    if !path.starts_with('/') || path.contains("//") || (path.len() > 1 && path.ends_with('/')) {
+        texts.push(format!("path `{path}` must start with `/` and have no empty segment"));
+        return;
+    }
+    let all: Vec<Segment> = segments(path).collect();
+    let mut names = Vec::new();
+    for (index, segment) in all.iter().enumerate() {
+        match *segment {
+            Segment::Literal("." | "..") => texts.push(format!("path `{path}` has a dot segment")),
+            Segment::Literal(text) if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:".contains(&b)) => {}
+            Segment::Literal(text) => texts.push(format!("path segment `{text}` is neither plain text nor `{{name}}`")),
+            Segment::Rest(_) if index.saturating_add(1) != all.len() => {
+                texts.push(format!("`:path` stands before the end of `{path}`"));
+            }
+            Segment::One(name) | Segment::Rest(name) if !is_word(name, ID_MAX) => {
+                texts.push(format!("path parameter `{name}` must be of `a-z0-9_`"));
+            }
+            Segment::One(name) | Segment::Rest(name) if names.contains(&name) => {
+                texts.push(format!("path parameter `{name}` stands twice"));
+            }
+            Segment::One(name) | Segment::Rest(name) => names.push(name),
+        }
+    }
+}
+
+/// Where identities travel must exist, and a user id must not travel unseen.
+fn places(row: &Operation, texts: &mut Vec<String>) {
+    for place in row.user_id.iter().chain(row.session_id).chain(row.run_id) {
+        // The gateway writes the run id of a new run into the form; callers may not.
+        let sets_run_id = row.affinity == Affinity::StartsRun && row.run_id.contains(place);
+        let exists = match place {
+            Place::Path(name) => parameters(row).any(|known| known == *name),
+            Place::Query(name) => row.query.contains(name),
+            Place::Form(name) => sets_run_id || matches!(row.body, Body::Form(fields) if fields.contains(name)),
+            Place::Json(name) => matches!(row.body, Body::Json(f) if f.is_empty() || f.contains(name)),
+        };
+        if !exists {
+            texts.push(format!("an identity is said to travel in `{}`, which the row does not have", place.name()));
+        }
+    }
+    let travels = parameters(row).chain(row.query.iter().copied()).chain(fields(row).iter().copied());
+    let unseen = travels.filter(|name| *name == "user_id").count() > row.user_id.len();
+    if unseen && row.reach != Reach::OsWide {
+        texts.push("takes a `user_id` that its row does not list as a place of the user id".to_owned());
+    }
+}
+
+fn caching(row: &Operation, rows: &[Operation], texts: &mut Vec<String>) {
+    if row.cache != Caching::Never && (row.action != Action::Read || row.cost == Cost::Model) {
+        texts.push("only a light operation that reads may be cached".to_owned());
+    }
+    if row.cache != Caching::Never && (row.reply != Reply::Json || matches!(row.body, Body::Form(_))) {
+        texts.push("only JSON answers to queries or JSON bodies are cached".to_owned());
+    }
+    if row.cache == Caching::Shared && (row.reach != Reach::Component || row.method != Method::Get) {
+        texts.push("only a `GET` of what a cluster's users share may be cached for all of them".to_owned());
+    }
+    if !row.purges.is_empty() && row.action == Action::Read {
+        texts.push("an operation that reads purges nothing".to_owned());
+    }
+    for id in row.purges {
+        match rows.iter().find(|other| other.id == *id) {
+            None => texts.push(format!("purges `{id}`, which does not exist")),
+            Some(other) if other.cache == Caching::Never => texts.push(format!("purges `{id}`, which is never cached")),
+            Some(_) => {}
+        }
+    }
+}
+
+fn runs(row: &Operation, texts: &mut Vec<String>) {
+    let needs = match row.affinity {
+        Affinity::Any => None,
+        Affinity::StartsRun if row.cost != Cost::Model => Some("starts a run without the cost of a model"),
+        Affinity::StartsRun | Affinity::FollowsRun if row.run_id.is_empty() => Some("has run affinity but no run id"),
+        Affinity::StartsRun | Affinity::FollowsRun => None,
+        Affinity::Session if row.session_id.is_empty() => Some("has session affinity but no session id"),
+        Affinity::Session => None,
+    };
+    texts.extend(needs.map(str::to_owned));
+    let streams = matches!(row.body, Body::Form(fields) if fields.contains(&"stream"));
+    if row.reply == Reply::SseIfStream && !streams {
+        texts.push("streams if its form says so, but its form has no field `stream`".to_owned());
+    }
+}
+
+fn shape(row: &Operation, texts: &mut Vec<String>) {
+    if row.list.is_some() && (row.reply != Reply::Json || row.action != Action::Read) {
+        texts.push("a list is a JSON answer to an operation that reads".to_owned());
+    }
+    if row.method == Method::Get && row.body != Body::None {
+        texts.push("a `GET` has no body".to_owned());
+    }
+    if row.action == Action::Delete && !row.destructive {
+        texts.push("deletes, so it is destructive".to_owned());
+    }
+    for list in [row.query, fields(row)] {
+        let twice = list.iter().enumerate().find(|(index, name)| list.iter().skip(index + 1).any(|n| n == *name));
+        texts.extend(twice.map(|(_, name)| format!("names `{name}` twice")));
+    }
+}
+
+/// The rules between rows: ids are unique, and no request fits two templates in an unknown order.
+fn pairs(rows: &[Operation]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut seen: BTreeMap<&str, &Operation> = BTreeMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        if let Some(first) = seen.insert(row.id, row) {
+            problems.push(problem(row, format!("id is taken by `{} {}`", first.method, first.path)));
+        }
+        for other in rows.iter().take(index).filter(|other| other.method == row.method) {
+            if ambiguous(other.path, row.path) {
+                let text =
+                    format!("`{} {}` is ambiguous with `{}` of `{}`", row.method, row.path, other.path, other.id);
+                problems.push(problem(row, text));
+            }
+        }
+    }
+    problems
+}
+
+/// Whether some path fits both templates and neither is the more literal one throughout.
+fn ambiguous(one: &'static str, other: &'static str) -> bool {
+    if KNOWN_ORDER.iter().any(|pair| *pair == (one, other) || *pair == (other, one)) {
+        return false;
+    }
+    let (mut one, mut other) = (segments(one), segments(other));
+    let (mut one_literal, mut other_literal) = (false, false);
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) => return one_literal == other_literal,
+            (None, Some(_)) | (Some(_), None) => return false,
+            (Some(Segment::Rest(_)), Some(Segment::Rest(_))) => return one_literal == other_literal,
+            // The rest takes what the other template spells out: the other one is more literal from here on.
+            (Some(Segment::Rest(_)), Some(_)) => return one_literal,
+            (Some(_), Some(Segment::Rest(_))) => return other_literal,
+            (Some(Segment::Literal(left)), Some(Segment::Literal(right))) if left != right => return false,
+            (Some(Segment::Literal(_)), Some(Segment::Literal(_))) => {}
+            (Some(Segment::Literal(_)), Some(Segment::One(_))) => one_literal = true,
+            (Some(Segment::One(_)), Some(Segment::Literal(_))) => other_literal = true,
+            (Some(Segment::One(_)), Some(Segment::One(_))) => {}
+        }
+    }
+}
+
+fn parameters(row: &Operation) -> impl Iterator<Item = &'static str> {
+    segments(row.path).filter_map(|segment| match segment {
+        Segment::Literal(_) => None,
+        Segment::One(name) | Segment::Rest(name) => Some(name),
+    })
+}
+
+fn fields(row: &Operation) -> &'static [&'static str] {
+    match row.body {
+        Body::None => &[],
+        Body::Json(fields) | Body::Form(fields) => fields,
+    }
+}
+
+fn is_word(text: &str, length_max: usize) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    text.len() <= length_max && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(fits)
+}

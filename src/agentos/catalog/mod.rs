@@ -1,0 +1,162 @@
+//! Owns the catalogue: one row per AgentOS operation, operators' rows beside them, and their router.
+//! Does not read configuration (`config` makes the rows of `[[operation]]`) and decides nothing about callers.
+//! Invariant: a `Catalog` exists only if all of its rows passed every check of `check`.
+
+mod agents;
+mod approvals;
+mod check;
+mod components;
+mod evaluations;
+mod knowledge;
+mod memories;
+mod os;
+mod row;
+mod schedules;
+mod sessions;
+mod teams;
+mod traces;
+mod undocumented;
+mod workflows;
+
+#[cfg(test)]
+mod drift;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use super::matching::{Matched, NotMatched, Router};
+use super::operation::{Exposure, Operation};
+use super::path::CanonicalPath;
+
+/// Rows by family, in reading order. All but the last stand in an OpenAPI document of AgentOS.
+const FAMILIES: &[&[Operation]] = &[
+    agents::ROWS,
+    teams::ROWS,
+    workflows::ROWS,
+    sessions::ROWS,
+    memories::ROWS,
+    knowledge::ROWS,
+    approvals::ROWS,
+    traces::ROWS,
+    schedules::ROWS,
+    components::ROWS,
+    evaluations::ROWS,
+    os::ROWS,
+    undocumented::ROWS,
+];
+
+/// All rows and their compiled router.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    rows: &'static [Operation],
+    router: Router,
+}
+
+/// Everything that is wrong with a set of rows, found in one go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogError {
+    /// The problems, in the order of the rows.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong with one row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Id of the row, as written.
+    pub row: &'static str,
+    /// What is wrong, lower case, one line.
+    pub text: String,
+}
+
+// === impl Catalog ===
+
+impl Catalog {
+    /// The rows that Tollbridge ships with.
+    ///
+    /// # Panics
+    /// When a shipped row breaks a rule of the catalogue, which a test excludes.
+    pub fn shipped() -> Self {
+        Self::with_rows(Vec::new()).expect("tests check the shipped rows")
+    }
+
+    /// The shipped rows and an operator's.
+    ///
+    /// A row with the id of a shipped row that is `Off` takes its place: so an operator turns one on. The table
+    /// is kept for the life of the process, once per distinct set of rows.
+    ///
+    /// # Errors
+    /// [`CatalogError`] lists every problem of every row.
+    pub fn with_rows(rows: Vec<Operation>) -> Result<Self, CatalogError> {
+        let mut problems = check::operator_rows(&rows);
+        let merged = merge(rows);
+        problems.extend(check::rows(&merged));
+        if !problems.is_empty() {
+            return Err(CatalogError { problems });
+        }
+        let rows = intern(merged);
+        Ok(Self { rows, router: Router::new(rows) })
+    }
+
+    /// Every row.
+    pub fn rows(&self) -> &'static [Operation] {
+        self.rows
+    }
+
+    /// The row with that id.
+    pub fn get(&self, id: &str) -> Option<&'static Operation> {
+        self.rows.iter().find(|row| row.id == id)
+    }
+
+    /// The operation that AgentOS would run for a request, by method and path.
+    ///
+    /// # Errors
+    /// [`NotMatched::Unknown`] when no row has the path, [`NotMatched::MethodNotAllowed`] when rows have it with
+    /// other methods only.
+    pub fn find(&self, method: &http::Method, path: &CanonicalPath) -> Result<Matched, NotMatched> {
+        self.router.find(method, path)
+    }
+}
+
+// === impl CatalogError ===
+
+impl fmt::Display for CatalogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let line_break = if index == 0 { "" } else { "\n" };
+            write!(f, "{line_break}operation `{}`: {}", problem.row, problem.text)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for CatalogError {}
+
+/// Shipped rows, each replaced by the operator's row that turns it on; the operator's other rows follow.
+fn merge(mut operator: Vec<Operation>) -> Vec<Operation> {
+    let mut merged: Vec<Operation> = FAMILIES.iter().flat_map(|family| family.iter().copied()).collect();
+    for row in &mut merged {
+        if let Exposure::Off(_) = row.exposure
+            && let Some(index) = operator.iter().position(|own| own.id == row.id)
+        {
+            *row = operator.remove(index);
+        }
+    }
+    merged.extend(operator);
+    merged
+}
+
+/// Keeps a table for the life of the process, so that rows are `&'static` everywhere.
+///
+/// Bounded by the number of distinct tables: reloading the same configuration finds the one it made before.
+fn intern(rows: Vec<Operation>) -> &'static [Operation] {
+    static TABLES: LazyLock<Mutex<Vec<&'static [Operation]>>> = LazyLock::new(Mutex::default);
+    let mut tables = TABLES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = tables.iter().find(|table| **table == rows) {
+        return known;
+    }
+    let table: &'static [Operation] = rows.leak();
+    tables.push(table);
+    table
+}

@@ -1,0 +1,54 @@
+//! Owns the rows of schedules.
+
+use super::row::{delete, get, patch, post};
+use crate::agentos::operation::{Operation, Reply, Resource};
+
+/// What a schedule consists of.
+const FIELDS: &[&str] = &[
+    "name",
+    "cron_expr",
+    "endpoint",
+    "method",
+    "description",
+    "payload",
+    "timezone",
+    "timeout_seconds",
+    "max_retries",
+    "retry_delay_seconds",
+];
+
+// OS-wide, not owned: 2.5.6 records no owner, and both versions run a schedule as `__scheduler__` with the right
+// to run every agent, so whoever may touch one acts for the whole AgentOS. Creating, changing and triggering one
+// is besides authorized as the run behind its `endpoint`.
+#[rustfmt::skip]
+pub(super) static ROWS: &[Operation] = &[
+    get("list_schedules", "/schedules").upstream(&["list_schedules_schedules_get"])
+        .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["enabled", "limit", "page"]),
+    post("create_schedule", "/schedules").upstream(&["create_schedule_schedules_post"])
+        .on(Resource::Schedule).scopes(&["schedules:write"]).json(FIELDS),
+    get("get_schedule", "/schedules/{schedule_id}").upstream(&["get_schedule_schedules__schedule_id__get"])
+        .on(Resource::Schedule).scopes(&["schedules:read"]),
+    patch("update_schedule", "/schedules/{schedule_id}")
+        .upstream(&["update_schedule_schedules__schedule_id__patch"])
+        .on(Resource::Schedule).scopes(&["schedules:write"]).json(FIELDS),
+    delete("delete_schedule", "/schedules/{schedule_id}")
+        .upstream(&["delete_schedule_schedules__schedule_id__delete"])
+        .on(Resource::Schedule).scopes(&["schedules:delete"]).reply(Reply::Empty),
+    post("enable_schedule", "/schedules/{schedule_id}/enable")
+        .upstream(&["enable_schedule_schedules__schedule_id__enable_post"])
+        .on(Resource::Schedule).scopes(&["schedules:write"]),
+    post("disable_schedule", "/schedules/{schedule_id}/disable")
+        .upstream(&["disable_schedule_schedules__schedule_id__disable_post"])
+        .on(Resource::Schedule).scopes(&["schedules:write"]),
+    // Runs the endpoint now and answers when it ended: it costs what the run costs.
+    post("trigger_schedule", "/schedules/{schedule_id}/trigger")
+        .upstream(&["trigger_schedule_schedules__schedule_id__trigger_post"])
+        .on(Resource::Schedule).runs().model().scopes(&["schedules:write"]),
+    get("list_schedule_runs", "/schedules/{schedule_id}/runs")
+        .upstream(&["list_schedule_runs_schedules__schedule_id__runs_get"])
+        .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["limit", "page"]),
+    // The run of a schedule, not of an agent: its id is AgentOS's own and no run id of ours.
+    get("get_schedule_run", "/schedules/{schedule_id}/runs/{run_id}")
+        .upstream(&["get_schedule_run_schedules__schedule_id__runs__run_id__get"])
+        .on(Resource::Schedule).scopes(&["schedules:read"]),
+];

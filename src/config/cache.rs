@@ -1,0 +1,50 @@
+//! Owns `[cache]`: how large the response cache is and how long answers live in it.
+//! Does not decide what may be kept at all (the catalogue does).
+
+use std::time::Duration;
+
+use super::reader::{At, Table, Value};
+use super::targets::cache::{Rule, Settings};
+
+/// Longest life of a kept answer.
+const TTL_MAX: Duration = Duration::from_hours(24);
+
+pub(super) fn read(root: &Table<'_>, is_operation: &dyn Fn(&str) -> bool) -> Settings {
+    let default = Settings { max_bytes: 64 << 20, rules: Vec::new() };
+    let Some(table) = root.section("cache") else { return default };
+    let max_bytes = table.get("max_bytes").and_then(|v| v.size(0..=64 << 30)).unwrap_or(default.max_bytes);
+    let mut rules: Vec<At<Rule>> = Vec::new();
+    for section in table.sections("rules") {
+        let at = section.at;
+        let Some(rule) = rule(section, is_operation) else { continue };
+        if let Some(earlier) = rules.iter().find(|earlier| earlier.value.operation == rule.operation) {
+            let line = root.source.line(earlier.at);
+            root.source.problem(
+                at,
+                format!("the operation `{}` already has a rule in line {line}", rule.operation),
+                None,
+            );
+        }
+        rules.push(At { value: rule, at });
+    }
+    table.close();
+    Settings { max_bytes, rules: rules.into_iter().map(|rule| rule.value).collect() }
+}
+
+fn rule(table: Table<'_>, is_operation: &dyn Fn(&str) -> bool) -> Option<Rule> {
+    let operation = table.require("operation", "\"search_knowledge\"").and_then(|v| {
+        let id = v.string("the id of an operation")?;
+        let help = "list the operations with `tollbridge operations`".to_owned();
+        if is_operation(id) {
+            Some(id.to_owned())
+        } else {
+            v.problem(format!("is `{id}`, which is no operation"), Some(help))
+        }
+    });
+    let life = |value: Option<Value<'_>>| value.and_then(|v| v.duration(Duration::ZERO..=TTL_MAX));
+    let ttl = life(table.require("ttl", "\"30s\""));
+    let stale_while_revalidate = life(table.get("stale_while_revalidate")).unwrap_or_default();
+    let stale_if_error = life(table.get("stale_if_error")).unwrap_or_default();
+    table.close();
+    Some(Rule { operation: operation?, ttl: ttl?, stale_while_revalidate, stale_if_error })
+}

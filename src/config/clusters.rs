@@ -1,0 +1,335 @@
+//! Owns `[[clusters]]`: where AgentOS is, how Tollbridge presents itself there, and who may use it.
+//! Does not connect and resolves no names.
+//! Invariant: a cluster that several tenants may use keeps their users and their knowledge apart.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::principal::TenantId;
+
+use super::reader::{At, Table, Value, nearest, quoted};
+use super::secrets::is_pem;
+use super::targets::cluster::{
+    Balance, CredentialSettings, Health, Knowledge, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
+};
+use super::targets::identity::UnknownTenant;
+use super::targets::outbound::Origin;
+use super::tenants;
+
+/// The clusters, and for every tenant the names of those that it may use, default first.
+pub(super) type Read = (Vec<Settings>, BTreeMap<TenantId, Vec<Arc<str>>>);
+
+/// A cluster with what its Settings do not keep: where its keys stand.
+struct Placed {
+    settings: Settings,
+    at: usize,
+    hosts: Vec<At<String>>,
+    user_id: At<String>,
+    knowledge: Option<usize>,
+}
+
+pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, unknown: UnknownTenant) -> Option<Read> {
+    let sections = root.sections("clusters");
+    if root.get("clusters").is_none() {
+        let help = "add `[[clusters]]` with `name` and `endpoints`".to_owned();
+        root.source.problem(0, "the file has no cluster", Some(help));
+    }
+    let complete = sections.len();
+    let mut clusters: Vec<Placed> = Vec::new();
+    for section in sections {
+        let Some(cluster) = cluster(section) else { continue };
+        for earlier in &clusters {
+            collide(root, earlier, &cluster);
+        }
+        clusters.push(cluster);
+    }
+    if clusters.len() < complete {
+        return None;
+    }
+    let names: Vec<Arc<str>> = clusters.iter().map(|cluster| Arc::clone(&cluster.settings.name)).collect();
+    let allowed = allowed(root, tenants, &names);
+    for cluster in &mut clusters {
+        let uses = |(_, names): &(&TenantId, &Vec<Arc<str>>)| names.contains(&cluster.settings.name);
+        let users = allowed.iter().filter(uses).map(|(tenant, _)| tenant.clone()).collect();
+        cluster.settings.tenants = users;
+        isolate(root, cluster, unknown);
+    }
+    Some((clusters.into_iter().map(|cluster| cluster.settings).collect(), allowed))
+}
+
+/// For every tenant the clusters that it may use.
+fn allowed(root: &Table<'_>, tenants: &tenants::Read, names: &[Arc<str>]) -> BTreeMap<TenantId, Vec<Arc<str>>> {
+    let resolve = |name: &At<String>, tenant: &TenantId| {
+        let found = names.iter().find(|known| ***known == *name.value).cloned();
+        if found.is_none() {
+            let candidates = || names.iter().map(|name| &**name);
+            let help = nearest(&name.value, candidates())
+                .unwrap_or_else(|| format!("the clusters are {}", quoted(candidates())));
+            let message = format!("the tenant `{tenant}` names the unknown cluster `{}`", name.value);
+            root.source.problem(name.at, message, Some(help));
+        }
+        found
+    };
+    let clusters = |(id, tenant): (&TenantId, &tenants::Tenant)| {
+        let clusters = match &tenant.clusters {
+            Some(written) => written.iter().filter_map(|name| resolve(name, id)).collect(),
+            None => names.to_vec(),
+        };
+        (id.clone(), clusters)
+    };
+    tenants.tenants.iter().map(clusters).collect()
+}
+
+/// Reports what two clusters must not have in common.
+fn collide(root: &Table<'_>, earlier: &Placed, cluster: &Placed) {
+    let line = root.source.line(earlier.at);
+    if earlier.settings.name == cluster.settings.name {
+        let message = format!("the cluster `{}` is already defined in line {line}", cluster.settings.name);
+        root.source.problem(cluster.at, message, None);
+    }
+    for host in &cluster.hosts {
+        if earlier.hosts.iter().any(|other| other.value == host.value) {
+            let message = format!("the host `{}` already leads to the cluster `{}`", host.value, earlier.settings.name);
+            root.source.problem(host.at, message, Some("a host leads to one cluster".to_owned()));
+        }
+    }
+}
+
+/// Reports a cluster whose tenants would see each other.
+fn isolate(root: &Table<'_>, cluster: &Placed, unknown: UnknownTenant) {
+    let name = &cluster.settings.name;
+    let users = match (unknown, cluster.settings.tenants.len()) {
+        (UnknownTenant::Deny, 0 | 1) => return,
+        (UnknownTenant::Deny, count) => format!("{count} tenants may use the cluster `{name}`"),
+        (UnknownTenant::DefaultPlan, _) => format!("tenants outside `[tenants]` may use the cluster `{name}`"),
+    };
+    if !cluster.user_id.value.contains("{tenant}") {
+        let message = format!("{users}, but its `user_id` does not tell them apart");
+        let help = "write `user_id = \"{tenant}~{subject}\"`, or let one tenant use it".to_owned();
+        root.source.problem(cluster.user_id.at, message, Some(help));
+    }
+    match &cluster.settings.knowledge {
+        Knowledge::Unset if cluster.knowledge.is_none() => {
+            let message = format!("{users}, but it does not say whose knowledge is whose");
+            let help = "write `knowledge = { metadata = \"tenant\" }`, or let one tenant use it".to_owned();
+            root.source.problem(cluster.at, message, Some(help));
+        }
+        Knowledge::Exclusive => {
+            let message = format!("{users}, but its `knowledge` is `exclusive`");
+            let help = "write `knowledge = { metadata = \"tenant\" }`, or let one tenant use it".to_owned();
+            root.source.problem(cluster.knowledge.unwrap_or(cluster.at), message, Some(help));
+        }
+        Knowledge::Unset | Knowledge::Metadata(_) => {}
+    }
+}
+
+fn cluster(table: Table<'_>) -> Option<Placed> {
+    let name = table.require("name", "\"main\"").and_then(|v| cluster_name(&v));
+    let hosts = table.get("hosts").and_then(|v| hosts(&v)).unwrap_or_default();
+    let endpoints = endpoints(&table);
+    let balance = table.get("balance").and_then(|v| {
+        v.word(&[
+            ("least_requests", Balance::LeastRequests),
+            ("round_robin", Balance::RoundRobin),
+            ("session_hash", Balance::SessionHash),
+        ])
+    });
+    let user_id = user_id(&table);
+    let help = "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }";
+    let credential = table.require("credential", help).and_then(|v| credential(&v));
+    let knowledge_value = table.get("knowledge");
+    let knowledge = knowledge_value.as_ref().and_then(knowledge).unwrap_or(Knowledge::Unset);
+    let (health, timeouts) = (health(&table), timeouts(&table));
+    let at = table.at;
+    table.close();
+    let (user_id, template) = user_id?;
+    let settings = Settings {
+        name: name?,
+        hosts: hosts.iter().map(|host| host.value.clone()).collect(),
+        endpoints: endpoints?,
+        balance: balance.unwrap_or(Balance::LeastRequests),
+        user_id: template,
+        credential: credential?,
+        knowledge,
+        health,
+        timeouts,
+        tenants: Vec::new(),
+    };
+    Some(Placed { settings, at, hosts, user_id, knowledge: knowledge_value.map(|value| value.at) })
+}
+
+fn cluster_name(value: &Value<'_>) -> Option<Arc<str>> {
+    let name = value.string("a name")?;
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if plain && name.len() <= 64 {
+        return Some(name.into());
+    }
+    value.problem(format!("is `{name}`, but must be 1 to 64 characters of `A-Z a-z 0-9 . _ -`"), None)
+}
+
+fn hosts(value: &Value<'_>) -> Option<Vec<At<String>>> {
+    let each = "a host name such as `\"agents.example.com\"`";
+    let mut hosts = Vec::new();
+    for host in value.strings(each)? {
+        let name = host.value.to_ascii_lowercase();
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.chars().all(plain) {
+            hosts.push(At { value: name, at: host.at });
+            continue;
+        }
+        let bare = name.split_once("://").map_or(&*name, |(_, rest)| rest);
+        let bare: String = bare.chars().take_while(|c| plain(*c)).collect();
+        let help = Some(format!("did you mean `\"{bare}\"`?")).filter(|_| !bare.is_empty());
+        value.source.problem(host.at, format!("`{}` is not {each}", host.value), help);
+    }
+    Some(hosts)
+}
+
+fn endpoints(table: &Table<'_>) -> Option<Vec<Origin>> {
+    if let Some(value) = table.get("dns") {
+        let help = "list the addresses in `endpoints`".to_owned();
+        return value.problem("cannot be used by this version", Some(help));
+    }
+    let value = table.require("endpoints", "[\"http://127.0.0.1:7777\"]")?;
+    let items = value.list("a list of URLs such as `[\"http://127.0.0.1:7777\"]`")?;
+    if items.is_empty() {
+        return value.problem("is empty: the cluster could answer nothing", None);
+    }
+    let read: Vec<Option<Origin>> = items.iter().map(endpoint).collect();
+    let origins = read.into_iter().collect::<Option<Vec<Origin>>>()?;
+    let repeats = |(index, origin): &(usize, &Origin)| origins.iter().take(*index).any(|earlier| earlier == *origin);
+    for (index, _) in origins.iter().enumerate().filter(repeats) {
+        if let Some(item) = items.get(index) {
+            item.problem::<()>("repeats an endpoint", None);
+        }
+    }
+    Some(origins)
+}
+
+fn endpoint(value: &Value<'_>) -> Option<Origin> {
+    let text = value.string("a URL such as `\"http://127.0.0.1:7777\"`")?;
+    let help = || (!text.contains("://")).then(|| format!("did you mean `\"http://{text}\"`?"));
+    match text.parse::<Origin>() {
+        Ok(origin) => Some(origin),
+        Err(bad) => value.problem(format!("is no endpoint: {}", bad.reason), help()),
+    }
+}
+
+fn user_id(table: &Table<'_>) -> Option<(At<String>, UserIdTemplate)> {
+    let default = "{tenant}~{subject}";
+    let value = table.get("user_id");
+    let (text, at) = match &value {
+        Some(value) => (value.string("a template such as `\"{tenant}~{subject}\"`")?, value.at),
+        None => (default, table.at),
+    };
+    let template = UserIdTemplate::parse(text);
+    match (template, value) {
+        (Some(template), _) => Some((At { value: text.to_owned(), at }, template)),
+        (None, Some(value)) => {
+            let help = "write `\"{tenant}~{subject}\"`, or `\"{subject}\"` for an AgentOS of one tenant".to_owned();
+            value.problem(format!("is `{text}`, which is no template"), Some(help))
+        }
+        (None, None) => None,
+    }
+}
+
+fn credential(value: &Value<'_>) -> Option<CredentialSettings> {
+    if value.text().is_some() {
+        return value.word(&[("none", CredentialSettings::None), ("forward", CredentialSettings::Forward)]);
+    }
+    if !value.is_table() {
+        return value.wrong_type("`{ mint = … }`, `{ bearer = … }`, `\"none\"` or `\"forward\"`");
+    }
+    let table = value.table()?;
+    let (minted, bearer) = (table.get("mint"), table.get("bearer"));
+    table.close();
+    match (minted, bearer) {
+        (Some(value), None) => mint(&value),
+        (None, Some(value)) => Some(CredentialSettings::Bearer(value.secret()?.value)),
+        (Some(_), Some(_)) => value.problem("names both `mint` and `bearer`", Some("keep one of them".to_owned())),
+        (None, None) => value.problem("is empty", Some("write `mint` or `bearer`".to_owned())),
+    }
+}
+
+fn mint(value: &Value<'_>) -> Option<CredentialSettings> {
+    let table = value.table()?;
+    let algorithms =
+        [("HS256", MintAlgorithm::HS256), ("HS384", MintAlgorithm::HS384), ("HS512", MintAlgorithm::HS512)];
+    let algorithm = match table.get("algorithm") {
+        Some(value) => value.word(&algorithms),
+        None => Some(MintAlgorithm::HS256),
+    };
+    let key_value = table.require("key", "{ env = \"AGENTOS_JWT_KEY\" }");
+    let key = key_value.as_ref().and_then(|v| v.secret());
+    let audience = table.require("audience", "\"my-os\"").and_then(|v| v.string("the id of the AgentOS"));
+    table.close();
+    let (algorithm, key) = (algorithm?, key?.value);
+    if key.expose().len() < 32 {
+        let help = "give AgentOS and Tollbridge a key from `openssl rand -hex 32` (RFC 7518 §3.2)".to_owned();
+        value.source.warn(value.at, "the key that mints tokens for AgentOS is shorter than 32 bytes", Some(help));
+    }
+    if let Some(value) = key_value.filter(|_| is_pem(&key)) {
+        let help = "HS algorithms need the shared secret that AgentOS verifies with".to_owned();
+        return value.problem("is a PEM key, but `algorithm` is HS", Some(help));
+    }
+    Some(CredentialSettings::Mint { algorithm, key, audience: audience?.to_owned() })
+}
+
+fn knowledge(value: &Value<'_>) -> Option<Knowledge> {
+    if value.text().is_some() {
+        return value.word(&[("exclusive", Knowledge::Exclusive)]);
+    }
+    if !value.is_table() {
+        return value.wrong_type("`\"exclusive\"` or `{ metadata = \"tenant\" }`");
+    }
+    let table = value.table()?;
+    let key = table.require("metadata", "\"tenant\"").and_then(|v| v.string("the name of a metadata key"));
+    table.close();
+    Some(Knowledge::Metadata(key?.to_owned()))
+}
+
+fn health(cluster: &Table<'_>) -> Health {
+    let default =
+        Health { path: "/health".to_owned(), interval: Duration::from_secs(2), timeout: Duration::from_secs(1) };
+    let Some(table) = cluster.section("health") else { return default };
+    let path = table.get("path").and_then(|v| {
+        let path = v.string("a path such as `\"/health\"`")?;
+        if path.starts_with('/') { Some(path.to_owned()) } else { v.problem("must begin with `/`", None) }
+    });
+    let range = || Duration::from_millis(100)..=Duration::from_mins(5);
+    let interval = table.get("interval").and_then(|v| v.duration(range()));
+    let timeout = table.get("timeout").and_then(|v| v.duration(range()));
+    table.close();
+    Health {
+        path: path.unwrap_or(default.path),
+        interval: interval.unwrap_or(default.interval),
+        timeout: timeout.unwrap_or(default.timeout),
+    }
+}
+
+fn timeouts(cluster: &Table<'_>) -> Timeouts {
+    let default = Timeouts {
+        connect: Duration::from_secs(1),
+        response_header: Duration::from_mins(2),
+        stream_idle: Duration::from_mins(5),
+        stream_max: Duration::from_hours(1),
+    };
+    let Some(table) = cluster.section("timeouts") else { return default };
+    let time = |key: &'static str, high: Duration, default: Duration| {
+        let written = table.get(key).and_then(|v: Value<'_>| v.duration(Duration::from_millis(10)..=high));
+        written.unwrap_or(default)
+    };
+    let timeouts = Timeouts {
+        connect: time("connect", Duration::from_mins(1), default.connect),
+        response_header: time("response_header", Duration::from_hours(1), default.response_header),
+        stream_idle: time("stream_idle", Duration::from_hours(24), default.stream_idle),
+        stream_max: time("stream_max", Duration::from_hours(24), default.stream_max),
+    };
+    if timeouts.stream_idle > timeouts.stream_max {
+        let message = format!("`stream_idle` in {} is longer than `stream_max`", table.label());
+        table.source.problem(table.at, message, Some("a stream ends at `stream_max` in any case".to_owned()));
+    }
+    table.close();
+    timeouts
+}

@@ -1,0 +1,421 @@
+//! Owns typed reading of TOML with places: tables that know which keys were asked for, and values that
+//! report what is wrong with them and let the reader go on.
+//! Does not know any key of Tollbridge (the section files do).
+//! Invariant: a method that returns `None` for a present value has reported a problem.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Place, Problem};
+use super::secrets::Env;
+use super::units::{DURATION, SIZE, Units};
+
+/// The file that is read, and what was found in it so far.
+pub(super) struct Source<'a> {
+    file: String,
+    dir: PathBuf,
+    text: &'a str,
+    /// Where environment variables come from.
+    pub(super) env: &'a dyn Env,
+    problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
+}
+
+/// A value with the byte offset where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) at: usize,
+}
+
+/// A TOML table under its name.
+pub(super) struct Table<'a> {
+    pub(super) source: &'a Source<'a>,
+    name: String,
+    /// Offset of its header or its opening brace.
+    pub(super) at: usize,
+    rows: &'a DeTable<'a>,
+    known: RefCell<Vec<&'static str>>,
+}
+
+/// A TOML value under its name.
+#[derive(Clone)]
+pub(super) struct Value<'a> {
+    pub(super) source: &'a Source<'a>,
+    /// How messages call it, such as `` `listen` in `[server]` ``.
+    pub(super) label: String,
+    path: String,
+    pub(super) at: usize,
+    value: &'a DeValue<'a>,
+}
+
+// === impl Source ===
+
+impl<'a> Source<'a> {
+    pub(super) fn new(path: &Path, text: &'a str, env: &'a dyn Env) -> Self {
+        let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let file = path.display().to_string();
+        Self { file, dir, text, env, problems: RefCell::default(), warnings: RefCell::default() }
+    }
+
+    /// Reports what makes the file unusable.
+    pub(super) fn problem(&self, at: usize, message: impl Into<String>, help: Option<String>) {
+        self.problems.borrow_mut().push(self.finding(at, message.into(), help));
+    }
+
+    /// Reports what an operator should know although the file is usable.
+    pub(super) fn warn(&self, at: usize, message: impl Into<String>, help: Option<String>) {
+        self.warnings.borrow_mut().push(self.finding(at, message.into(), help));
+    }
+
+    /// The line of an offset, for messages that point at a second place.
+    pub(super) fn line(&self, at: usize) -> usize {
+        Place::of(self.text, at).line
+    }
+
+    /// A path as written in the file, relative to the file's directory.
+    pub(super) fn path(&self, written: &str) -> PathBuf {
+        self.dir.join(written)
+    }
+
+    /// Everything found: problems and warnings, each in file order.
+    pub(super) fn findings(self) -> (Vec<Problem>, Vec<Problem>) {
+        let in_order = |found: RefCell<Vec<Problem>>| {
+            let mut found = found.into_inner();
+            found.sort_by_key(|problem| problem.place);
+            found
+        };
+        (in_order(self.problems), in_order(self.warnings))
+    }
+
+    fn finding(&self, at: usize, message: String, help: Option<String>) -> Problem {
+        Problem { file: self.file.clone(), place: Some(Place::of(self.text, at)), message, help }
+    }
+}
+
+// === impl Table ===
+
+impl<'a> Table<'a> {
+    /// The whole document.
+    pub(super) fn root(source: &'a Source<'a>, rows: &'a DeTable<'a>) -> Self {
+        Self { source, name: String::new(), at: 0, rows, known: RefCell::default() }
+    }
+
+    /// The value of a key, which from now on is a known key of this table.
+    pub(super) fn get(&self, key: &'static str) -> Option<Value<'a>> {
+        if !self.known.borrow().contains(&key) {
+            self.known.borrow_mut().push(key);
+        }
+        let (_, value) = self.rows.iter().find(|(name, _)| name.get_ref() == key)?;
+        Some(self.value(key, value.span().start, value.get_ref()))
+    }
+
+    /// The value of a key that must be there. `example` continues "write".
+    pub(super) fn require(&self, key: &'static str, example: &str) -> Option<Value<'a>> {
+        let value = self.get(key);
+        if value.is_none() {
+            let message = format!("{} lacks `{key}`", self.label());
+            self.source.problem(self.at, message, Some(format!("write `{key} = {example}`")));
+        }
+        value
+    }
+
+    /// The table of a key that must be there. `example` is a line of it.
+    pub(super) fn require_section(&self, key: &'static str, example: &str) -> Option<Table<'a>> {
+        let value = self.get(key);
+        if value.is_none() {
+            let message = format!("{} lacks the table `[{key}]`", self.label());
+            self.source.problem(self.at, message, Some(format!("write `[{key}]` and below it `{example}`")));
+        }
+        value?.table()
+    }
+
+    /// The table of a key. `None` when absent: its defaults apply.
+    pub(super) fn section(&self, key: &'static str) -> Option<Table<'a>> {
+        self.get(key)?.table()
+    }
+
+    /// The tables of an array of tables, empty when absent or wrong.
+    pub(super) fn sections(&self, key: &'static str) -> Vec<Table<'a>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let path = value.path.clone();
+        let items = value.list("a list of tables").unwrap_or_default();
+        items.into_iter().filter_map(|item| item.named_table(format!("[[{path}]]"))).collect()
+    }
+
+    /// Every key with its value, for tables whose keys are names.
+    pub(super) fn entries(&self) -> Vec<(At<&'a str>, Value<'a>)> {
+        let entry = |(key, value): (&'a toml::Spanned<toml::de::DeString<'a>>, &'a toml::Spanned<DeValue<'a>>)| {
+            let name: &'a str = key.get_ref();
+            (At { value: name, at: key.span().start }, self.value(name, key.span().start, value.get_ref()))
+        };
+        self.rows.iter().map(entry).collect()
+    }
+
+    /// Reports every key that nobody asked for.
+    pub(super) fn close(self) {
+        let known = self.known.borrow();
+        for (key, _) in self.rows.iter().filter(|(key, _)| !known.contains(&key.get_ref().as_ref())) {
+            let name: &str = key.get_ref();
+            let place =
+                if self.name.is_empty() { "at the top level".to_owned() } else { format!("in `{}`", self.name) };
+            let help = nearest(name, known.iter().copied())
+                .unwrap_or_else(|| format!("the keys are {}", quoted(known.iter().copied())));
+            self.source.problem(key.span().start, format!("unknown key `{name}` {place}"), Some(help));
+        }
+    }
+
+    /// How messages call the table.
+    pub(super) fn label(&self) -> String {
+        if self.name.is_empty() { "the file".to_owned() } else { format!("`{}`", self.name) }
+    }
+
+    fn value(&self, key: &str, at: usize, value: &'a DeValue<'a>) -> Value<'a> {
+        let inner = self.name.trim_matches(['[', ']']);
+        let path = if inner.is_empty() { key.to_owned() } else { format!("{inner}.{key}") };
+        let label = if inner.is_empty() { format!("`{key}`") } else { format!("`{key}` in `{}`", self.name) };
+        Value { source: self.source, label, path, at, value }
+    }
+}
+
+// === impl Value ===
+
+impl<'a> Value<'a> {
+    /// Reports a problem with this value: the message begins with its label.
+    pub(super) fn problem<T>(&self, what: impl AsRef<str>, help: Option<String>) -> Option<T> {
+        self.source.problem(self.at, format!("{} {}", self.label, what.as_ref()), help);
+        None
+    }
+
+    /// Wraps a result with this value's place.
+    pub(super) fn at<T>(&self, value: T) -> At<T> {
+        At { value, at: self.at }
+    }
+
+    /// Reports that the value has the wrong type.
+    pub(super) fn wrong_type<T>(&self, expected: &str) -> Option<T> {
+        self.problem(format!("must be {expected}, not {}", self.found()), None)
+    }
+
+    /// The text, when this is a string. Reports nothing.
+    pub(super) fn text(&self) -> Option<&'a str> {
+        match self.value {
+            DeValue::String(text) => Some(text),
+            DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)
+            | DeValue::Array(_)
+            | DeValue::Table(_) => None,
+        }
+    }
+
+    /// Says whether this is a table. Reports nothing.
+    pub(super) fn is_table(&self) -> bool {
+        self.value.is_table()
+    }
+
+    /// Says whether this is a list. Reports nothing.
+    pub(super) fn is_list(&self) -> bool {
+        self.value.is_array()
+    }
+
+    pub(super) fn string(&self, expected: &str) -> Option<&'a str> {
+        let text = self.text().or_else(|| self.wrong_type(expected))?;
+        if text.is_empty() { self.problem("is empty", Some(format!("it must be {expected}"))) } else { Some(text) }
+    }
+
+    pub(super) fn boolean(&self) -> Option<bool> {
+        self.value.as_bool().or_else(|| self.wrong_type("`true` or `false`"))
+    }
+
+    pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        let Some(integer) = self.value.as_integer() else { return self.wrong_type("a whole number") };
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        number.filter(|number| range.contains(number)).or_else(|| {
+            let (low, high) = (range.start(), range.end());
+            self.problem(format!("is `{integer}`, but must be from `{low}` to `{high}`"), None)
+        })
+    }
+
+    pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
+        let range = super::units::millis(*range.start())..=super::units::millis(*range.end());
+        self.quantity(&DURATION, range).map(Duration::from_millis)
+    }
+
+    pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
+        self.quantity(&SIZE, range)
+    }
+
+    /// One of a closed set of words.
+    pub(super) fn word<T: Clone>(&self, words: &[(&'static str, T)]) -> Option<T> {
+        let names = || words.iter().map(|(name, _)| *name);
+        let several = if words.len() > 1 { "one of " } else { "" };
+        let expected = format!("{several}{}", quoted(names()));
+        let text = self.text().or_else(|| self.wrong_type(&expected))?;
+        let found = words.iter().find(|(name, _)| *name == text).map(|(_, meaning)| meaning.clone());
+        found.or_else(|| self.problem(format!("is `{text}`, which is not {expected}"), nearest(text, names())))
+    }
+
+    pub(super) fn list(&self, expected: &str) -> Option<Vec<Value<'a>>> {
+        let Some(items) = self.value.as_array() else { return self.wrong_type(expected) };
+        let item = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| Value {
+            source: self.source,
+            label: format!("item {} of {}", index + 1, self.label),
+            path: self.path.clone(),
+            at: value.span().start,
+            value: value.get_ref(),
+        };
+        Some(items.iter().enumerate().map(item).collect())
+    }
+
+    /// A list of non-empty strings without duplicates.
+    pub(super) fn strings(&self, each: &str) -> Option<Vec<At<&'a str>>> {
+        let mut seen: Vec<At<&'a str>> = Vec::new();
+        for item in self.list(&format!("a list, each item {each}"))? {
+            let Some(text) = item.string(each) else { continue };
+            if seen.iter().any(|earlier| earlier.value == text) {
+                item.problem::<()>(format!("repeats `{text}`"), None);
+            }
+            seen.push(item.at(text));
+        }
+        Some(seen)
+    }
+
+    pub(super) fn table(&self) -> Option<Table<'a>> {
+        self.named_table(format!("[{}]", self.path))
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        let expected = "an address and port such as `\"127.0.0.1:8080\"`";
+        let text = self.string(expected)?;
+        text.parse().ok().or_else(|| {
+            let help = text.starts_with("localhost:").then(|| "write `127.0.0.1` instead of `localhost`".to_owned());
+            let help = help.or_else(|| text.starts_with(':').then(|| format!("did you mean `\"0.0.0.0{text}\"`?")));
+            self.problem(format!("is `{text}`, which is not {expected}"), help)
+        })
+    }
+
+    /// An absolute `http` or `https` URL.
+    pub(super) fn url(&self) -> Option<url::Url> {
+        let expected = "a URL such as `\"https://gateway.example.com\"`";
+        let text = self.string(expected)?;
+        let web = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+        let url = url::Url::parse(text).ok().filter(web);
+        url.or_else(|| self.problem(format!("is `{text}`, which is not {expected}"), None))
+    }
+
+    /// A path, relative to the file.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        self.string("a path").map(|written| self.source.path(written))
+    }
+
+    /// A point in time, in seconds since the Unix epoch.
+    pub(super) fn time(&self) -> Option<u64> {
+        let expected = "a time with an offset such as `2027-01-31T00:00:00Z`";
+        let DeValue::Datetime(written) = self.value else { return self.wrong_type(expected) };
+        unix_seconds(written).or_else(|| self.problem(format!("is `{written}`, which is not {expected}"), None))
+    }
+
+    fn named_table(&self, name: String) -> Option<Table<'a>> {
+        let Some(rows) = self.value.as_table() else { return self.wrong_type("a table") };
+        Some(Table { source: self.source, name, at: self.at, rows, known: RefCell::default() })
+    }
+
+    fn quantity(&self, units: &Units, range: RangeInclusive<u64>) -> Option<u64> {
+        let text = self.text().or_else(|| self.wrong_type(units.expected))?;
+        let quantity = match units.parse(text) {
+            Ok(quantity) => quantity,
+            Err(unreadable) => return self.problem(unreadable.what, Some(unreadable.help)),
+        };
+        if range.contains(&quantity) {
+            return Some(quantity);
+        }
+        let (low, high) = (units.show(*range.start()), units.show(*range.end()));
+        self.problem(format!("is `{text}`, but must be from `{low}` to `{high}`"), None)
+    }
+
+    fn found(&self) -> &'static str {
+        match self.value {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "an integer",
+            DeValue::Float(_) => "a float",
+            DeValue::Boolean(_) => "a boolean",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        }
+    }
+}
+
+/// "did you mean …?" for the candidate that is close enough to be a slip.
+pub(super) fn nearest<'c>(written: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
+    // Case is the commonest slip and no distance at all.
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&written.to_lowercase(), &candidate.to_lowercase());
+    let scored = candidates.map(|candidate| (distance(candidate), candidate));
+    let (distance, candidate) = scored.min()?;
+    let slip = (written.chars().count().max(candidate.chars().count()) / 3).max(1);
+    (distance <= slip).then(|| format!("did you mean `{candidate}`?"))
+}
+
+/// Words in backticks, separated by commas.
+pub(super) fn quoted<'c>(words: impl Iterator<Item = &'c str>) -> String {
+    words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Days since 1970-01-01 of a proleptic Gregorian date, after Howard Hinnant's `days_from_civil`.
+fn unix_seconds(written: &toml::value::Datetime) -> Option<u64> {
+    let (date, time, offset) = (written.date?, written.time?, written.offset?);
+    let offset_minutes = match offset {
+        toml::value::Offset::Z => 0,
+        toml::value::Offset::Custom { minutes } => i64::from(minutes),
+    };
+    let (month, day) = (i64::from(date.month), i64::from(date.day));
+    let year = i64::from(date.year) - i64::from(month <= 2);
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    let second = i64::from(time.second.unwrap_or(0));
+    let seconds = days * 86_400 + i64::from(time.hour) * 3_600 + i64::from(time.minute) * 60 + second;
+    u64::try_from(seconds - offset_minutes * 60).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_unix_seconds() {
+        for (written, expected) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2000-03-01T00:00:00Z", Some(951_868_800)),
+            ("2024-02-29T12:30:45Z", Some(1_709_209_845)),
+            ("2024-02-29T12:30:45+02:00", Some(1_709_202_645)),
+            ("2024-02-29T12:30:45", None),
+            ("2024-02-29", None),
+            ("1969-12-31T23:59:59Z", None),
+        ] {
+            assert_eq!(unix_seconds(&written.parse().unwrap()), expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn only_a_slip_is_worth_a_suggestion() {
+        let keys = ["listen", "public_url", "threads"];
+        for (written, expected) in [
+            ("lisetn", Some("did you mean `listen`?")),
+            ("Listen", Some("did you mean `listen`?")),
+            ("public_uri", Some("did you mean `public_url`?")),
+            ("completely_different", None),
+        ] {
+            assert_eq!(nearest(written, keys.into_iter()).as_deref(), expected, "{written}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Owns `[server]`, `[server.limits]`, `[admin]` and `[mcp]`: what listens, and for whom.
+//! Does not bind and does not load certificates.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::gateway::Limits;
+use crate::secret::Secret;
+use crate::{admin, mcp, proxy};
+
+use super::reader::{Table, Value, nearest, quoted};
+use super::runtime::{ServerSettings, Threads};
+use super::secrets::unreadable;
+
+/// Shortest `[server] secret`: the output size of the MAC.
+const SECRET_BYTES_MIN: usize = 32;
+/// Shortest admin token.
+const TOKEN_BYTES_MIN: usize = 16;
+/// The toolsets that exist.
+const TOOLSETS: [&str; 4] = ["agents", "knowledge", "approvals", "sessions"];
+
+/// What these sections hold.
+pub(super) struct Read {
+    pub(super) server: ServerSettings,
+    pub(super) secrets: Vec<Secret>,
+    pub(super) limits: Limits,
+    pub(super) proxy: proxy::Settings,
+    pub(super) mcp: mcp::Settings,
+    pub(super) admin: admin::Settings,
+}
+
+pub(super) fn read(root: &Table<'_>) -> Option<Read> {
+    let Some(table) = root.require_section("server", "secret = { env = \"TOLLBRIDGE_SECRET\" }") else {
+        // For their problems only.
+        admin_door(root, None);
+        mcp_door(root, None);
+        return None;
+    };
+    let listen = table.get("listen").map_or(Some(loopback(8080)), |v| v.address());
+    let public_url = public_url(&table, listen);
+    let tls = table.get("tls").and_then(|v| tls(&v));
+    let h2c = table.get("h2c").and_then(|v| v.boolean()).unwrap_or(false);
+    let secrets = secrets(&table);
+    let threads = table.get("threads").and_then(|v| threads(&v)).unwrap_or(Threads::Auto);
+    let drain = seconds(0)..=Duration::from_hours(1);
+    let drain_timeout = table.get("drain_timeout").and_then(|v| v.duration(drain)).unwrap_or(seconds(30));
+    let (limits, connections_max) = limits(&table);
+    table.close();
+    let admin = admin_door(root, listen);
+    let mcp = mcp_door(root, public_url.as_ref());
+    let server = ServerSettings { listen: listen?, threads, drain_timeout, connections_max };
+    let proxy = proxy::Settings { public_url: public_url?, tls, h2c };
+    Some(Read { server, secrets: secrets?, limits, proxy, mcp: mcp?, admin: admin? })
+}
+
+fn public_url(table: &Table<'_>, listen: Option<SocketAddr>) -> Option<url::Url> {
+    let Some(value) = table.get("public_url") else {
+        let (listen, scheme) = (listen?, if table.get("tls").is_some() { "https" } else { "http" });
+        if listen.ip().is_unspecified() {
+            let message = format!("{} lacks `public_url`, and clients cannot reach `{listen}`", table.label());
+            let help = "write `public_url = \"https://gateway.example.com\"`: MCP checks Host and Origin against it";
+            table.source.warn(table.at, message, Some(help.to_owned()));
+        }
+        return url::Url::parse(&format!("{scheme}://{listen}")).ok();
+    };
+    let url = value.url()?;
+    let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    let anonymous = url.username().is_empty() && url.password().is_none();
+    if bare && anonymous {
+        return Some(url);
+    }
+    let help = format!("write `{}`", url.origin().ascii_serialization());
+    value.problem("must hold scheme, host and port only", Some(help))
+}
+
+fn tls(value: &Value<'_>) -> Option<proxy::Tls> {
+    let table = value.table()?;
+    let file = |value: Value<'_>| {
+        let path = value.path()?;
+        match std::fs::File::open(&path) {
+            Ok(_) => Some(path),
+            Err(error) => value.problem(format!("cannot be read: {}", unreadable(error)), None),
+        }
+    };
+    let certificate = table.require("certificate", "\"server.pem\"").and_then(file);
+    let key = table.require("key", "\"server.key\"").and_then(file);
+    let client_ca = table.get("client_ca").and_then(file);
+    table.close();
+    Some(proxy::Tls { certificate: certificate?, key: key?, client_ca })
+}
+
+/// One secret or a list of them: the first signs, all verify.
+fn secrets(table: &Table<'_>) -> Option<Vec<Secret>> {
+    let value = table.require("secret", "{ env = \"TOLLBRIDGE_SECRET\" }")?;
+    let items = if value.is_list() { value.list("a list of secrets")? } else { vec![value.clone()] };
+    if items.is_empty() {
+        return value.problem("is an empty list", Some("name at least one secret".to_owned()));
+    }
+    let long_enough = |item: &Value<'_>| {
+        let secret = item.secret()?.value;
+        let bytes = secret.expose().len();
+        if bytes >= SECRET_BYTES_MIN {
+            return Some(secret);
+        }
+        let help = "make one with `openssl rand -hex 32`".to_owned();
+        item.problem(format!("refers to a secret of {bytes} bytes, but needs at least {SECRET_BYTES_MIN}"), Some(help))
+    };
+    // Every item is read before the first failure counts.
+    let read: Vec<Option<Secret>> = items.iter().map(long_enough).collect();
+    read.into_iter().collect()
+}
+
+fn threads(value: &Value<'_>) -> Option<Threads> {
+    match value.text() {
+        Some(_) => value.word(&[("auto", Threads::Auto)]),
+        None => value.integer(1..=1024).map(|count| Threads::Count(narrow(count))),
+    }
+}
+
+fn limits(server: &Table<'_>) -> (Limits, usize) {
+    let (default, connections) = (Limits::default(), 20_000);
+    let Some(table) = server.section("limits") else { return (default, connections) };
+    let size = |key, low, high| table.get(key).and_then(|v: Value<'_>| v.size(low..=high));
+    let limits = Limits {
+        header_bytes: size("header_bytes", 1 << 10, 1 << 20).map_or(default.header_bytes, narrow),
+        body_bytes: size("body_bytes", 1 << 10, 64 << 30).unwrap_or(default.body_bytes),
+        form_field_bytes: size("form_field_bytes", 1 << 10, 64 << 20).map_or(default.form_field_bytes, narrow),
+        json_body_bytes: size("json_body_bytes", 1 << 10, 64 << 20).map_or(default.json_body_bytes, narrow),
+        header_timeout: table
+            .get("header_timeout")
+            .and_then(|v| v.duration(Duration::from_millis(100)..=seconds(300)))
+            .unwrap_or(default.header_timeout),
+    };
+    let connections = table.get("connections").and_then(|v| v.integer(1..=1_000_000)).map_or(connections, narrow);
+    table.close();
+    (limits, connections)
+}
+
+fn admin_door(root: &Table<'_>, main: Option<SocketAddr>) -> Option<admin::Settings> {
+    let Some(table) = root.section("admin") else {
+        return Some(admin::Settings { listen: loopback(9090), token: None });
+    };
+    let value = table.get("listen");
+    let listen = value.as_ref().map_or(Some(loopback(9090)), Value::address);
+    let token_given = table.get("token").is_some();
+    let token = table.get("token").and_then(|v| admin_token(&v));
+    let at = value.map_or(table.at, |v| v.at);
+    table.close();
+    let listen = listen?;
+    if !listen.ip().is_loopback() && !token_given {
+        let help = "write `token = { env = \"TOLLBRIDGE_ADMIN_TOKEN\" }`, or listen on `127.0.0.1`".to_owned();
+        root.source.problem(at, format!("the admin address `{listen}` is not loopback and has no token"), Some(help));
+    }
+    if main.is_some_and(|main| collide(main, listen)) {
+        let message = format!("the admin address `{listen}` is taken by `listen` in `[server]`");
+        root.source.problem(at, message, Some("give it a port of its own".to_owned()));
+    }
+    Some(admin::Settings { listen, token })
+}
+
+fn admin_token(value: &Value<'_>) -> Option<Secret> {
+    let token = value.secret()?.value;
+    let bytes = token.expose().len();
+    if bytes >= TOKEN_BYTES_MIN {
+        return Some(token);
+    }
+    let help = "make one with `openssl rand -hex 32`".to_owned();
+    value.problem(format!("refers to a token of {bytes} bytes, but needs at least {TOKEN_BYTES_MIN}"), Some(help))
+}
+
+fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Settings> {
+    let toolsets = || TOOLSETS.map(str::to_owned).to_vec();
+    let default = |url: &url::Url| mcp::Settings {
+        enabled: true,
+        path: "/mcp".to_owned(),
+        toolsets: toolsets(),
+        public_url: url.clone(),
+    };
+    let Some(table) = root.section("mcp") else { return public_url.map(default) };
+    let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
+    let path = table.get("path").and_then(|v| mcp_path(&v)).unwrap_or_else(|| "/mcp".to_owned());
+    let toolsets = table.get("toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(toolsets);
+    table.close();
+    Some(mcp::Settings { enabled, path, toolsets, public_url: public_url?.clone() })
+}
+
+fn mcp_path(value: &Value<'_>) -> Option<String> {
+    let path = value.string("a path such as `\"/mcp\"`")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '.');
+    let named = path.split('/').skip(1).all(|segment| !matches!(segment, "" | "." | ".."));
+    if path.starts_with('/') && named && path.chars().all(plain) {
+        return Some(path.to_owned());
+    }
+    let tidy: Vec<&str> = path.split('/').filter(|segment| !matches!(*segment, "" | "." | "..")).collect();
+    let help = Some(format!("did you mean `\"/{}\"`?", tidy.join("/"))).filter(|_| !tidy.is_empty());
+    value.problem(format!("is `{path}`, which is not a path such as `/mcp`"), help)
+}
+
+fn known_toolsets(value: &Value<'_>) -> Option<Vec<String>> {
+    let expected = format!("one of {}", quoted(TOOLSETS.into_iter()));
+    let names = value.strings(&expected)?;
+    for name in names.iter().filter(|name| !TOOLSETS.contains(&name.value)) {
+        let message = format!("unknown toolset `{}`", name.value);
+        let help = nearest(name.value, TOOLSETS.into_iter()).unwrap_or_else(|| format!("the toolsets are {expected}"));
+        value.source.problem(name.at, message, Some(help));
+    }
+    Some(names.into_iter().map(|name| name.value.to_owned()).collect())
+}
+
+/// Two listeners cannot share a port on one address; port 0 is a fresh port each time.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (everywhere || one.ip() == other.ip())
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// Ranges are checked before: this cannot saturate on a 64-bit system.
+fn narrow(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,28 @@
+//! Owns `[telemetry]`: where the access log and the audit log go.
+//! Does not open files.
+
+use super::reader::{Table, Value};
+use super::targets::telemetry::{LogTarget, Settings};
+
+pub(super) fn read(root: &Table<'_>) -> Settings {
+    let audit_log = LogTarget::File(root.source.path("audit.jsonl"));
+    let default = Settings { access_log: LogTarget::Stdout, audit_log };
+    let Some(table) = root.section("telemetry") else { return default };
+    let access_log = table.get("access_log").and_then(|v| target(&v)).unwrap_or(default.access_log);
+    let audit_log = table.get("audit_log").and_then(|v| target(&v)).unwrap_or(default.audit_log);
+    table.close();
+    Settings { access_log, audit_log }
+}
+
+fn target(value: &Value<'_>) -> Option<LogTarget> {
+    if value.text().is_some() {
+        return value.word(&[("stdout", LogTarget::Stdout), ("off", LogTarget::Off)]);
+    }
+    if !value.is_table() {
+        return value.wrong_type("`\"stdout\"`, `\"off\"` or `{ file = \"path\" }`");
+    }
+    let table = value.table()?;
+    let file = table.require("file", "\"access.jsonl\"").and_then(|v| v.path());
+    table.close();
+    Some(LogTarget::File(file?))
+}

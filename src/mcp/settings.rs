@@ -1,0 +1,15 @@
+//! Owns what the MCP door needs to know: whether and where it answers, and which toolsets it offers.
+//! Does not hold the tools (`tools`).
+
+/// Settings of the MCP endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether it answers at all.
+    pub enabled: bool,
+    /// Its path on the main listener, without a trailing slash.
+    pub path: String,
+    /// Toolsets that clients get when they ask for none.
+    pub toolsets: Vec<String>,
+    /// What clients see: Host and Origin checks, resource metadata.
+    pub public_url: url::Url,
+}

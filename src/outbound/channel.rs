@@ -1,0 +1,140 @@
+//! Owns one HTTP/1.1 connection and the idle ones of an origin.
+//! Spawns nothing: whoever uses a connection polls it, so dropping the user closes the socket at once.
+//! Invariant: a connection in a `Lane` has no exchange in flight and no byte unread.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::RequestBody;
+use super::connect::Stream;
+
+/// Largest response head, and the most that is buffered for one connection.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Most header fields of a response.
+const HEADERS_MAX: usize = 128;
+
+/// What hyper says when it cannot send: the error and, when untouched, the request.
+pub(super) type Rejected = TrySendError<http::Request<RequestBody>>;
+
+/// A connection: the handle that sends and the state machine that moves bytes.
+pub(super) struct Channel {
+    sender: SendRequest<RequestBody>,
+    /// `None` once it has ended.
+    connection: Option<Connection<TokioIo<Stream>, RequestBody>>,
+    /// Why it ended, when nobody else was told.
+    failure: Option<hyper::Error>,
+    /// Whether it has carried an exchange before.
+    pub(super) reused: bool,
+}
+
+/// The idle connections of one origin, youngest last.
+pub(super) struct Lane {
+    idle: Mutex<VecDeque<Idle>>,
+    idle_max: usize,
+    idle_timeout: Duration,
+}
+
+struct Idle {
+    channel: Box<Channel>,
+    since: Instant,
+}
+
+// === impl Channel ===
+
+impl Channel {
+    pub(super) async fn handshake(stream: Stream) -> Result<Self, hyper::Error> {
+        let (sender, connection) = Builder::new()
+            .max_buf_size(BUFFER_BYTES_MAX)
+            .max_header_size(BUFFER_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        Ok(Self { sender, connection: Some(connection), failure: None, reused: false })
+    }
+
+    /// Hands the request to the connection; the future resolves only while somebody drives the channel.
+    pub(super) fn begin(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> impl Future<Output = Result<http::Response<Incoming>, Rejected>> + use<> {
+        self.sender.try_send_request(request)
+    }
+
+    /// Moves bytes in both directions as far as they go now.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        let Some(connection) = &mut self.connection else { return };
+        if let Poll::Ready(end) = Pin::new(connection).poll(cx) {
+            self.failure = end.err();
+            self.connection = None;
+        }
+    }
+
+    /// Says whether the connection lives and could take a request now.
+    pub(super) fn is_free(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
+    /// Takes the error that ended the connection, if there was one that no response or body carries.
+    pub(super) fn take_failure(&mut self) -> Option<hyper::Error> {
+        self.failure.take()
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    pub(super) fn new(idle_max: usize, idle_timeout: Duration) -> Self {
+        Self { idle: Mutex::new(VecDeque::new()), idle_max, idle_timeout }
+    }
+
+    /// Takes the youngest idle connection that is still open.
+    ///
+    /// The context must be a task's own: with a waker that does nothing the runtime would not report the
+    /// peer's close. Sockets are closed outside the lock.
+    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Box<Channel>> {
+        loop {
+            let Idle { mut channel, since } = self.idle.lock().pop_back()?;
+            if since.elapsed() >= self.idle_timeout {
+                self.prune();
+                return None;
+            }
+            channel.drive(cx);
+            if channel.is_free() {
+                channel.reused = true;
+                return Some(channel);
+            }
+        }
+    }
+
+    /// Keeps a free connection for later, or closes it when the lane is full.
+    pub(super) fn put(&self, channel: Box<Channel>) {
+        self.prune();
+        let mut idle = self.idle.lock();
+        if idle.len() < self.idle_max {
+            idle.push_back(Idle { channel, since: Instant::now() });
+        }
+    }
+
+    /// Closes connections that were idle too long.
+    pub(super) fn prune(&self) {
+        let mut idle = self.idle.lock();
+        let expired = idle.iter().take_while(|entry| entry.since.elapsed() >= self.idle_timeout).count();
+        let closing: Vec<Idle> = idle.drain(..expired).collect();
+        drop(idle);
+        drop(closing);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.idle.lock().len()
+    }
+}

@@ -1,0 +1,574 @@
+//! Proves the client against scripted servers on loopback sockets: reuse, failures, streaming, disconnects.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join;
+use http::{Method, Request};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+async fn listen() -> (TcpListener, Origin) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+    (listener, origin)
+}
+
+fn client() -> Client {
+    Client::new(Settings::default())
+}
+
+fn get(path: &str) -> Request<RequestBody> {
+    Request::get(path).body(empty()).unwrap()
+}
+
+fn fresh() -> SendOptions {
+    SendOptions { freshness: Freshness::Fresh, ..SendOptions::default() }
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    listener.accept().await.unwrap().0
+}
+
+/// Reads one request head.
+async fn read_head<S: tokio::io::AsyncRead + Unpin>(socket: &mut S) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.expect("a request head"));
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Answers one request on the socket.
+async fn answer(socket: &mut TcpStream, response: &str) -> String {
+    let head = read_head(socket).await;
+    socket.write_all(response.as_bytes()).await.unwrap();
+    head
+}
+
+async fn text(response: Response<ResponseBody>) -> Result<String, BodyError> {
+    let bytes = response.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+async fn ask(client: &Client, origin: &Origin) -> Result<String, SendError> {
+    let response = client.send(origin, get("/"), &SendOptions::default()).await?;
+    Ok(text(response).await.unwrap())
+}
+
+/// A request body fed by a channel.
+struct Fed(mpsc::Receiver<Result<&'static str, BodyError>>);
+
+impl Body for Fed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|fed| fed.map(|chunk| chunk.map(|text| Frame::data(Bytes::from_static(text.as_bytes())))))
+    }
+}
+
+#[tokio::test]
+async fn connection_is_reused_and_names_its_host() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        let mut heads = VecDeque::new();
+        for _ in 0..3 {
+            heads.push_back(answer(&mut socket, OK).await);
+        }
+        (heads, socket)
+    };
+    let asks = async {
+        for _ in 0..3 {
+            assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
+        }
+    };
+    let ((heads, _socket), ()) = join(server, asks).await;
+    assert_eq!(heads[0], format!("GET / HTTP/1.1\r\nhost: 127.0.0.1:{}\r\n\r\n", origin.port));
+    assert_eq!(client.idle_connections(&origin), 1);
+}
+
+#[tokio::test]
+async fn clean_ends_pool_and_others_do_not() {
+    for (response, pooled) in [
+        (OK, 1),
+        ("HTTP/1.1 204 No Content\r\n\r\n", 1),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 1),
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", 1),
+        ("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\nno", 0),
+        ("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok", 0),
+        // More bytes than the declared length: whose answer would they be?
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n", 0),
+    ] {
+        let (listener, origin) = listen().await;
+        let client = client();
+        let server = async {
+            let mut socket = accept(&listener).await;
+            answer(&mut socket, response).await;
+            socket
+        };
+        let (_socket, _) = join(server, ask(&client, &origin)).await;
+        assert_eq!(client.idle_connections(&origin), pooled, "{response}");
+    }
+}
+
+#[tokio::test]
+async fn body_read_to_its_length_returns_the_connection() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, OK).await;
+        socket
+    };
+    let reader = async {
+        let mut body = client.send(&origin, get("/"), &SendOptions::default()).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
+        assert!(body.is_end_stream());
+    };
+    let (_socket, ()) = join(server, reader).await;
+    assert_eq!(client.idle_connections(&origin), 1);
+}
+
+#[tokio::test]
+async fn idle_connection_closed_by_the_peer_is_replaced() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let (closed, is_closed) = oneshot::channel();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, OK).await;
+        drop(socket);
+        closed.send(()).unwrap();
+        answer(&mut accept(&listener).await, OK).await;
+    };
+    let asks = async {
+        assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
+        is_closed.await.unwrap();
+        // Lets the runtime learn of the close, as it does between any two requests of real traffic.
+        tokio::time::timeout(Duration::from_millis(20), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
+    };
+    join(server, asks).await;
+}
+
+#[tokio::test]
+async fn connections_idle_too_long_are_not_used() {
+    let (listener, origin) = listen().await;
+    let client = Client::new(Settings { idle_timeout: Duration::ZERO, ..Settings::default() });
+    let server = async {
+        let mut first = accept(&listener).await;
+        answer(&mut first, OK).await;
+        answer(&mut accept(&listener).await, OK).await;
+    };
+    join(server, async {
+        ask(&client, &origin).await.unwrap();
+        ask(&client, &origin).await.unwrap();
+    })
+    .await;
+    client.prune();
+    assert_eq!(client.idle_connections(&origin), 0);
+}
+
+#[tokio::test]
+async fn idle_connections_are_bounded() {
+    let (listener, origin) = listen().await;
+    let client = Client::new(Settings { idle_max_per_origin: 1, ..Settings::default() });
+    let server = async {
+        let (mut a, mut b) = (accept(&listener).await, accept(&listener).await);
+        join(answer(&mut a, OK), answer(&mut b, OK)).await;
+        (a, b)
+    };
+    let (_sockets, _) = join(server, join(ask(&client, &origin), ask(&client, &origin))).await;
+    assert_eq!(client.idle_connections(&origin), 1);
+}
+
+#[tokio::test]
+async fn fresh_send_leaves_idle_connections_alone() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut first = accept(&listener).await;
+        answer(&mut first, OK).await;
+        let mut second = accept(&listener).await;
+        answer(&mut second, OK).await;
+        (first, second)
+    };
+    let asks = async {
+        ask(&client, &origin).await.unwrap();
+        text(client.send(&origin, get("/"), &fresh()).await.unwrap()).await.unwrap();
+    };
+    let (_sockets, ()) = join(server, asks).await;
+    assert_eq!(client.idle_connections(&origin), 2);
+}
+
+#[tokio::test]
+async fn reset_before_a_response_says_whether_the_connection_was_reused() {
+    for reused in [false, true] {
+        let (listener, origin) = listen().await;
+        let client = client();
+        let server = async {
+            let mut socket = accept(&listener).await;
+            if reused {
+                answer(&mut socket, OK).await;
+            }
+            read_head(&mut socket).await;
+        };
+        let asks = async {
+            if reused {
+                ask(&client, &origin).await.unwrap();
+            }
+            ask(&client, &origin).await.unwrap_err()
+        };
+        let ((), error) = join(server, asks).await;
+        assert!(
+            matches!(error, SendError::Reset { request_sent: Sent::Maybe, reused: r, .. } if r == reused),
+            "{error:?}"
+        );
+        assert_eq!(error.retry(), Retry::Idempotent);
+    }
+}
+
+#[tokio::test]
+async fn refused_connect_gives_the_request_back() {
+    let (listener, origin) = listen().await;
+    drop(listener);
+    let request = Request::post("/agents/a/runs").body(full("message=hi")).unwrap();
+    let unsent = client().send_or_return(&origin, request, &SendOptions::default()).await.unwrap_err();
+    assert!(matches!(unsent.error, SendError::Connect { .. }), "{:?}", unsent.error);
+    assert!(unsent.error.is_safe_to_retry());
+    let request = unsent.request.unwrap();
+    assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/agents/a/runs"));
+    assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), "message=hi");
+}
+
+#[tokio::test]
+async fn first_byte_arrives_while_the_stream_goes_on() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let (seen, was_seen) = oneshot::channel();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        was_seen.await.unwrap();
+        socket.write_all(b"4\r\nlast\r\n0\r\n\r\n").await.unwrap();
+        socket
+    };
+    let reader = async {
+        let mut body = client.send(&origin, get("/"), &fresh()).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+        seen.send(()).unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "last");
+        assert!(body.frame().await.is_none());
+    };
+    let (_socket, ()) = join(server, reader).await;
+    assert_eq!(client.idle_connections(&origin), 1);
+}
+
+#[tokio::test]
+async fn dropping_a_body_or_a_send_closes_the_socket() {
+    for response in ["", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n"] {
+        let (listener, origin) = listen().await;
+        let client = client();
+        let (asked, was_asked) = oneshot::channel();
+        let server = async {
+            let mut socket = accept(&listener).await;
+            answer(&mut socket, response).await;
+            asked.send(()).unwrap();
+            socket.read(&mut [0; 16]).await.unwrap_or(0)
+        };
+        let reader = async {
+            let options = fresh();
+            let send = client.send(&origin, get("/"), &options);
+            if response.is_empty() {
+                tokio::select! { _ = send => unreachable!(), _ = was_asked => () }
+            } else {
+                send.await.unwrap().into_body().frame().await.unwrap().unwrap();
+            }
+        };
+        assert_eq!(join(server, reader).await, (0, ()));
+        assert_eq!(client.idle_connections(&origin), 0);
+    }
+}
+
+#[tokio::test]
+async fn truncated_bodies_are_errors() {
+    for response in [
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nfirst",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\nfirst\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nfirst",
+    ] {
+        let (listener, origin) = listen().await;
+        let client = client();
+        let server = async { answer(&mut accept(&listener).await, response).await };
+        let (_, ended) =
+            join(server, async { text(client.send(&origin, get("/"), &fresh()).await.unwrap()).await }).await;
+        assert!(matches!(ended, Err(BodyError::Broken(_))), "{response}: {ended:?}");
+        assert_eq!(client.idle_connections(&origin), 0);
+    }
+}
+
+#[tokio::test]
+async fn invalid_heads_are_refused() {
+    let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(70_000));
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(129));
+    for response in ["SSH-2.0-OpenSSH\r\n\r\n", &large, &many, "HTTP/1.1 101 Switching Protocols\r\n\r\n"] {
+        let (listener, origin) = listen().await;
+        let client = client();
+        let server = async {
+            let mut socket = accept(&listener).await;
+            read_head(&mut socket).await;
+            // The client may hang up in the middle.
+            let _ = socket.write_all(response.as_bytes()).await;
+        };
+        let (_, error) = join(server, async { ask(&client, &origin).await.expect_err(response) }).await;
+        assert!(matches!(error, SendError::InvalidResponse(_)), "{response:.40}: {error:?}");
+        assert_eq!(error.retry(), Retry::Never);
+    }
+}
+
+#[tokio::test]
+async fn silent_peer_meets_the_header_timeout() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let limit = Duration::from_millis(30);
+    let options = SendOptions { header_timeout: limit, ..fresh() };
+    let server = async {
+        let mut socket = accept(&listener).await;
+        read_head(&mut socket).await;
+        socket.read(&mut [0; 1]).await.unwrap_or(0)
+    };
+    let (rest, error) = join(server, async { client.send(&origin, get("/"), &options).await.unwrap_err() }).await;
+    assert!(matches!(error, SendError::HeaderTimeout(l) if l == limit), "{error:?}");
+    assert_eq!(rest, 0, "the peer sees the disconnect");
+}
+
+#[tokio::test]
+async fn silent_stream_meets_its_idle_timeout() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let limit = Duration::from_millis(30);
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+        socket.read(&mut [0; 1]).await.unwrap_or(0)
+    };
+    let reader = async {
+        let body = client.send(&origin, get("/"), &fresh()).await.unwrap().into_body();
+        let mut body = body.with_idle_timeout(limit);
+        assert!(body.frame().await.unwrap().is_ok());
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(matches!(error, BodyError::IdleTimeout(l) if l == limit), "{error:?}");
+        assert!(body.frame().await.is_none());
+        assert_eq!(error.to_string(), "no byte came for 30ms");
+    };
+    // The body is still alive here: the timeout itself closed the socket.
+    assert_eq!(join(server, reader).await, (0, ()));
+}
+
+#[tokio::test]
+async fn upload_goes_on_after_an_early_response() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let (feed, fed) = mpsc::channel(1);
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nearly\r\n").await;
+        let mut upload = Vec::new();
+        while !upload.ends_with(b"0\r\n\r\n") {
+            upload.push(socket.read_u8().await.unwrap());
+        }
+        socket.write_all(b"0\r\n\r\n").await.unwrap();
+        (socket, upload)
+    };
+    let uploader = async {
+        let request = Request::post("/").body(Fed(fed).boxed_unsync()).unwrap();
+        let mut body = client.send(&origin, request, &fresh()).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "early");
+        let feeding = async {
+            for part in ["one", "two"] {
+                feed.send(Ok(part)).await.unwrap();
+            }
+            drop(feed);
+        };
+        let (rest, ()) = join(body.frame(), feeding).await;
+        assert!(rest.is_none());
+    };
+    let ((_socket, upload), ()) = join(server, uploader).await;
+    assert_eq!(upload, b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n");
+    assert_eq!(client.idle_connections(&origin), 1);
+}
+
+#[tokio::test]
+async fn failing_producer_is_told_apart_from_a_failing_peer() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let (feed, fed) = mpsc::channel(2);
+    let server = async {
+        let mut socket = accept(&listener).await;
+        let mut rest = Vec::new();
+        socket.read_to_end(&mut rest).await.unwrap();
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "a failed upload must not look complete");
+    };
+    let uploader = async {
+        feed.send(Ok("part")).await.unwrap();
+        feed.send(Err(BodyError::Producer("caller went away".into()))).await.unwrap();
+        let request = Request::post("/").body(Fed(fed).boxed_unsync()).unwrap();
+        client.send(&origin, request, &fresh()).await.unwrap_err()
+    };
+    let ((), error) = join(server, uploader).await;
+    assert!(
+        matches!(&error, SendError::BodyFailed(BodyError::Producer(reason)) if reason == "caller went away"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_upload_does_not_meet_the_header_timeout() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let (feed, fed) = mpsc::channel(1);
+    let server = async {
+        let mut socket = accept(&listener).await;
+        let mut upload = Vec::new();
+        while !upload.ends_with(b"0\r\n\r\n") {
+            upload.push(socket.read_u8().await.unwrap());
+        }
+        socket.write_all(OK.as_bytes()).await.unwrap();
+        socket
+    };
+    let feeding = async {
+        for _ in 0..5 {
+            tokio::time::timeout(Duration::from_secs(30), std::future::pending::<()>()).await.unwrap_err();
+            feed.send(Ok("part")).await.unwrap();
+        }
+        drop(feed);
+    };
+    let options = SendOptions { header_timeout: Duration::from_secs(40), ..fresh() };
+    let request = Request::post("/").body(Fed(fed).boxed_unsync()).unwrap();
+    let uploader = async { text(client.send(&origin, request, &options).await.unwrap()).await.unwrap() };
+    let (_socket, (said, ())) = join(server, join(uploader, feeding)).await;
+    assert_eq!(said, "ok");
+}
+
+fn https_fixture() -> (tokio_rustls::TlsAcceptor, Settings) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let settings = Settings { extra_roots: vec![made.cert.der().clone()], ..Settings::default() };
+    (tokio_rustls::TlsAcceptor::from(Arc::new(config)), settings)
+}
+
+#[tokio::test]
+async fn https_is_spoken_and_certificates_are_checked() {
+    let (acceptor, settings) = https_fixture();
+    let (listener, origin) = listen().await;
+    let origin = Origin { tls: true, host: "localhost".into(), ..origin };
+    let served = async {
+        let mut socket = acceptor.accept(accept(&listener).await).await.unwrap();
+        read_head(&mut socket).await;
+        socket.write_all(OK.as_bytes()).await.unwrap();
+        socket.flush().await.unwrap();
+        socket
+    };
+    let trusting = Client::new(settings);
+    let (_socket, said) = join(served, ask(&trusting, &origin)).await;
+    assert_eq!(said.unwrap(), "ok");
+
+    let refused = async { acceptor.accept(accept(&listener).await).await.err().map(drop) };
+    let stranger = Client::new(Settings { extra_roots: https_fixture().1.extra_roots, ..Settings::default() });
+    let (alerted, error) = join(refused, async { ask(&stranger, &origin).await.unwrap_err() }).await;
+    assert!(alerted.is_some());
+    assert!(matches!(error, SendError::Connect { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn raw_streams_carry_any_protocol() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        let byte = socket.read_u8().await.unwrap();
+        socket.write_u8(byte + 1).await.unwrap();
+    };
+    let talk = async {
+        let mut stream = client.connect_stream(&origin, Duration::from_secs(1)).await.unwrap();
+        stream.write_u8(41).await.unwrap();
+        stream.read_u8().await.unwrap()
+    };
+    assert_eq!(join(server, talk).await.1, 42);
+}
+
+async fn fetched(response: &'static str, options: FetchOptions) -> Result<Fetched, FetchError> {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        assert!(answer(&mut socket, response).await.starts_with("GET /keys?v=1 HTTP/1.1\r\n"));
+        let _ = socket.read(&mut [0; 1]).await;
+    };
+    let url = format!("{origin}/keys?v=1");
+    tokio::select! {
+        fetched = client.fetch(&url, &options) => fetched,
+        () = server => unreachable!("the client hangs up last"),
+    }
+}
+
+#[tokio::test]
+async fn fetch_is_bounded_and_follows_nothing() {
+    let small = || FetchOptions { bytes_max: 2, ..FetchOptions::default() };
+    assert_eq!(fetched(OK, small()).await.unwrap(), Fetched { status: 200, body: Bytes::from_static(b"ok") });
+    let moved = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(fetched(moved, small()).await.unwrap(), Fetched { status: 302, body: Bytes::new() });
+
+    let large = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    assert!(matches!(fetched(large, small()).await.unwrap_err(), FetchError::TooLarge(2)));
+    let slow = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no";
+    let hasty = FetchOptions { deadline: Duration::from_millis(30), ..FetchOptions::default() };
+    assert!(matches!(fetched(slow, hasty).await.unwrap_err(), FetchError::Deadline(_)));
+}
+
+#[tokio::test]
+async fn fetch_refuses_urls_it_cannot_mean() {
+    for url in ["", "/keys", "file:///etc/passwd", "http://user:pass@a/keys", "http://"] {
+        let refused = client().fetch(url, &FetchOptions::default()).await.unwrap_err();
+        assert!(matches!(refused, FetchError::BadUrl(_)), "{url}: {refused:?}");
+    }
+}
+
+#[test]
+fn futures_and_bodies_can_move_between_threads() {
+    fn is_send<T: Send>(_: &T) {}
+    let (client, origin) = (client(), "http://127.0.0.1:1".parse().unwrap());
+    let options = SendOptions::default();
+    let send = client.send(&origin, get("/"), &options);
+    is_send(&send);
+    fn is_send_type<T: Send + Unpin>() {}
+    is_send_type::<ResponseBody>();
+    let _ = std::mem::size_of_val(&send);
+    fn is_future<T: Future>(_: &T) {}
+    is_future(&send);
+}

@@ -1,0 +1,129 @@
+//! Owns which plan applies to a caller: the tenant table, else the plan its credential names, else
+//! the default. Does not count (`account`). Lookups do not allocate.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::principal::{Principal, TenantId};
+
+use super::budget::Budgets;
+use super::gcra::Gcra;
+use super::limit::{LimitState, NoPlan};
+use super::settings::{Plan, Rate, Settings};
+
+/// A plan, ready to be held against counters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CompiledPlan {
+    pub(super) name: Arc<str>,
+    pub(super) rates: Vec<NamedRate>,
+    pub(super) concurrent_runs: Option<u32>,
+    pub(super) budgets: Budgets,
+}
+
+/// A rate and how it is called in headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NamedRate {
+    pub(super) name: &'static str,
+    pub(super) limit: u64,
+    pub(super) window: Duration,
+    pub(super) gcra: Gcra,
+}
+
+/// All plans and who is on which.
+#[derive(Debug)]
+pub(super) struct Plans {
+    by_name: HashMap<Arc<str>, Arc<CompiledPlan>>,
+    by_tenant: HashMap<TenantId, Arc<CompiledPlan>>,
+    default: Option<Arc<CompiledPlan>>,
+}
+
+/// The plan of a caller and who chose it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chosen<'a> {
+    pub(super) plan: &'a CompiledPlan,
+    /// The credential chose: callers of one tenant may be on several plans, each with its own
+    /// counters.
+    pub(super) by_credential: bool,
+}
+
+impl Plans {
+    /// Compiles settings that were checked.
+    pub(super) fn new(settings: &Settings) -> Self {
+        let compiled = settings.plans.iter().map(|(name, plan)| Arc::new(CompiledPlan::new(name, plan)));
+        let by_name: HashMap<Arc<str>, Arc<CompiledPlan>> = compiled.map(|plan| (plan.name.clone(), plan)).collect();
+        let named = |name: &str| by_name.get(name).cloned();
+        let by_tenant = settings.tenants.iter();
+        let by_tenant = by_tenant.filter_map(|(tenant, quota)| Some((tenant.clone(), named(&quota.plan)?))).collect();
+        let default = settings.default_plan.as_deref().and_then(named);
+        Self { by_tenant, default, by_name }
+    }
+
+    /// Finds the plan of a caller.
+    pub(super) fn choose(&self, principal: &Principal) -> Result<Chosen<'_>, NoPlan> {
+        if let Some(plan) = self.by_tenant.get(&principal.tenant) {
+            return Ok(Chosen { plan, by_credential: false });
+        }
+        let no_plan = |claimed| NoPlan { tenant: principal.tenant.clone(), claimed };
+        match &principal.plan {
+            Some(name) => {
+                let plan = self.by_name.get(name).ok_or_else(|| no_plan(Some(name.clone())))?;
+                Ok(Chosen { plan, by_credential: true })
+            }
+            None => {
+                let plan = self.default.as_deref().ok_or_else(|| no_plan(None))?;
+                Ok(Chosen { plan, by_credential: false })
+            }
+        }
+    }
+
+    /// The tenants of the table.
+    pub(super) fn tenants(&self) -> impl Iterator<Item = &TenantId> {
+        self.by_tenant.keys()
+    }
+}
+
+impl CompiledPlan {
+    fn new(name: &str, plan: &Plan) -> Self {
+        let alone = plan.requests.len() == 1;
+        let named =
+            |(i, rate): (usize, &Rate)| NamedRate::new(if alone { "requests" } else { rate_name(rate, i) }, rate);
+        Self {
+            name: name.into(),
+            rates: plan.requests.iter().enumerate().map(named).collect(),
+            concurrent_runs: plan.concurrent_runs,
+            budgets: Budgets { per_day: plan.tokens_per_day, per_month: plan.tokens_per_month },
+        }
+    }
+}
+
+impl NamedRate {
+    pub(super) fn new(name: &'static str, rate: &Rate) -> Self {
+        Self { name, limit: rate.limit, window: rate.window, gcra: Gcra::new(rate) }
+    }
+
+    /// The state of the rate for a bucket.
+    pub(super) fn state(&self, full_at: u64, now: u64) -> LimitState {
+        LimitState {
+            name: self.name,
+            limit: self.limit,
+            remaining: self.gcra.remaining(full_at, now),
+            window: self.window,
+            reset: self.gcra.reset(full_at, now),
+        }
+    }
+}
+
+/// The name of a rate among several: by its window where that has a word, else by its place.
+fn rate_name(rate: &Rate, index: usize) -> &'static str {
+    match (rate.window.as_secs(), rate.window.subsec_nanos(), index) {
+        (1, 0, _) => "requests_per_second",
+        (60, 0, _) => "requests_per_minute",
+        (3_600, 0, _) => "requests_per_hour",
+        (86_400, 0, _) => "requests_per_day",
+        (_, _, 0) => "requests_1",
+        (_, _, 1) => "requests_2",
+        (_, _, 2) => "requests_3",
+        (_, _, _) => "requests_4",
+    }
+}
