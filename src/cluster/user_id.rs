@@ -118,7 +118,7 @@ impl UserIdTemplate {
             Order::TenantFirst => between.bytes().next(),
             Order::SubjectFirst => between.bytes().next_back(),
         };
-        if !edge.is_some_and(|byte| !in_tenant_names(byte)) {
+        if edge.is_none_or(in_tenant_names) {
             return Err(
                 "needs a character between `{tenant}` and `{subject}` that no tenant name may hold, such as `~`",
             );
