@@ -47,8 +47,6 @@ pub(super) enum Verdict {
 pub(super) enum Acting {
     /// The owner of the rows: the caller, or the one that policy lets the caller act for.
     User(UpstreamUser),
-    /// The caller, with rights over rows of others: resolving an approval.
-    Approver(UpstreamUser),
     /// The gateway itself, seeing every owner; what it reads is filtered.
     Lookup,
 }
@@ -137,7 +135,7 @@ pub(super) async fn admit(
     exchange.event.subject = Some(Arc::clone(&principal.subject));
 
     let cluster = find_cluster(snapshot, &call, &principal, operation)?;
-    exchange.event.cluster = Some(Arc::clone(&cluster.settings().name));
+    exchange.event.cluster = Some(Arc::clone(cluster.name()));
     let pass = snapshot.quota.spend(&principal).map_err(exceeded)?;
     if operation.exposure == Exposure::Local {
         return local(operation, snapshot, &principal, &pass);
@@ -176,7 +174,7 @@ pub(super) async fn admit(
     let picked = ground.endpoint(&facts)?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
-    let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.forwardable());
+    let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
@@ -244,7 +242,7 @@ fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> 
 fn find_cluster(snapshot: &Snapshot, call: &Call, principal: &Principal, operation: &Operation) -> Result<Arc<Cluster>, Refusal> {
     let unknown = || Refusal::new(Code::ClusterUnknown, Stage::Cluster);
     let cluster = match &call.cluster {
-        Some(name) => snapshot.clusters.get(name, &principal.tenant).ok_or_else(unknown)?,
+        Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
         None => {
             let header = call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
             snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
@@ -314,17 +312,16 @@ impl Ground<'_> {
 
     /// Asks the policies about this operation on one resource.
     pub(super) fn decide(&self, operation: &'static Operation, id: &str, facts: &Facts, owner: Option<&str>) -> Decision {
-        let settings = self.cluster.settings();
+        let settings = &self.cluster.settings;
         self.snapshot.policies.decide(&Ask {
             principal: self.principal,
             operation,
             resource: ResourceFacts {
-                kind: operation.resource,
-                id,
-                tenants: &settings.tenants,
                 owner,
                 tenant: Some(&self.principal.tenant),
+                component: self.matched.component().map(|(_, id)| id),
                 approval: facts.approval_facts(),
+                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
             },
             context: Context {
                 door: self.call.door.as_str(),
@@ -366,8 +363,9 @@ impl Ground<'_> {
         if operation.cache == Caching::Shared || tenant_wide {
             return Acting::Lookup;
         }
-        if facts.approval.is_some() {
-            return Acting::Approver(self.user.clone());
+        // Who resolves an approval is the caller, whoever asked for it.
+        if facts.approval.is_some() && operation.action != crate::agentos::Action::Read {
+            return Acting::User(self.user.clone());
         }
         Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone()))
     }
@@ -391,7 +389,7 @@ impl Ground<'_> {
             Payload::Raw(_) | Payload::Form(_) => return Looked::Bypass,
         };
         let key = Key {
-            cluster: Arc::clone(&self.cluster.settings().name),
+            cluster: Arc::clone(&self.cluster.settings.name),
             operation: operation.id,
             request: format!("{}?{query}\n{body}", path.as_str()),
             partition,
@@ -414,7 +412,7 @@ impl Ground<'_> {
     fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
         let want = match (self.operation().affinity, facts.tag, &facts.session) {
             (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
-            (Affinity::Session | Affinity::StartsRun, _, Some(session)) => Want::Session(session),
+            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => Want::Session(session),
             (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
         };
         self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))

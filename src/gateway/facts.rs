@@ -8,7 +8,6 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::Deserialize;
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::admit::Ground;
 use super::body::Payload;
@@ -138,7 +137,7 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
 fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
     let subject = match owner {
         Owner::Absent => return Ok(()),
-        Owner::Nobody if is_resource && ground.cluster.is_exclusive() => String::new(),
+        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
@@ -147,7 +146,8 @@ fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool
             if !is_resource {
                 return Err(not_found());
             }
-            facts.acting = Some(UpstreamUser::from_upstream(&user));
+            let acting = ground.cluster.settings.user_id.render(&ground.principal.tenant, &subject);
+            facts.acting = Some(acting.map_err(|_| not_found())?);
             subject
         }
     };
@@ -171,9 +171,8 @@ fn follow_run(
         return Ok(());
     }
     let Some(run) = ids_at(ground, operation.run_id, query, payload)?.into_iter().next() else { return Ok(()) };
-    let cluster = &ground.cluster.settings().name;
-    let ours = Uuid::try_parse(&run).ok();
-    let signed = ours.and_then(|id| ground.snapshot.clusters.run_ids().verify(&id, cluster, ground.user));
+    let cluster = ground.cluster.name();
+    let signed = ground.cluster.read_run_id(&run, ground.user);
     let learned = ground.gateway.runs.learned(cluster, &run, ground.user);
     facts.tag = signed.or(learned);
     facts.run = Some(run);
@@ -211,7 +210,7 @@ async fn session_owner(ground: &Ground<'_>, session: &str, hint: Option<&str>) -
 
 /// Asks upstream, path after path, who owns a row. Only found owners are kept.
 async fn row_owner(ground: &Ground<'_>, resource: Resource, id: &str, paths: &[String]) -> Result<Owner, Refusal> {
-    let key = (Arc::clone(&ground.cluster.settings().name), resource, id.to_owned());
+    let key = (Arc::clone(&ground.cluster.settings.name), resource, id.to_owned());
     let owners = &ground.gateway.owners.0;
     if let Some(owner) = owners.get(&key) {
         return Ok(owner);
@@ -286,7 +285,7 @@ fn collection(resource: Resource) -> &'static str {
 }
 
 /// Percent-encodes an id as one path segment.
-pub(super) fn encode(id: &str) -> String {
+pub fn encode(id: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
     utf8_percent_encode(id, SEGMENT).to_string()

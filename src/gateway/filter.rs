@@ -16,7 +16,7 @@ use super::call::{Answer, AnswerBody};
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;
-use super::strip::PrefixStripper;
+use super::strip::UserStripper;
 use crate::agentos::{ListScope, Operation, Resource};
 use crate::cache::Stored;
 use crate::cluster::{Cluster, Knowledge};
@@ -45,7 +45,7 @@ pub(super) enum Rule {
 pub(super) struct Eye<'a> {
     snapshot: &'a Snapshot,
     principal: &'a Principal,
-    cluster: &'a Cluster,
+    cluster: &'a Arc<Cluster>,
     operation: &'static Operation,
     view: View,
 }
@@ -69,7 +69,7 @@ pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) 
     match operation.list {
         Some(list) if list.scope == ListScope::PerItem => Rule::PerItem,
         Some(list) if list.scope == ListScope::Tenant && tenant_wide => Rule::TenantRows,
-        Some(_) if operation.resource == Resource::Knowledge && matches!(cluster.settings().knowledge, Knowledge::Metadata(_)) => {
+        Some(_) if operation.resource == Resource::Knowledge && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) => {
             Rule::MarkedRows
         }
         Some(_) | None => Rule::Pass,
@@ -98,7 +98,7 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, age: Duration, mut he
 impl<'a> Eye<'a> {
     pub(super) fn of_ground(ground: &'a Ground<'_>) -> Self {
         let view = View { door: ground.call.door.as_str(), peer: ground.call.peer, human: ground.call.human };
-        let (snapshot, cluster) = (&**ground.snapshot, &**ground.cluster);
+        let (snapshot, cluster) = (&**ground.snapshot, ground.cluster);
         Self { snapshot, principal: ground.principal, cluster, operation: ground.operation(), view }
     }
 
@@ -123,10 +123,7 @@ impl<'a> Eye<'a> {
             // Rows are narrowed while they are paged (`forward::rows`).
             Rule::Pass | Rule::TenantRows | Rule::MarkedRows => body,
         };
-        let mut stripper = PrefixStripper::new(&self.cluster.user_prefix(&self.principal.tenant));
-        let front = stripper.push(body);
-        let rest = stripper.finish();
-        Ok(if rest.is_empty() { front } else { [front, rest].concat().into() })
+        Ok(UserStripper::new(self.cluster, &self.principal.tenant).whole(body))
     }
 
     /// Says whether a row of a tenant-wide list may be shown.
@@ -136,7 +133,7 @@ impl<'a> Eye<'a> {
                 let user = row.get("user_id").and_then(Value::as_str);
                 user.is_some_and(|user| self.cluster.caller_of(user, &self.principal.tenant).is_some())
             }
-            Rule::MarkedRows => match &self.cluster.settings().knowledge {
+            Rule::MarkedRows => match &self.cluster.settings.knowledge {
                 Knowledge::Metadata(key) => knowledge::belongs(row, key, self.principal.tenant.as_str()),
                 Knowledge::Exclusive | Knowledge::Unset => true,
             },
@@ -177,7 +174,7 @@ impl<'a> Eye<'a> {
     }
 
     fn may_see(&self, operation: &'static Operation, id: &str) -> bool {
-        let settings = self.cluster.settings();
+        let settings = &self.cluster.settings;
         let decision = self.snapshot.policies.decide(&Ask {
             principal: self.principal,
             operation,

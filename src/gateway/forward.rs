@@ -22,7 +22,7 @@ use super::runs::{self, Background};
 use super::stream::{self, Settlement};
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cache::{self, Stored};
-use crate::cluster::{As, Cluster, Outcome, Want};
+use crate::cluster::{Cluster, Outcome, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
 use crate::usage::Meter;
@@ -141,7 +141,7 @@ fn keep(admitted: &mut Admitted, head: &http::response::Parts, body: &Bytes, hea
 pub(super) fn purge(admitted: &Admitted) {
     let purges = admitted.operation().purges;
     if !purges.is_empty() {
-        admitted.snapshot.cache.purge(&admitted.cluster.settings().name, purges, None);
+        admitted.snapshot.cache.purge(admitted.cluster.name(), purges);
     }
 }
 
@@ -157,7 +157,7 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
         exchange.event.run_id = Some(seen.run_id.clone());
         let minted = admitted.run_id.map(|id| id.to_string());
         if minted.as_deref() != Some(&seen.run_id) {
-            gateway.runs.learn(&admitted.cluster.settings().name, &seen.run_id, &admitted.user, admitted.picked.tag());
+            gateway.runs.learn(&admitted.cluster.settings.name, &seen.run_id, &admitted.user, admitted.picked.endpoint().tag);
         }
     }
     if status == StatusCode::ACCEPTED
@@ -188,13 +188,13 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
     let mut tried = Vec::new();
     loop {
         exchange.event.attempts += 1;
-        exchange.event.endpoint = Some(admitted.picked.name());
-        tried.push(admitted.picked.index());
+        exchange.event.endpoint = Some(Arc::clone(&admitted.picked.endpoint().address));
+        tried.push(admitted.picked.endpoint().tag);
         let (spare, outgoing) = outgoing(payload);
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
         let options = options(admitted);
-        let error = match gateway.client.send_or_return(admitted.picked.origin(), request, &options).await {
+        let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
                 return Ok(response);
@@ -204,9 +204,9 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         if let Some(refusal) = failed_form.lock().take() {
             return Err(refusal);
         }
-        let name = &admitted.cluster.settings().name;
-        gateway.telemetry.upstream_error(name, &admitted.picked.name(), error.kind());
-        admitted.picked.report(if error.retry() == Retry::Always { Outcome::Unreachable } else { Outcome::Broken });
+        let name = &admitted.cluster.settings.name;
+        gateway.telemetry.upstream_error(name, &admitted.picked.endpoint().address, error.kind());
+        admitted.picked.report(if error.retry() == Retry::Always { Outcome::ConnectFailed } else { Outcome::Broke });
         let again = match error.retry() {
             Retry::Always => true,
             Retry::Idempotent => is_idempotent(admitted.operation()),
@@ -230,8 +230,7 @@ fn retag(admitted: &mut Admitted, payload: &mut Payload) {
         return;
     }
     if let Payload::Form(form) = payload {
-        let ids = admitted.snapshot.clusters.run_ids();
-        let id = ids.mint(&admitted.cluster.settings().name, &admitted.user, admitted.picked.tag());
+        let id = admitted.cluster.mint_run_id(&admitted.user, admitted.picked.endpoint());
         form.set("run_id", &id.to_string());
         admitted.run_id = Some(id);
     }
@@ -247,7 +246,7 @@ fn failed(admitted: &Admitted, attempt: u32, error: &SendError) -> Refusal {
     };
     let source = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
     Refusal::new(code, Stage::Forward)
-        .because(format!("endpoint `{}`, attempt {attempt}: {error}{source}", admitted.picked.name()))
+        .because(format!("endpoint `{}`, attempt {attempt}: {error}{source}", admitted.picked.endpoint().address))
 }
 
 /// The body to send, and a second copy where there can be one.
@@ -288,12 +287,11 @@ fn request(admitted: &Admitted, outgoing: Option<(String, Outgoing)>, failed: &F
     if let Some(content_type) = content_type.and_then(|c| HeaderValue::from_str(&c).ok()) {
         headers.insert(header::CONTENT_TYPE, content_type);
     }
-    let identity = match &admitted.acting {
-        Acting::User(user) => As::User(user),
-        Acting::Approver(user) => As::Approver(user),
-        Acting::Lookup => As::Lookup,
+    let now = SystemTime::now();
+    let credential = match &admitted.acting {
+        Acting::User(user) => admitted.cluster.authorization(user, operation, admitted.caller_token.as_deref(), now),
+        Acting::Lookup => admitted.cluster.lookup_authorization(now),
     };
-    let credential = admitted.cluster.authorization(identity, operation, admitted.caller_token.as_deref(), SystemTime::now());
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential);
     }
@@ -321,7 +319,7 @@ fn streamed(mut form: FormStream, failed: FailedForm) -> RequestBody {
 }
 
 fn options(admitted: &Admitted) -> SendOptions {
-    let timeouts = &admitted.cluster.settings().timeouts;
+    let timeouts = &admitted.cluster.settings.timeouts;
     SendOptions {
         connect_timeout: timeouts.connect,
         header_timeout: timeouts.response_header,
@@ -363,11 +361,11 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
     if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
     }
-    let timeouts = &cluster.settings().timeouts;
+    let timeouts = &cluster.settings.timeouts;
     let options = SendOptions { connect_timeout: timeouts.connect, header_timeout: LOOK_UP_TIMEOUT, freshness: Freshness::Pooled };
     let picked = cluster.pick(Want::Any).map_err(|no| stage(Code::NoEndpoint).because(no.to_string()))?;
     let work = async {
-        let response = gateway.client.send(picked.origin(), request, &options).await;
+        let response = gateway.client.send(&picked.endpoint().origin, request, &options).await;
         let response = response.map_err(|e| stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")))?;
         match response.status() {
             StatusCode::OK => {

@@ -32,7 +32,7 @@ pub(super) fn belongs(row: &Value, key: &str, tenant: &str) -> bool {
 
 /// The metadata key that keeps tenants apart, if the cluster works so.
 pub(super) fn key<'a>(ground: &'a Ground<'_>) -> Option<&'a str> {
-    match &ground.cluster.settings().knowledge {
+    match &ground.cluster.settings.knowledge {
         Knowledge::Metadata(key) => Some(key),
         Knowledge::Exclusive | Knowledge::Unset => None,
     }

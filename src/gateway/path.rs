@@ -69,6 +69,11 @@ impl Gateway {
         self.snapshot.load().limits.clone()
     }
 
+    /// Runs work that outlives its exchange; `false` when the process takes no more.
+    pub fn detach(&self, name: &'static str, work: BoxFuture<'static, ()>) -> bool {
+        (self.spawn)(name, work)
+    }
+
     /// Signs what callers carry for us: run handles, request state.
     pub fn seal(&self) -> &Seal {
         &self.seal
@@ -158,7 +163,7 @@ impl Gateway {
     pub fn may(&self, door: Door, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
         let snapshot = self.snapshot.load();
         let Some(operation) = snapshot.catalog.get(operation) else { return false };
-        let Some(cluster) = snapshot.clusters.get(cluster, &principal.tenant) else { return false };
+        let Ok(cluster) = snapshot.clusters.named(cluster, &principal.tenant) else { return false };
         if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
             return false;
         }
@@ -166,16 +171,12 @@ impl Gateway {
             principal,
             operation,
             resource: ResourceFacts {
-                kind: operation.resource,
-                id: resource_id,
-                tenants: &cluster.settings().tenants,
-                owner: None,
                 tenant: Some(&principal.tenant),
-                approval: None,
+                ..ResourceFacts::new(operation.resource, resource_id, &cluster.settings.tenants)
             },
             context: Context {
                 door: door.as_str(),
-                cluster: &cluster.settings().name,
+                cluster: &cluster.settings.name,
                 now: SystemTime::now(),
                 source_ip: IpAddr::from([0, 0, 0, 0]),
                 message_bytes: 0,
@@ -187,6 +188,6 @@ impl Gateway {
 
     /// The clusters that the caller's tenant may use, its default first.
     pub fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>> {
-        self.snapshot.load().clusters.names_for(&principal.tenant)
+        self.snapshot.load().clusters.usable_by(&principal.tenant).iter().map(|c| Arc::clone(c.name())).collect()
     }
 }

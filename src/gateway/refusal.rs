@@ -242,7 +242,7 @@ pub(super) fn limit_headers(headers: &mut HeaderMap, limits: &[LimitState]) {
     }
 }
 
-fn limit_json(limit: &LimitState) -> serde_json::Value {
+pub(super) fn limit_json(limit: &LimitState) -> serde_json::Value {
     serde_json::json!({
         "name": limit.name,
         "limit": limit.limit,

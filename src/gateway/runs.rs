@@ -59,7 +59,7 @@ impl Runs {
 /// # Cancel safety
 /// Dropping the future gives the lease back at the price of its reservation.
 pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
-    let deadline = tokio::time::Instant::now() + run.cluster.settings().timeouts.stream_max;
+    let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
     let path = format!(
         "/{}/{}/runs/{}?session_id={}",
         run.kind.plural(),

@@ -61,7 +61,7 @@ pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Pay
     if ground.operation().affinity != Affinity::StartsRun {
         return None;
     }
-    let id = ground.snapshot.clusters.run_ids().mint(&ground.cluster.settings().name, ground.user, picked.tag());
+    let id = ground.cluster.mint_run_id(ground.user, picked.endpoint());
     form.set("run_id", &id.to_string());
     Some(id)
 }

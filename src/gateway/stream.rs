@@ -18,7 +18,7 @@ use super::exchange::Exchange;
 use super::forward;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
-use super::strip::PrefixStripper;
+use super::strip::UserStripper;
 use crate::agentos::Cost;
 use crate::outbound::{BodyError, ResponseBody};
 use crate::usage::Meter;
@@ -40,7 +40,7 @@ pub(super) struct Settlement {
 
 /// Starts an event stream.
 pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
-    let timeouts = &settlement.admitted.cluster.settings().timeouts;
+    let timeouts = &settlement.admitted.cluster.settings.timeouts;
     let now = Instant::now();
     let longest = now + timeouts.stream_max;
     let (deadline, expires) = match settlement.authority_ends(now) {
@@ -61,14 +61,14 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
 
 /// Starts a stream of anything else.
 pub(super) fn opaque(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
-    let idle = settlement.admitted.cluster.settings().timeouts.stream_idle;
+    let idle = settlement.admitted.cluster.settings.timeouts.stream_idle;
     let stripper = settlement.stripper();
     AnswerBody::stream(Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, settlement }.boxed_unsync())
 }
 
 struct Events {
     upstream: Option<ResponseBody>,
-    stripper: PrefixStripper,
+    stripper: UserStripper,
     keep_alive: Pin<Box<Sleep>>,
     deadline: Pin<Box<Sleep>>,
     /// The deadline is the end of the caller's authority, not of AgentOS's time.
@@ -80,7 +80,7 @@ struct Events {
 
 struct Opaque {
     upstream: Option<ResponseBody>,
-    stripper: PrefixStripper,
+    stripper: UserStripper,
     settlement: Settlement,
 }
 
@@ -91,8 +91,8 @@ impl Settlement {
         Self { gateway, admitted, exchange, meter: Meter::new(), charged: 0, learned: false, ended: false }
     }
 
-    fn stripper(&self) -> PrefixStripper {
-        PrefixStripper::new(&self.admitted.cluster.user_prefix(&self.admitted.principal.tenant))
+    fn stripper(&self) -> UserStripper {
+        UserStripper::new(&self.admitted.cluster, &self.admitted.principal.tenant)
     }
 
     /// When the caller's credential, and the grace after it, have run out.
@@ -111,8 +111,8 @@ impl Settlement {
             self.learned = true;
             let minted = self.admitted.run_id.map(|id| id.to_string());
             if minted.as_deref() != Some(&run.run_id) && self.admitted.operation().cost == Cost::Model {
-                let cluster = &self.admitted.cluster.settings().name;
-                self.gateway.runs.learn(cluster, &run.run_id, &self.admitted.user, self.admitted.picked.tag());
+                let cluster = &self.admitted.cluster.settings.name;
+                self.gateway.runs.learn(cluster, &run.run_id, &self.admitted.user, self.admitted.picked.endpoint().tag);
             }
             self.exchange.event.run_id = Some(run.run_id.clone());
         }

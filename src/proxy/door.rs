@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode, header};
 use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 

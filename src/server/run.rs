@@ -137,7 +137,7 @@ fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Ar
 fn background(tasks: &Tasks, gateway: &Arc<Gateway>, client: &Client, telemetry: &Arc<Telemetry>) {
     for cluster in gateway.snapshot().clusters.iter() {
         let (cluster, client, telemetry) = (Arc::clone(cluster), client.clone(), Arc::clone(telemetry));
-        let interval = cluster.settings().health.interval;
+        let interval = cluster.settings.health.interval;
         tasks.spawn("probes", every(interval, tasks.clone(), move || {
             let (cluster, client, telemetry) = (Arc::clone(&cluster), client.clone(), Arc::clone(&telemetry));
             async move { probe(&cluster, &client, &telemetry).await }
