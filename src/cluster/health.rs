@@ -38,10 +38,12 @@ struct Info {
 
 impl Cluster {
     /// Probes every endpoint at once and reports each; takes as long as the slowest, at most twice the timeout.
+    /// Also closes connections of the client that were unused too long, where no traffic does it.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the states of endpoints that had not answered as they were.
     pub async fn probe_round(&self, client: &Client, report: &(dyn Fn(&Probed<'_>) + Send + Sync)) {
+        client.prune();
         let probes = self.endpoints().iter().map(|endpoint| async move {
             report(&self.probe(client, endpoint).await);
         });

@@ -52,7 +52,7 @@ pub(super) struct Signer {
 }
 
 enum Key {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Rsa(Box<RsaKeyPair>),
     Ecdsa(Box<EcdsaKeyPair>),
     Ed25519(Box<Ed25519KeyPair>),
@@ -94,9 +94,9 @@ impl Signer {
         let wrong = || BadKey::WrongKind(name);
         let pem = || PrivateKeyDer::from_pem_slice(bytes).map_err(|_| BadKey::NotPem(name));
         let key = match algorithm {
-            MintAlgorithm::HS256 => Key::Hmac(hmac::Key::new(hmac::HMAC_SHA256, bytes)),
-            MintAlgorithm::HS384 => Key::Hmac(hmac::Key::new(hmac::HMAC_SHA384, bytes)),
-            MintAlgorithm::HS512 => Key::Hmac(hmac::Key::new(hmac::HMAC_SHA512, bytes)),
+            MintAlgorithm::HS256 => Key::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA256, bytes))),
+            MintAlgorithm::HS384 => Key::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA384, bytes))),
+            MintAlgorithm::HS512 => Key::Hmac(Box::new(hmac::Key::new(hmac::HMAC_SHA512, bytes))),
             MintAlgorithm::RS256 => Key::Rsa(Box::new(rsa(&pem()?).ok_or_else(wrong)?)),
             MintAlgorithm::ES256 => Key::Ecdsa(Box::new(ecdsa(&pem()?).ok_or_else(wrong)?)),
             MintAlgorithm::EdDSA => Key::Ed25519(Box::new(ed25519(&pem()?).ok_or_else(wrong)?)),

@@ -129,7 +129,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_change_breaks_the_seal(bytes in prop::collection::vec(any::<u8>(), 0..40), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        fn any_change_breaks_the_seal(
+            bytes in prop::collection::vec(any::<u8>(), 0..40),
+            at in any::<prop::sample::Index>(),
+            bit in 0u8..8,
+        ) {
             let seal = seal(&["one"]);
             let sealed = seal.seal("run", &bytes);
             prop_assert_eq!(seal.open("run", &sealed), Some(bytes));

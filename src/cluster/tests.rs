@@ -281,7 +281,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 #[test]
 fn asymmetric_signatures_verify() {
     let rsa = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
-    let rsa_der = aws_lc_rs::encoding::Pkcs8V1Der::from(rsa.as_der().unwrap());
+    let rsa_der: aws_lc_rs::encoding::Pkcs8V1Der<'_> = rsa.as_der().unwrap();
     let p256 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let ed25519 = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let cases: [(_, String, &dyn signature::VerificationAlgorithm, Vec<u8>); 3] = [

@@ -118,7 +118,7 @@ impl UserIdTemplate {
             Order::TenantFirst => between.bytes().next(),
             Order::SubjectFirst => between.bytes().next_back(),
         };
-        if !edge.is_some_and(|byte| !in_tenant_names(byte)) {
+        if edge.is_none_or(in_tenant_names) {
             return Err(
                 "needs a character between `{tenant}` and `{subject}` that no tenant name may hold, such as `~`",
             );
@@ -256,7 +256,11 @@ mod tests {
         fn two_callers_never_share_a_name(
             a in ("[A-Za-z0-9._-]{1,6}", "[a-z~:@._-]{1,8}"),
             b in ("[A-Za-z0-9._-]{1,6}", "[a-z~:@._-]{1,8}"),
-            template in prop::sample::select(vec!["{tenant}~{subject}", "{subject}@{tenant}", "x:{tenant}:-{subject}~"]),
+            template in prop::sample::select(vec![
+                "{tenant}~{subject}",
+                "{subject}@{tenant}",
+                "x:{tenant}:-{subject}~",
+            ]),
         ) {
             let template = UserIdTemplate::parse(template).unwrap();
             let render = |(t, s): &(String, String)| template.render(&tenant(t), s);

@@ -469,6 +469,55 @@ async fn slow_upload_does_not_meet_the_header_timeout() {
     assert_eq!(said, "ok");
 }
 
+/// Answers every request on every connection with the path it asked for, until dropped.
+async fn echo_paths(listener: TcpListener) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let mut socket = accept(&listener).await;
+        connections.spawn(async move {
+            let mut head = Vec::new();
+            while let Ok(byte) = socket.read_u8().await {
+                head.push(byte);
+                if head.ends_with(b"\r\n\r\n") {
+                    let path = String::from_utf8(std::mem::take(&mut head)).unwrap();
+                    let path = path.split(' ').nth(1).unwrap();
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{path}\r\n0\r\n\r\n",
+                        path.len()
+                    );
+                    socket.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_share_connections_and_each_gets_its_own_answer() {
+    let (listener, origin) = listen().await;
+    let client = Client::new(Settings { idle_max_per_origin: 8, ..Settings::default() });
+    let mut tasks = tokio::task::JoinSet::new();
+    let server = tasks.spawn(echo_paths(listener));
+    for task in 0..16 {
+        let (client, origin) = (client.clone(), origin.clone());
+        tasks.spawn(async move {
+            for round in 0..50 {
+                let path = format!("/{task}/{round}");
+                let response = client.send(&origin, get(&path), &SendOptions::default()).await.unwrap();
+                // The body is read by another task than the one that sent.
+                let mut reader = tokio::task::JoinSet::new();
+                reader.spawn(text(response));
+                assert_eq!(reader.join_next().await.unwrap().unwrap().unwrap(), path);
+            }
+        });
+    }
+    for _ in 0..16 {
+        tasks.join_next().await.unwrap().unwrap();
+    }
+    server.abort();
+    assert!((1..=8).contains(&client.idle_connections(&origin)));
+}
+
 fn https_fixture() -> (tokio_rustls::TlsAcceptor, Settings) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
