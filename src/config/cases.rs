@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use crate::policy::CaseFile;
 
 use super::problem::{Place, Problem, Problems};
 
@@ -11,7 +11,7 @@ use super::problem::{Place, Problem, Problems};
 ///
 /// # Errors
 /// [`Problems`]: the file cannot be read, is not TOML, or holds something else than cases.
-pub fn policy_cases<File: DeserializeOwned>(path: &Path) -> Result<File, Problems> {
+pub fn policy_cases(path: &Path) -> Result<CaseFile, Problems> {
     let text = super::read(path)?;
     super::parse(path, &text)?;
     let problem = |error: toml::de::Error| Problem {

@@ -6,16 +6,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cluster::{
+    Balance, CredentialSettings, Health, Knowledge, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
+};
+use crate::identity::UnknownTenant;
+use crate::outbound::Origin;
 use crate::principal::TenantId;
+use crate::secret::Secret;
 
 use super::reader::{At, Table, Value, nearest, quoted};
 use super::secrets::is_pem;
-use super::targets::cluster::{
-    Balance, CredentialSettings, Health, Knowledge, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
-};
-use super::targets::identity::UnknownTenant;
-use super::targets::outbound::Origin;
 use super::tenants;
+
+/// Shortest HMAC key without a warning.
+const HMAC_KEY_BYTES_MIN: usize = 32;
 
 /// The clusters, and for every tenant the names of those that it may use, default first.
 pub(super) type Read = (Vec<Settings>, BTreeMap<TenantId, Vec<Arc<str>>>);
@@ -25,7 +29,7 @@ struct Placed {
     settings: Settings,
     at: usize,
     hosts: Vec<At<String>>,
-    user_id: At<String>,
+    user_id: usize,
     knowledge: Option<usize>,
 }
 
@@ -104,10 +108,10 @@ fn isolate(root: &Table<'_>, cluster: &Placed, unknown: UnknownTenant) {
         (UnknownTenant::Deny, count) => format!("{count} tenants may use the cluster `{name}`"),
         (UnknownTenant::DefaultPlan, _) => format!("tenants outside `[tenants]` may use the cluster `{name}`"),
     };
-    if !cluster.user_id.value.contains("{tenant}") {
+    if !cluster.settings.user_id.names_tenant() {
         let message = format!("{users}, but its `user_id` does not tell them apart");
         let help = "write `user_id = \"{tenant}~{subject}\"`, or let one tenant use it".to_owned();
-        root.source.problem(cluster.user_id.at, message, Some(help));
+        root.source.problem(cluster.user_id, message, Some(help));
     }
     match &cluster.settings.knowledge {
         Knowledge::Unset if cluster.knowledge.is_none() => {
@@ -135,7 +139,8 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
             ("session_hash", Balance::SessionHash),
         ])
     });
-    let user_id = user_id(&table);
+    let user_id_at = table.get("user_id").map_or(table.at, |v| v.at);
+    let user_id = table.get("user_id").map_or_else(|| Some(UserIdTemplate::default()), |v| user_id(&v));
     let help = "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }";
     let credential = table.require("credential", help).and_then(|v| credential(&v));
     let knowledge_value = table.get("knowledge");
@@ -143,7 +148,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
     let (health, timeouts) = (health(&table), timeouts(&table));
     let at = table.at;
     table.close();
-    let (user_id, template) = user_id?;
+    let template = user_id?;
     let settings = Settings {
         name: name?,
         hosts: hosts.iter().map(|host| host.value.clone()).collect(),
@@ -156,7 +161,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         timeouts,
         tenants: Vec::new(),
     };
-    Some(Placed { settings, at, hosts, user_id, knowledge: knowledge_value.map(|value| value.at) })
+    Some(Placed { settings, at, hosts, user_id: user_id_at, knowledge: knowledge_value.map(|value| value.at) })
 }
 
 fn cluster_name(value: &Value<'_>) -> Option<Arc<str>> {
@@ -216,22 +221,15 @@ fn endpoint(value: &Value<'_>) -> Option<Origin> {
     }
 }
 
-fn user_id(table: &Table<'_>) -> Option<(At<String>, UserIdTemplate)> {
-    let default = "{tenant}~{subject}";
-    let value = table.get("user_id");
-    let (text, at) = match &value {
-        Some(value) => (value.string("a template such as `\"{tenant}~{subject}\"`")?, value.at),
-        None => (default, table.at),
-    };
-    let template = UserIdTemplate::parse(text);
-    match (template, value) {
-        (Some(template), _) => Some((At { value: text.to_owned(), at }, template)),
-        (None, Some(value)) => {
+fn user_id(value: &Value<'_>) -> Option<UserIdTemplate> {
+    let text = value.string("a template such as `\"{tenant}~{subject}\"`")?;
+    UserIdTemplate::parse(text).map_or_else(
+        |bad| {
             let help = "write `\"{tenant}~{subject}\"`, or `\"{subject}\"` for an AgentOS of one tenant".to_owned();
-            value.problem(format!("is `{text}`, which is no template"), Some(help))
-        }
-        (None, None) => None,
-    }
+            value.problem(format!("is `{text}`, but the template {}", bad.reason), Some(help))
+        },
+        Some,
+    )
 }
 
 fn credential(value: &Value<'_>) -> Option<CredentialSettings> {
@@ -242,38 +240,63 @@ fn credential(value: &Value<'_>) -> Option<CredentialSettings> {
         return value.wrong_type("`{ mint = … }`, `{ bearer = … }`, `\"none\"` or `\"forward\"`");
     }
     let table = value.table()?;
-    let (minted, bearer) = (table.get("mint"), table.get("bearer"));
+    let (minted, fixed) = (table.get("mint"), table.get("bearer"));
     table.close();
-    match (minted, bearer) {
+    match (minted, fixed) {
         (Some(value), None) => mint(&value),
-        (None, Some(value)) => Some(CredentialSettings::Bearer(value.secret()?.value)),
+        (None, Some(value)) => bearer(&value),
         (Some(_), Some(_)) => value.problem("names both `mint` and `bearer`", Some("keep one of them".to_owned())),
         (None, None) => value.problem("is empty", Some("write `mint` or `bearer`".to_owned())),
     }
 }
 
+fn bearer(value: &Value<'_>) -> Option<CredentialSettings> {
+    let token = value.secret()?.value;
+    let plain = token.expose().iter().all(|byte| byte.is_ascii_graphic());
+    if plain {
+        Some(CredentialSettings::Bearer(token))
+    } else {
+        value.problem("holds characters that no token has", None)
+    }
+}
+
 fn mint(value: &Value<'_>) -> Option<CredentialSettings> {
     let table = value.table()?;
-    let algorithms =
-        [("HS256", MintAlgorithm::HS256), ("HS384", MintAlgorithm::HS384), ("HS512", MintAlgorithm::HS512)];
-    let algorithm = match table.get("algorithm") {
-        Some(value) => value.word(&algorithms),
-        None => Some(MintAlgorithm::HS256),
-    };
+    let algorithms: Vec<_> = MintAlgorithm::ALL.iter().map(|algorithm| (algorithm.as_str(), *algorithm)).collect();
+    let algorithm = table.get("algorithm").map_or(Some(MintAlgorithm::HS256), |v| v.word(&algorithms));
     let key_value = table.require("key", "{ env = \"AGENTOS_JWT_KEY\" }");
     let key = key_value.as_ref().and_then(|v| v.secret());
     let audience = table.require("audience", "\"my-os\"").and_then(|v| v.string("the id of the AgentOS"));
     table.close();
     let (algorithm, key) = (algorithm?, key?.value);
-    if key.expose().len() < 32 {
-        let help = "give AgentOS and Tollbridge a key from `openssl rand -hex 32` (RFC 7518 §3.2)".to_owned();
-        value.source.warn(value.at, "the key that mints tokens for AgentOS is shorter than 32 bytes", Some(help));
-    }
-    if let Some(value) = key_value.filter(|_| is_pem(&key)) {
-        let help = "HS algorithms need the shared secret that AgentOS verifies with".to_owned();
-        return value.problem("is a PEM key, but `algorithm` is HS", Some(help));
-    }
+    signing_key(&key_value?, algorithm, &key)?;
     Some(CredentialSettings::Mint { algorithm, key, audience: audience?.to_owned() })
+}
+
+/// Reports a key that cannot be meant for the algorithm.
+fn signing_key(value: &Value<'_>, algorithm: MintAlgorithm, key: &Secret) -> Option<()> {
+    let symmetric = match algorithm {
+        MintAlgorithm::HS256 | MintAlgorithm::HS384 | MintAlgorithm::HS512 => true,
+        MintAlgorithm::RS256 | MintAlgorithm::ES256 | MintAlgorithm::EdDSA => false,
+    };
+    match (symmetric, is_pem(key)) {
+        (true, true) => {
+            let help = "HS algorithms need the shared secret that AgentOS verifies with".to_owned();
+            return value.problem("is a PEM key, but `algorithm` is HS", Some(help));
+        }
+        (false, false) => {
+            let help = "point to a file that begins with `-----BEGIN PRIVATE KEY-----`".to_owned();
+            return value
+                .problem(format!("is no PEM key, but `{}` signs with a private key", algorithm.as_str()), Some(help));
+        }
+        (true, false) | (false, true) => {}
+    }
+    if key.expose().len() < HMAC_KEY_BYTES_MIN {
+        let help = "give AgentOS and Tollbridge a key from `openssl rand -hex 32` (RFC 7518 §3.2)".to_owned();
+        let message = format!("the key that mints tokens for AgentOS is shorter than {HMAC_KEY_BYTES_MIN} bytes");
+        value.source.warn(value.at, message, Some(help));
+    }
+    Some(())
 }
 
 fn knowledge(value: &Value<'_>) -> Option<Knowledge> {
@@ -290,12 +313,12 @@ fn knowledge(value: &Value<'_>) -> Option<Knowledge> {
 }
 
 fn health(cluster: &Table<'_>) -> Health {
-    let default =
-        Health { path: "/health".to_owned(), interval: Duration::from_secs(2), timeout: Duration::from_secs(1) };
+    let default = Health::default();
     let Some(table) = cluster.section("health") else { return default };
     let path = table.get("path").and_then(|v| {
         let path = v.string("a path such as `\"/health\"`")?;
-        if path.starts_with('/') { Some(path.to_owned()) } else { v.problem("must begin with `/`", None) }
+        let plain = path.starts_with('/') && http::Uri::try_from(path).is_ok();
+        if plain { Some(path.to_owned()) } else { v.problem("must be a path such as `/health`", None) }
     });
     let range = || Duration::from_millis(100)..=Duration::from_mins(5);
     let interval = table.get("interval").and_then(|v| v.duration(range()));
@@ -309,12 +332,7 @@ fn health(cluster: &Table<'_>) -> Health {
 }
 
 fn timeouts(cluster: &Table<'_>) -> Timeouts {
-    let default = Timeouts {
-        connect: Duration::from_secs(1),
-        response_header: Duration::from_mins(2),
-        stream_idle: Duration::from_mins(5),
-        stream_max: Duration::from_hours(1),
-    };
+    let default = Timeouts::default();
     let Some(table) = cluster.section("timeouts") else { return default };
     let time = |key: &'static str, high: Duration, default: Duration| {
         let written = table.get(key).and_then(|v: Value<'_>| v.duration(Duration::from_millis(10)..=high));

@@ -4,29 +4,18 @@
 
 use std::time::Duration;
 
+use crate::identity::{Algorithm, ApiKey, Claims, Issuer, KeySource, LEEWAY_MAX, Settings, UnknownTenant};
 use crate::principal::TenantId;
 
 use super::plans;
 use super::reader::{At, Table, Value};
 use super::secrets::is_pem;
-use super::targets::identity::{Algorithm, ApiKey, Claims, Issuer, KeySource, Settings, UnknownTenant};
 use super::tenants;
 
-/// The algorithms by name.
-const ALGORITHMS: [(&str, Algorithm); 12] = [
-    ("HS256", Algorithm::HS256),
-    ("HS384", Algorithm::HS384),
-    ("HS512", Algorithm::HS512),
-    ("RS256", Algorithm::RS256),
-    ("RS384", Algorithm::RS384),
-    ("RS512", Algorithm::RS512),
-    ("PS256", Algorithm::PS256),
-    ("PS384", Algorithm::PS384),
-    ("PS512", Algorithm::PS512),
-    ("ES256", Algorithm::ES256),
-    ("ES384", Algorithm::ES384),
-    ("EdDSA", Algorithm::EdDSA),
-];
+/// Beginnings of subjects that name API keys, service accounts and AgentOS itself.
+const RESERVED: [&str; 3] = ["key:", "sa:", "__"];
+/// Longest `subject_prefix`, as `identity` takes it.
+const PREFIX_BYTES_MAX: usize = 64;
 
 /// What is needed to read names of tenants and plans.
 struct Tenants<'a, 'r> {
@@ -42,8 +31,8 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     let unknown_tenant = table.get("unknown_tenant").and_then(|v| v.word(&words)).unwrap_or(UnknownTenant::Deny);
     let grace = Duration::ZERO..=Duration::from_hours(24);
     let stream_grace = table.get("stream_grace").and_then(|v| v.duration(grace)).unwrap_or(Duration::from_mins(5));
-    let leeway = Duration::ZERO..=Duration::from_mins(5);
-    let leeway = table.get("leeway").and_then(|v| v.duration(leeway)).unwrap_or(Duration::from_secs(30));
+    let leeway =
+        table.get("leeway").and_then(|v| v.duration(Duration::ZERO..=LEEWAY_MAX)).unwrap_or(Duration::from_secs(30));
     let names = Tenants { root, read: tenants, plans, unknown: unknown_tenant };
     let issuers = issuers(&table, &names);
     let claims = claims(&table);
@@ -185,8 +174,11 @@ fn issuer(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<Issuer> {
 
 fn subject_prefix(value: &Value<'_>) -> Option<String> {
     let prefix = value.string("a prefix such as `\"corp:\"`")?;
-    if prefix.starts_with("key:") {
-        return value.problem("begins with `key:`, which names API keys", None);
+    if let Some(reserved) = RESERVED.iter().find(|reserved| prefix.starts_with(**reserved)) {
+        return value.problem(format!("begins with `{reserved}`, which is reserved"), None);
+    }
+    if prefix.len() > PREFIX_BYTES_MAX || prefix.chars().any(char::is_control) {
+        return value.problem(format!("must be 1 to {PREFIX_BYTES_MAX} bytes without control characters"), None);
     }
     Some(prefix.to_owned())
 }
@@ -209,9 +201,10 @@ fn algorithms(value: &Value<'_>) -> Option<Vec<Algorithm>> {
     if let Some(item) = items.iter().find(none) {
         return item.problem("is `none`: unsigned tokens are never accepted", None);
     }
-    let read: Vec<Option<Algorithm>> = items.iter().map(|item| item.word(&ALGORITHMS)).collect();
+    let algorithms = Algorithm::ALL.map(|algorithm| (algorithm.as_str(), algorithm));
+    let read: Vec<Option<Algorithm>> = items.iter().map(|item| item.word(&algorithms)).collect();
     let read: Vec<Algorithm> = read.into_iter().collect::<Option<_>>()?;
-    let symmetric = read.iter().filter(|algorithm| is_symmetric(**algorithm)).count();
+    let symmetric = read.iter().filter(|algorithm| algorithm.is_symmetric()).count();
     if symmetric != 0 && symmetric != read.len() {
         let help = "one key cannot be both: define two issuers, or drop the HS algorithms".to_owned();
         return value.problem("mixes algorithms with a shared secret and with a public key", Some(help));
@@ -220,7 +213,7 @@ fn algorithms(value: &Value<'_>) -> Option<Vec<Algorithm>> {
 }
 
 fn keys(table: &Table<'_>, algorithms: Option<&[Algorithm]>) -> Option<KeySource> {
-    let symmetric = algorithms.map(|list| list.iter().any(|algorithm| is_symmetric(*algorithm)));
+    let symmetric = algorithms.map(|list| list.iter().any(|algorithm| algorithm.is_symmetric()));
     match (table.get("key"), table.get("jwks_url")) {
         (Some(key), None) => static_key(&key, symmetric),
         (None, Some(url)) => jwks(&url, symmetric),
@@ -270,10 +263,6 @@ fn jwks(value: &Value<'_>, symmetric: Option<bool>) -> Option<KeySource> {
         value.source.warn(value.at, message, None);
     }
     Some(KeySource::Jwks { url: url.into() })
-}
-
-fn is_symmetric(algorithm: Algorithm) -> bool {
-    matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
 }
 
 fn api_keys(table: &Table<'_>, tenants: &Tenants<'_, '_>) -> Vec<ApiKey> {

@@ -28,12 +28,12 @@ use std::sync::Arc;
 
 use toml::de::DeTable;
 
-use crate::agentos::Operation;
+use crate::agentos::{Catalog, Operation};
+use crate::identity::UnknownTenant;
 use crate::principal::TenantId;
 use crate::secret::Secret;
 
 use reader::{Source, Table};
-use targets::identity::UnknownTenant;
 
 pub use cases::policy_cases;
 pub use problem::{Place, Problem, Problems};
@@ -59,38 +59,34 @@ pub struct Config {
     /// Admin door.
     pub admin: crate::admin::Settings,
     /// Clusters, in file order. Never empty.
-    pub clusters: Vec<targets::cluster::Settings>,
+    pub clusters: Vec<crate::cluster::Settings>,
     /// For every tenant of the file the clusters it may use; the first is its default.
     pub tenants: BTreeMap<TenantId, Vec<Arc<str>>>,
     /// Who may call.
-    pub identity: targets::identity::Settings,
+    pub identity: crate::identity::Settings,
     /// Where the policies are.
-    pub policy: targets::policy::Settings,
+    pub policy: crate::policy::Settings,
     /// Plans and who has which.
-    pub quota: targets::quota::Settings,
+    pub quota: crate::quota::Settings,
     /// Response cache.
     pub cache: targets::cache::Settings,
     /// Logs.
-    pub telemetry: targets::telemetry::Settings,
+    pub telemetry: crate::telemetry::Settings,
     /// Catalogue rows that the operator adds.
     pub operations: Vec<Operation>,
+    /// The shipped rows and the operator's.
+    pub catalog: Catalog,
 }
 
 /// Reads a configuration file; returns the configuration and its warnings.
 ///
-/// `known_operations` says whether the shipped catalogue has an operation.
-///
 /// # Errors
 /// [`Problems`] lists everything that is wrong with the file, in file order.
-pub fn load(
-    path: &Path,
-    env: &dyn Env,
-    known_operations: &dyn Fn(&str) -> bool,
-) -> Result<(Config, Vec<Problem>), Problems> {
+pub fn load(path: &Path, env: &dyn Env) -> Result<(Config, Vec<Problem>), Problems> {
     let text = read(path)?;
     let document = parse(path, &text)?;
     let source = Source::new(path, &text, env);
-    let config = config(Table::root(&source, &document), known_operations);
+    let config = config(Table::root(&source, &document));
     let (problems, warnings) = source.findings();
     match config {
         Some(config) if problems.is_empty() => Ok((config, warnings)),
@@ -99,7 +95,7 @@ pub fn load(
 }
 
 /// Reads every section before it gives up on any, so that one run finds all problems.
-fn config(root: Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Config> {
+fn config(root: Table<'_>) -> Option<Config> {
     let server = server::read(&root);
     let plans = plans::read(&root);
     let tenants = tenants::read(&root, &plans);
@@ -107,9 +103,9 @@ fn config(root: Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Co
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
     let clusters = clusters::read(&root, &tenants, unknown);
     contradict(&root, &plans, unknown);
-    let operations = operations::read(&root);
+    let (operations, catalog) = operations::read(&root);
     let policy = policy::read(&root);
-    let cache = cache::read(&root, &|id| known_operations(id) || operations.iter().any(|row| row.id == id));
+    let cache = cache::read(&root, catalog.as_ref());
     let telemetry = telemetry::read(&root);
     root.close();
     let (clusters, tenant_clusters) = clusters?;
@@ -129,6 +125,7 @@ fn config(root: Table<'_>, known_operations: &dyn Fn(&str) -> bool) -> Option<Co
         cache,
         telemetry,
         operations,
+        catalog: catalog?,
     })
 }
 

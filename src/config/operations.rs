@@ -1,5 +1,5 @@
 //! Owns `[[operation]]`: catalogue rows that operators add for newer AgentOS versions.
-//! Does not check rows against the catalogue (`agentos` does).
+//! Does not judge rows: the catalogue does, here its findings get their places.
 //! Invariant: what a file can make this process keep for ever is bounded by what it says: strings
 //! are interned, so reading the same row again costs nothing.
 
@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Cost, Exposure, Method, Operation, Place, Reach, Reply, Resource, Version,
-    Versions,
+    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, Method, Operation, Place, Reach, Reply, Resource,
+    Version, Versions,
 };
 
-use super::reader::{Table, Value};
+use super::reader::{At, Table, Value};
 
 /// Every string of an operator's row; leaked once each.
 static STRINGS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
@@ -21,8 +21,31 @@ static LISTS: Mutex<BTreeSet<&'static [&'static str]>> = Mutex::new(BTreeSet::ne
 /// Every list of places of an operator's row; leaked once each.
 static PLACES: Mutex<Vec<&'static [Place]>> = Mutex::new(Vec::new());
 
-pub(super) fn read(root: &Table<'_>) -> Vec<Operation> {
-    root.sections("operation").into_iter().filter_map(operation).collect()
+/// The operator's rows and the catalogue that they make with the shipped ones. Without a catalogue a
+/// problem has been reported.
+pub(super) fn read(root: &Table<'_>) -> (Vec<Operation>, Option<Catalog>) {
+    let sections = root.sections("operation");
+    let written = sections.len();
+    let place = |section: Table<'_>| {
+        let at = section.at;
+        operation(section).map(|value| At { value, at })
+    };
+    let rows: Vec<At<Operation>> = sections.into_iter().filter_map(place).collect();
+    let operations: Vec<Operation> = rows.iter().map(|row| row.value).collect();
+    if rows.len() < written {
+        return (operations, None);
+    }
+    match Catalog::with_rows(operations.clone()) {
+        Ok(catalog) => (operations, Some(catalog)),
+        Err(error) => {
+            for problem in error.problems {
+                let at =
+                    rows.iter().rev().find(|row| row.value.id == problem.row).or(rows.first()).map_or(0, |row| row.at);
+                root.source.problem(at, format!("the operation `{}`: {}", problem.row, problem.text), None);
+            }
+            (operations, None)
+        }
+    }
 }
 
 fn operation(table: Table<'_>) -> Option<Operation> {
@@ -40,7 +63,7 @@ fn operation(table: Table<'_>) -> Option<Operation> {
     let affinity = word("affinity").and_then(|v| v.word(&AFFINITIES)).unwrap_or(Affinity::Any);
     let versions = word("versions").and_then(|v| v.word(&VERSIONS)).unwrap_or(Versions::Both);
     let destructive = word("destructive").and_then(|v| v.boolean()).unwrap_or(action == Some(Action::Delete));
-    let scopes = word("scope").and_then(|v| scopes(&v)).unwrap_or_default();
+    let scopes = table.require("scope", "\"agents:read\"").and_then(|v| scopes(&v)).unwrap_or_default();
     let list =
         |key, each: &str| word(key).and_then(|v| v.strings(each)).map(|list| interned(list.iter().map(|s| s.value)));
     let query = list("query", "the name of a query parameter").unwrap_or_default();
@@ -109,7 +132,10 @@ fn id<'a>(value: &Value<'a>) -> Option<&'a str> {
 fn template<'a>(value: &Value<'a>) -> Option<&'a str> {
     let path = value.string("a path such as `\"/agents/{agent_id}\"`")?;
     let whole = |segment: &str| match segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-        Some(name) => !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
+        Some(name) => {
+            !name.is_empty()
+                && name.strip_suffix(":path").unwrap_or(name).bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        }
         None => !segment.is_empty() && !segment.contains(['{', '}', '?', '#', '%']),
     };
     if path == "/" || path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(whole)) {

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::quota::{self, Plan, Problem, Rate};
+
 use super::reader::{At, Table, Value, nearest, quoted};
-use super::targets::quota::{Plan, Rate};
 
 /// The largest count of requests or tokens: far above use, far below overflow.
 const COUNT_MAX: u64 = 1_000_000_000_000;
@@ -75,8 +76,27 @@ fn plan(table: Table<'_>, at: usize) -> Plan {
             (None, None)
         }
     };
+    let plan = Plan { requests, concurrent_runs, tokens_per_day, tokens_per_month };
+    keepable(&table, at, &plan);
     table.close();
-    Plan { requests, concurrent_runs, tokens_per_day, tokens_per_month }
+    plan
+}
+
+/// Reports what `quota` says against the rates of a plan.
+fn keepable(table: &Table<'_>, at: usize, plan: &Plan) {
+    let plans = BTreeMap::from([(String::new(), plan.clone())]);
+    if let Err(error) = (quota::Settings { plans, ..quota::Settings::default() }).check() {
+        table.source.problem(at, format!("{} cannot be kept: {}", table.label(), reasons(error)), None);
+    }
+}
+
+/// What `quota` says against rates, without the place that it knows them by.
+fn reasons(error: quota::SettingsError) -> String {
+    let reason = |problem: &Problem| match problem {
+        Problem::RateUnusable { reason, .. } => (*reason).to_owned(),
+        Problem::DefaultPlanUnknown { .. } | Problem::TenantPlanUnknown { .. } => problem.to_string(),
+    };
+    error.problems.iter().map(reason).collect::<Vec<_>>().join(", ")
 }
 
 fn default_plan() -> Plan {
@@ -171,7 +191,13 @@ fn quota(root: &Table<'_>) -> (Option<At<String>>, Option<Rate>) {
 fn one_rate(value: &Value<'_>) -> Option<Rate> {
     let mut rates = rates(value)?;
     match rates.len() {
-        0 | 1 => rates.pop(),
+        0 | 1 => {
+            let settings = quota::Settings { flood: rates.pop(), ..quota::Settings::default() };
+            match settings.check() {
+                Ok(()) => settings.flood,
+                Err(error) => value.problem(format!("cannot be kept: {}", reasons(error)), None),
+            }
+        }
         _ => value.problem("has several windows", Some("the flood guard has one".to_owned())),
     }
 }

@@ -1,8 +1,9 @@
 //! Owns `[policy]`: where the policies are and what scopes mean.
 //! Does not read policies.
 
+use crate::policy::{ScopesMode, Settings};
+
 use super::reader::Table;
-use super::targets::policy::{ScopesMode, Settings};
 
 pub(super) fn read(root: &Table<'_>) -> Settings {
     let default = Settings { dir: root.source.path("policies"), scopes: ScopesMode::Add };

@@ -50,14 +50,14 @@ impl Value<'_> {
         let (env, file) = (table.get("env"), table.get("file"));
         table.close();
         match (env, file) {
-            (Some(env), None) => self.from_env(env.string("the name of an environment variable")?),
-            (None, Some(file)) => self.from_file(file.string("a path")?),
+            (Some(env), None) => self.secret_of_variable(env.string("the name of an environment variable")?),
+            (None, Some(file)) => self.secret_of_file(file.string("a path")?),
             (Some(_), Some(_)) => self.problem("names both `env` and `file`", Some("keep one of them".to_owned())),
             (None, None) => self.problem("names no secret", Some("write `{ env = \"NAME\" }`".to_owned())),
         }
     }
 
-    fn from_env(&self, name: &str) -> Option<At<Secret>> {
+    fn secret_of_variable(&self, name: &str) -> Option<At<Secret>> {
         match self.source.env.var(name) {
             Some(value) if !value.is_empty() => Some(self.at(Secret::new(value))),
             Some(_) => {
@@ -68,7 +68,7 @@ impl Value<'_> {
         }
     }
 
-    fn from_file(&self, written: &str) -> Option<At<Secret>> {
+    fn secret_of_file(&self, written: &str) -> Option<At<Secret>> {
         let path = self.source.path(written);
         let bytes = match read_capped(&path) {
             Ok(bytes) => bytes,

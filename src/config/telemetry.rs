@@ -1,8 +1,9 @@
 //! Owns `[telemetry]`: where the access log and the audit log go.
 //! Does not open files.
 
+use crate::telemetry::{LogTarget, Settings};
+
 use super::reader::{Table, Value};
-use super::targets::telemetry::{LogTarget, Settings};
 
 pub(super) fn read(root: &Table<'_>) -> Settings {
     let audit_log = LogTarget::File(root.source.path("audit.jsonl"));

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::principal::TenantId;
+use crate::quota;
 
 use super::plans;
 use super::reader::{At, Table, Value, nearest, quoted};
-use super::targets::quota;
 
 /// The tenants, as far as they could be read.
 pub(super) struct Read {

@@ -228,5 +228,4 @@ fn serves_verification(jwk: &Map<String, Value>) -> bool {
 }
 
 #[cfg(test)]
-#[path = "jwks_tests.rs"]
 mod tests;

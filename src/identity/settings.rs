@@ -230,6 +230,11 @@ impl Issuer {
         if self.algorithms.is_empty() {
             found.add(at("algorithms"), "must name at least one algorithm");
         }
+        if let KeySource::Jwks { url } = &self.keys
+            && !is_web_address(url)
+        {
+            found.add(at("jwks_url"), "must be an http or https URL without user name and fragment");
+        }
         if let (Some(tenant), Some(tenants)) = (&self.tenant, &self.tenants)
             && !tenants.contains(tenant)
         {
@@ -263,6 +268,16 @@ impl Issuer {
             (None, _) | (_, None) => false,
         }
     }
+}
+
+fn is_web_address(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+    })
 }
 
 // === impl Algorithm ===

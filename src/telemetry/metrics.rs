@@ -36,59 +36,52 @@ const NONE: &str = "none";
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) labels: &'static [&'static str],
-    pub(super) kind: &'static str,
     pub(super) help: &'static str,
 }
 
-const fn row(name: &'static str, labels: &'static [&'static str], kind: &'static str, help: &'static str) -> Row {
-    Row { name, labels, kind, help }
+const fn row(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Row {
+    Row { name, labels, help }
 }
 
 const REQUESTS: Row = row(
     "tollbridge_requests_total",
     &["door", "operation", "code", "cluster", "tenant"],
-    "counter",
     "Exchanges by how they ended: `ok` or a refusal code.",
 );
 const DURATION: Row = row(
     "tollbridge_request_duration_seconds",
     &["door", "operation"],
-    "histogram",
     "From the accepted head to the end of the answer.",
 );
 const FIRST_BYTE: Row = row(
     "tollbridge_time_to_first_byte_seconds",
     &["door", "operation"],
-    "histogram",
     "From the accepted head to the first byte of the answer.",
 );
-const IN_FLIGHT: Row = row("tollbridge_in_flight", &["door"], "gauge", "Exchanges under way.");
-const RUNS_ACTIVE: Row = row("tollbridge_runs_active", &["tenant"], "gauge", "Runs that hold a concurrency slot.");
+const IN_FLIGHT: Row = row("tollbridge_in_flight", &["door"], "Exchanges under way.");
+const RUNS_ACTIVE: Row = row("tollbridge_runs_active", &["tenant"], "Runs that hold a concurrency slot.");
 const REFUSALS: Row =
-    row("tollbridge_refusals_total", &["door", "code", "tenant"], "counter", "Exchanges that Tollbridge refused.");
+    row("tollbridge_refusals_total", &["door", "code", "tenant"], "Exchanges that Tollbridge refused.");
 const POLICY_DECISIONS: Row =
-    row("tollbridge_policy_decisions_total", &["policy", "decision"], "counter", "What policies decided.");
-const CACHE_RESULTS: Row =
-    row("tollbridge_cache_results_total", &["operation", "result"], "counter", "What the cache said.");
-const TOKENS: Row =
-    row("tollbridge_tokens_total", &["tenant", "model", "kind"], "counter", "Model tokens, `input` and `output`.");
-const QUOTA_USED: Row =
-    row("tollbridge_quota_used_ratio", &["tenant", "limit"], "gauge", "Used part of a limit, from 0 to 1.");
+    row("tollbridge_policy_decisions_total", &["policy", "decision"], "What policies decided.");
+const CACHE_RESULTS: Row = row("tollbridge_cache_results_total", &["operation", "result"], "What the cache said.");
+const TOKENS: Row = row("tollbridge_tokens_total", &["tenant", "model", "kind"], "Model tokens, `input` and `output`.");
+const QUOTA_USED: Row = row("tollbridge_quota_used_ratio", &["tenant", "limit"], "Used part of a limit, from 0 to 1.");
 const ENDPOINT_UP: Row =
-    row("tollbridge_endpoint_up", &["cluster", "endpoint"], "gauge", "1 while the endpoint takes requests.");
+    row("tollbridge_endpoint_up", &["cluster", "endpoint"], "1 while the endpoint takes requests.");
 const ENDPOINT_IN_FLIGHT: Row =
-    row("tollbridge_endpoint_in_flight", &["cluster", "endpoint"], "gauge", "Requests that the endpoint holds.");
+    row("tollbridge_endpoint_in_flight", &["cluster", "endpoint"], "Requests that the endpoint holds.");
 const UPSTREAM_ERRORS: Row =
-    row("tollbridge_upstream_errors_total", &["cluster", "endpoint", "kind"], "counter", "Failed attempts upstream.");
+    row("tollbridge_upstream_errors_total", &["cluster", "endpoint", "kind"], "Failed attempts upstream.");
 const HEADS_REFUSED: Row =
-    row("tollbridge_heads_refused_total", &["reason"], "counter", "Request heads that never became an exchange.");
+    row("tollbridge_heads_refused_total", &["reason"], "Request heads that never became an exchange.");
 const MCP_REQUESTS: Row =
-    row("tollbridge_mcp_requests_total", &["method", "version"], "counter", "MCP requests by protocol version.");
+    row("tollbridge_mcp_requests_total", &["method", "version"], "MCP requests by protocol version.");
 const CONFIG_RELOADS: Row =
-    row("tollbridge_config_reloads_total", &["result"], "counter", "Reloads of the configuration, `ok` or `failed`.");
-const BUILD_INFO: Row = row("tollbridge_build_info", &["version"], "gauge", "Always 1; the label is the version.");
+    row("tollbridge_config_reloads_total", &["result"], "Reloads of the configuration, `ok` or `failed`.");
+const BUILD_INFO: Row = row("tollbridge_build_info", &["version"], "Always 1; the label is the version.");
 const LINES_DROPPED: Row =
-    row("tollbridge_log_lines_dropped_total", &["log"], "counter", "Log lines lost to a slow or full target.");
+    row("tollbridge_log_lines_dropped_total", &["log"], "Log lines lost to a slow or full target.");
 
 /// Every metric.
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -133,11 +133,8 @@ impl Drain {
         // Waits for the first line; then gathers what is there, and writes when nothing waits any more.
         while let Ok(first) = queue.recv() {
             self.take(first);
-            loop {
-                match queue.try_recv() {
-                    Ok(next) => self.take(next),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+            while let Ok(next) = queue.try_recv() {
+                self.take(next);
             }
             self.write_batch();
         }

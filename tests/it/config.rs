@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tollbridge::config::{Config, Env as _, Problem, Problems, ProcessEnv, load};
+use tollbridge::config::{Config, Env as _, Problem, Problems, ProcessEnv, load, policy_cases};
 
 /// The directory of the crate.
 fn root() -> &'static Path {
@@ -31,7 +31,7 @@ fn env() -> BTreeMap<String, String> {
 }
 
 fn read(path: &Path) -> Result<(Config, Vec<Problem>), Problems> {
-    load(path, &env(), &|operation| ["search_knowledge", "get_agents"].contains(&operation))
+    load(path, &env())
 }
 
 /// Problems, or the warnings of a file without problems, as an operator sees them.
@@ -96,7 +96,17 @@ fn the_shipped_configuration_states_the_defaults() {
     fs::write(&full, &shipped).unwrap();
     fs::write(&bare, without_defaults(&shipped)).unwrap();
     let (full, bare) = (read(&full).unwrap().0, read(&bare).unwrap_or_else(|problems| panic!("{problems}")).0);
-    assert_eq!(format!("{bare:#?}"), format!("{full:#?}"));
+    assert_eq!(show(&bare), show(&full));
+}
+
+/// Everything but the catalogue, which both share.
+fn show(config: &Config) -> String {
+    let Config { server, limits, proxy, mcp, admin, clusters, tenants, .. } = config;
+    let Config { identity, policy, quota, cache, telemetry, operations, .. } = config;
+    format!(
+        "{server:#?} {limits:#?} {proxy:#?} {mcp:#?} {admin:#?} {clusters:#?} {tenants:#?} {identity:#?} {policy:#?} \
+         {quota:#?} {cache:#?} {telemetry:#?} {operations:#?}"
+    )
 }
 
 /// Cuts every line of the shipped file whose key has a default.
@@ -180,4 +190,24 @@ fn no_message_ever_holds_a_secret() {
             assert!(!said.contains(secret), "{} shows `{secret}`:\n{said}", path.display());
         }
     }
+}
+
+#[test]
+fn every_shipped_policy_case_is_read() {
+    let entries = fs::read_dir(root().join("policies")).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = entries.filter(|path| path.to_string_lossy().ends_with(".test.toml")).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let cases = policy_cases(&file).unwrap_or_else(|problems| panic!("{problems}"));
+        assert!(!cases.case.is_empty(), "{}", file.display());
+    }
+}
+
+#[test]
+fn a_policy_case_with_an_unknown_key_is_refused_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("roles.test.toml");
+    fs::write(&path, "[[case]]\nname = \"a viewer reads\"\nprinciple = {}\n").unwrap();
+    let said = policy_cases(&path).unwrap_err().to_string().replace(&format!("{}/", dir.path().display()), "");
+    assert!(said.starts_with("roles.test.toml:3:1: unknown field `principle`, expected one of `name`"), "{said}");
 }

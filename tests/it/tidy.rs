@@ -235,9 +235,8 @@ impl Walk<'_> {
             Some("crate") => self.inside(segments.get(1), line),
             Some("super") => {
                 let ups = segments.iter().take_while(|segment| *segment == "super").count();
-                match self.module.len().checked_sub(ups) {
-                    Some(0) => self.inside(segments.get(ups), line),
-                    Some(_) | None => {}
+                if ups == self.module.len() {
+                    self.inside(segments.get(ups), line);
                 }
             }
             Some("self" | "Self") | None => {}

@@ -198,3 +198,28 @@ fn hostile_sizes_are_refused_before_any_work() {
     let token = sign_raw(&deep_header, "{}", Algorithm::HS256, &key);
     assert_eq!(refused(&token), Refused::Invalid("token header is not strict JSON"));
 }
+
+#[test]
+fn a_token_changed_at_any_place_is_refused() {
+    let identity = identity(vec![secret_issuer()]);
+    let good = hs256(&good_claims());
+    for place in 0..good.len() {
+        for other in ["A", "Q", "_", ".", ""] {
+            let changed = format!("{}{other}{}", &good[..place], &good[place + 1..]);
+            if changed != good {
+                assert!(verify(&identity, &changed).is_err(), "{place} {other:?}: {changed}");
+            }
+        }
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_text_becomes_a_caller(header in "\\PC{0,60}", payload in "\\PC{0,60}", signature in "[A-Za-z0-9_-]{0,60}") {
+        let token = format!("{}.{}.{signature}", b64(&header), b64(&payload));
+        proptest::prop_assert!(verify(&identity(vec![secret_issuer()]), &token).is_err());
+        proptest::prop_assert!(verify(&identity(vec![secret_issuer()]), &header).is_err());
+    }
+}

@@ -132,3 +132,17 @@ fn all_problems_are_told_at_once() {
     ];
     assert_eq!(keys, expected);
 }
+
+#[test]
+fn key_sets_come_from_the_web_only() {
+    let complains = |url: &str| {
+        let keys = KeySource::Jwks { url: url.into() };
+        !complaint(settings(vec![issuer(&[Algorithm::RS256], keys)])).is_empty()
+    };
+    for good in ["https://id.example.com/jwks", "http://127.0.0.1:8081/jwks?x=1"] {
+        assert!(!complains(good), "{good}");
+    }
+    for bad in ["", "id.example.com/jwks", "file:///etc/passwd", "ftp://a/b", "https://u:p@a/b", "https://a/b#c"] {
+        assert!(complains(bad), "{bad}");
+    }
+}

@@ -148,7 +148,7 @@ fn a_slice_answers_like_the_whole_set() {
         }
     }
     let tenants = [tenant("acme"), tenant("globex")];
-    let callers = [&["viewer"][..], &["operator"], &["approver"], &["admin"], &["platform_admin"], &[]]
+    let callers = [&["viewer"][..], &["operator", "approver"], &["admin"]]
         .map(|roles| principal(roles, &["agents:read", "approvals:write"]));
     for (operation, caller) in policies.rows.values().flat_map(|row| callers.iter().map(move |caller| (*row, caller))) {
         for (owner, owner_tenant) in

@@ -1,0 +1,105 @@
+//! Owns the answers of the admin listener: text, documents, problems (RFC 9457).
+//! Does not decide which one (`answer`).
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use serde_json::json;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
+
+/// A refusal of the admin listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: &'static str,
+}
+
+impl Problem {
+    pub(super) const BAD_HEAD: Self = Self {
+        status: StatusCode::BAD_REQUEST,
+        code: "bad_head",
+        title: "Bad request",
+        detail: "exactly one valid Host is needed, and a target that is a path",
+    };
+    pub(super) const WRONG_HOST: Self = Self {
+        status: StatusCode::FORBIDDEN,
+        code: "forbidden",
+        title: "Forbidden",
+        detail: "the admin listener is reached by address or as localhost",
+    };
+    pub(super) const UNAUTHENTICATED: Self = Self {
+        status: StatusCode::UNAUTHORIZED,
+        code: "unauthenticated",
+        title: "Not authenticated",
+        detail: "the admin token is needed as a bearer token",
+    };
+    pub(super) const NOT_FOUND: Self = Self {
+        status: StatusCode::NOT_FOUND,
+        code: "not_found",
+        title: "Not found",
+        detail: "the admin listener serves /metrics, /healthz and /readyz",
+    };
+    pub(super) const METHOD_NOT_ALLOWED: Self = Self {
+        status: StatusCode::METHOD_NOT_ALLOWED,
+        code: "method_not_allowed",
+        title: "Method not allowed",
+        detail: "only GET and HEAD are served here",
+    };
+}
+
+/// A short answer for probes and people.
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = with_type("text/plain; charset=utf-8", body.into());
+    *response.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// A whole document.
+pub(super) fn document(content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    with_type(content_type, body.into())
+}
+
+/// A refusal.
+pub(super) fn problem(problem: &Problem, request_id: &str) -> Response<Full<Bytes>> {
+    let body = json!({
+        "type": "about:blank",
+        "title": problem.title,
+        "status": problem.status.as_u16(),
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": request_id,
+    });
+    let mut response = with_type("application/problem+json", body.to_string().into());
+    *response.status_mut() = problem.status;
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    match problem.status {
+        StatusCode::UNAUTHORIZED => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tollbridge-admin\""));
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        _ => {}
+    }
+    response
+}
+
+fn with_type(content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
