@@ -1,1 +1,5 @@
-//! x
+//! Owns the one integration test binary; each module is one subject.
+//! Does not hold tests itself.
+
+mod agno;
+mod fake;
