@@ -137,8 +137,7 @@ fn talk(text: &str) {
 
 /// Reads the configuration; problems and warnings go to stderr.
 fn configuration(path: &Path) -> Option<Config> {
-    let shipped = Catalog::shipped();
-    match config::load(path, &ProcessEnv, &|id| shipped.get(id).is_some()) {
+    match config::load(path, &ProcessEnv) {
         Ok((config, warnings)) => {
             warnings.iter().for_each(|warning| talk(&format!("warning: {warning}")));
             Some(config)

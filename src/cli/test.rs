@@ -54,11 +54,12 @@ fn report(policies: &Policies, files: &[PathBuf]) -> Ended {
             }
         };
         for result in policies.check(&cases) {
-            if result.passed() {
-                passed += 1;
-            } else {
-                failed += 1;
-                talk(&format!("{}: {result}", file.display()));
+            match result.failure {
+                None => passed += 1,
+                Some(why) => {
+                    failed += 1;
+                    talk(&format!("{}: case `{}`: {why}", file.display(), result.name));
+                }
             }
         }
     }

@@ -63,7 +63,7 @@ fn token(config: &Config, arguments: &TokenArguments) -> Result<String, String> 
         issuer: &issuer.issuer,
         audience,
         subject: &arguments.subject,
-        tenant: &tenant,
+        tenant: Some(&tenant),
         roles: &arguments.roles,
         scopes: &arguments.scopes,
         plan: arguments.plan.as_deref(),

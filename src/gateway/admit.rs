@@ -16,6 +16,7 @@ use super::facts::{self, Facts};
 use super::filter;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_headers};
+use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
 use crate::agentos::{
@@ -26,7 +27,7 @@ use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
 use crate::identity::{Credential, Refused};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
-use crate::quota::{Exceeded, ExceededKind, Lease, Pass};
+use crate::quota::{self, Exceeded, ExceededKind, Pass};
 use crate::telemetry::CacheResult;
 
 /// Longest wait for another caller who is fetching the same answer.
@@ -66,7 +67,7 @@ pub(super) struct Admitted {
     pub(super) payload: Payload,
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
-    pub(super) lease: Option<Lease>,
+    pub(super) lease: Option<Held>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
@@ -74,7 +75,7 @@ pub(super) struct Admitted {
     _ticket: (),
 }
 
-/// What of the caller a list filter needs, kept apart from the ticket.
+/// The circumstances of a call, as policies see them.
 #[derive(Clone)]
 pub(super) struct View {
     pub(super) door: &'static str,
@@ -136,7 +137,10 @@ pub(super) async fn admit(
 
     let cluster = find_cluster(snapshot, &call, &principal, operation)?;
     exchange.event.cluster = Some(Arc::clone(cluster.name()));
-    let pass = snapshot.quota.spend(&principal).map_err(exceeded)?;
+    let pass = snapshot.quota.spend(&principal).map_err(refused)?;
+    for limit in &pass.limits {
+        gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
+    }
     if operation.exposure == Exposure::Local {
         return local(operation, snapshot, &principal, &pass);
     }
@@ -147,7 +151,8 @@ pub(super) async fn admit(
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let inbound = std::mem::replace(&mut call.body, super::call::Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
-    let ground = Ground { gateway, snapshot, call: &call, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
+    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
+    let ground = Ground { gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
 
     let facts = facts::gather(&ground, &query, &payload).await?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
@@ -175,7 +180,6 @@ pub(super) async fn admit(
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
     let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
-    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         principal: Arc::clone(&principal),
@@ -259,7 +263,8 @@ fn local(operation: &Operation, snapshot: &Snapshot, principal: &Principal, pass
     if operation.id != "get_quota" {
         return Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"));
     }
-    let limits: Vec<_> = snapshot.quota.usage(principal).iter().map(super::refusal::limit_json).collect();
+    let usage = snapshot.quota.usage(principal).map_err(|e| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string()))?;
+    let limits: Vec<_> = usage.iter().map(super::refusal::limit_json).collect();
     let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "limits": limits });
     let mut answer = json_answer(body.to_string());
     limit_headers(&mut answer.headers, &pass.limits);
@@ -273,6 +278,13 @@ fn json_answer(body: impl Into<bytes::Bytes>) -> Answer {
 }
 
 /// A quota's refusal in the table's words.
+fn refused(refused: quota::Refused) -> Refusal {
+    match refused {
+        quota::Refused::Exceeded(limit) => exceeded(limit),
+        quota::Refused::NoPlan(no_plan) => Refusal::new(Code::Forbidden, Stage::Quota).because(no_plan.to_string()),
+    }
+}
+
 fn exceeded(exceeded: Exceeded) -> Refusal {
     let code = match exceeded.kind {
         ExceededKind::Flood => Code::Flood,
@@ -290,7 +302,7 @@ fn exceeded(exceeded: Exceeded) -> Refusal {
 pub(super) struct Ground<'a> {
     pub(super) gateway: &'a Gateway,
     pub(super) snapshot: &'a Arc<Snapshot>,
-    pub(super) call: &'a Call,
+    pub(super) view: &'a View,
     pub(super) principal: &'a Arc<Principal>,
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) matched: &'a Matched,
@@ -324,12 +336,12 @@ impl Ground<'_> {
                 ..ResourceFacts::new(operation.resource, id, &settings.tenants)
             },
             context: Context {
-                door: self.call.door.as_str(),
+                door: self.view.door,
                 cluster: &settings.name,
                 now: SystemTime::now(),
-                source_ip: self.call.peer,
+                source_ip: self.view.peer,
                 message_bytes: facts.message_bytes,
-                human: self.call.human,
+                human: self.view.human,
             },
         })
     }
@@ -337,8 +349,12 @@ impl Ground<'_> {
     /// The policies that permit, or the refusal. What belongs to another looks as if it did not exist.
     fn permit(&self, facts: &Facts) -> Result<Arc<[Arc<str>]>, Refusal> {
         match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
-            Decision::Allow { policies, .. } => Ok(policies),
+            Decision::Allow { policies, .. } => {
+                policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
+                Ok(policies)
+            }
             Decision::Deny { policies, errors, .. } => {
+                policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "deny"));
                 let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
                 let code = if foreign && facts.approval.is_none() { Code::NotFound } else { Code::Forbidden };
                 let named: Vec<&str> = policies.iter().map(|p| &**p).collect();
@@ -401,12 +417,15 @@ impl Ground<'_> {
         }
     }
 
-    fn lease(&self) -> Result<Option<Lease>, Refusal> {
+    fn lease(&self) -> Result<Option<Held>, Refusal> {
         if self.operation().cost == Cost::Light {
             return Ok(None);
         }
+        // Agents of the same name on two clusters are two agents.
         let component = self.matched.component().map_or("", |(_, id)| id);
-        self.snapshot.quota.lease(self.principal, component).map(Some).map_err(exceeded)
+        let agent = format!("{}/{component}", self.cluster.name());
+        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(refused)?;
+        Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 
     fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {

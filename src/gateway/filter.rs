@@ -97,9 +97,8 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, age: Duration, mut he
 
 impl<'a> Eye<'a> {
     pub(super) fn of_ground(ground: &'a Ground<'_>) -> Self {
-        let view = View { door: ground.call.door.as_str(), peer: ground.call.peer, human: ground.call.human };
         let (snapshot, cluster) = (&**ground.snapshot, ground.cluster);
-        Self { snapshot, principal: ground.principal, cluster, operation: ground.operation(), view }
+        Self { snapshot, principal: ground.principal, cluster, operation: ground.operation(), view: ground.view.clone() }
     }
 
     pub(super) fn of_admitted(admitted: &'a Admitted) -> Self {

@@ -36,7 +36,8 @@ pub(super) struct Form {
 /// What of a large form is still to come.
 pub(super) struct Rest {
     pub(super) parser: Parser,
-    pub(super) body: StreamBody,
+    /// Behind a lock that is never contended: a shared reference to a form must be `Send`, its body is not `Sync`.
+    pub(super) body: parking_lot::Mutex<StreamBody>,
     /// The last field of the form is a part whose bytes still come.
     pub(super) open: bool,
     /// Field names that may still come.
@@ -167,7 +168,7 @@ impl FormStream {
                 Ok(_) => {}
                 Err(refusal) => return Poll::Ready(Some(Err(refusal))),
             }
-            match Pin::new(&mut self.rest.body).poll_frame(cx) {
+            match Pin::new(self.rest.body.get_mut()).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Err(refusal) = self.feed(frame) {

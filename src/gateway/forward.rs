@@ -172,8 +172,7 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
     if status.is_success() {
         lease.commit(usage.input_tokens + usage.output_tokens);
     } else {
-        // Refused by AgentOS before any model call.
-        lease.commit(0);
+        lease.waive();
     }
 }
 

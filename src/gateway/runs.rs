@@ -12,7 +12,9 @@ use super::forward;
 use super::path::Gateway;
 use crate::agentos::{Kind, RunStatus};
 use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
+use crate::principal::TenantId;
 use crate::quota::Lease;
+use crate::telemetry::Telemetry;
 use crate::usage::Meter;
 
 /// Most learned run ids.
@@ -25,6 +27,13 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Run ids that carry no mark of ours: learned from answers.
 pub(super) struct Runs(Cache<(Arc<str>, String), (UpstreamUser, EndpointTag)>);
 
+/// A run's lease, counted as active until it is dropped.
+pub(super) struct Held {
+    lease: Lease,
+    telemetry: Arc<Telemetry>,
+    tenant: TenantId,
+}
+
 /// A run that goes on after its answer.
 pub(super) struct Background {
     pub(super) cluster: Arc<Cluster>,
@@ -32,7 +41,38 @@ pub(super) struct Background {
     pub(super) component: String,
     pub(super) run_id: String,
     pub(super) session_id: String,
-    pub(super) lease: Lease,
+    pub(super) lease: Held,
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Counts the run as active.
+    pub(super) fn new(lease: Lease, telemetry: &Arc<Telemetry>, tenant: &TenantId) -> Self {
+        telemetry.runs_active(tenant, 1);
+        Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() }
+    }
+
+    /// Notes what the run has used so far, in all.
+    pub(super) fn grow(&mut self, tokens: u64) {
+        self.lease.grow(tokens);
+    }
+
+    /// Charges what the run has used.
+    pub(super) fn commit(&mut self, tokens: u64) {
+        self.lease.commit(tokens);
+    }
+
+    /// Charges nothing: no model was called.
+    pub(super) fn waive(&mut self) {
+        self.lease.waive();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.telemetry.runs_active(&self.tenant, -1);
+    }
 }
 
 // === impl Runs ===
@@ -72,7 +112,7 @@ pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
         // A failed look-up says nothing about the run; the deadline bounds the patience.
         let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, &path).await else { continue };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
-        if status.is_some_and(RunStatus::is_terminal) {
+        if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
             let mut meter = Meter::new();
             meter.json(row.to_string().as_bytes());
             let usage = meter.finish();

@@ -37,7 +37,7 @@ pub(super) fn pin(
     payload: &mut Payload,
 ) -> Result<(), Refusal> {
     let user = match acting {
-        Acting::User(user) | Acting::Approver(user) => Some(user.as_str()),
+        Acting::User(user) => Some(user.as_str()),
         Acting::Lookup => None,
     };
     for place in ground.operation().user_id {

@@ -33,7 +33,6 @@ pub(super) struct Settlement {
     admitted: Admitted,
     exchange: Exchange,
     meter: Meter,
-    charged: u64,
     learned: bool,
     ended: bool,
 }
@@ -88,7 +87,7 @@ struct Opaque {
 
 impl Settlement {
     pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
-        Self { gateway, admitted, exchange, meter: Meter::new(), charged: 0, learned: false, ended: false }
+        Self { gateway, admitted, exchange, meter: Meter::new(), learned: false, ended: false }
     }
 
     fn stripper(&self) -> UserStripper {
@@ -117,11 +116,8 @@ impl Settlement {
             self.exchange.event.run_id = Some(run.run_id.clone());
         }
         let seen = self.meter.tokens_so_far();
-        if seen > self.charged
-            && let Some(lease) = &mut self.admitted.lease
-        {
-            lease.grow(seen - self.charged);
-            self.charged = seen;
+        if let Some(lease) = &mut self.admitted.lease {
+            lease.grow(seen);
         }
     }
 

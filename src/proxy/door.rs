@@ -112,7 +112,8 @@ impl HttpDoor {
             match read {
                 Ok(Head::Http1) => {}
                 Ok(Head::Http2) if self.h2c => {
-                    if let Ok(connection) = stream.into_any().downcast::<Connection>() {
+                    let connection = stream.into_any().downcast::<Connection>().ok();
+                    if let Some(connection) = connection {
                         self.serve_http2(connection.into_http2(ahead), peer, shutdown).await;
                     }
                     return;

@@ -35,8 +35,10 @@ impl Upload {
         }
         let length = session.get_header(http::header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
-        let (sender, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-        let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx).map(|c| c.map(|c| c.map(Frame::data))));
+        let (sender, mut receiver) = mpsc::channel::<Result<Bytes, BodyBroken>>(CHUNKS_IN_FLIGHT);
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|next: Option<Result<Bytes, BodyBroken>>| next.map(|chunk| chunk.map(Frame::data)))
+        });
         let body = FrameStream::new(frames).boxed_unsync();
         (Inbound::Stream { length, body }, Self { sender: Some(sender), ended: false })
     }
@@ -64,7 +66,7 @@ impl Upload {
                 Ok(_) | Err(_) => Err(Gone),
             };
         }
-        let Some(sender) = &self.sender else { return std::future::pending().await };
+        let Some(sender) = self.sender.clone() else { return std::future::pending().await };
         let Ok(permit) = sender.reserve().await else {
             // The gateway has decided without the rest; the door drains or closes afterwards.
             self.sender = None;

@@ -53,7 +53,7 @@ pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<Tls
     let mut errors: Vec<ComposeError> = Vec::new();
     let catalog = noted(&mut errors, Catalog::with_rows(config.operations.clone()));
     let policies = catalog.as_ref().and_then(|catalog| {
-        let rows: Vec<_> = catalog.rows().collect();
+        let rows: Vec<_> = catalog.rows().iter().collect();
         noted(&mut errors, Policies::load(&config.policy, &rows))
     });
     let keys = Arc::new(Keys(client.clone()));

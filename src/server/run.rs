@@ -16,7 +16,7 @@ use super::tasks::Tasks;
 use crate::admin::{self, AdminState, Readiness};
 use crate::config::Config;
 use crate::gateway::{Gateway, LocalService, Snapshot, Spawn};
-use crate::mcp::McpService;
+//MCP use crate::mcp::McpService;
 use crate::outbound::{self, Client};
 use crate::proxy::{HttpDoor, TlsAcceptor};
 use crate::telemetry::{OpenError, Telemetry};
@@ -104,6 +104,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (admin_listener, admin_address) = bind(config.admin.listen)?;
 
     let mut services: Vec<Arc<dyn LocalService>> = Vec::new();
+/*MCP
     if config.mcp.enabled {
         let mcp = McpService::new(config.mcp.clone(), Arc::clone(&gateway) as _, spawn, Arc::clone(&telemetry));
         let (reaped, stopping) = (Arc::clone(&mcp), tasks.clone());
@@ -113,10 +114,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         }));
         services.push(mcp);
     }
+MCP*/
     let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
     background(&tasks, &gateway, &client, &telemetry);
     listen(&tasks, listener, config.server.connections_max, door, tls);
-    let state = Arc::new(AdminState::new(&config.admin, telemetry, Arc::new(Ready(Arc::clone(&gateway), tasks.clone()))));
+    let state = Arc::new(AdminState {
+        settings: config.admin.clone(),
+        telemetry,
+        readiness: Arc::new(Ready(Arc::clone(&gateway), tasks.clone())),
+    });
     tasks.spawn("admin", accept("admin", admin_listener, ADMIN_CONNECTIONS_MAX, tasks.clone(), move |stream, _| {
         let state = Arc::clone(&state);
         async move { admin::serve_connection(stream, state).await }
