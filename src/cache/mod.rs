@@ -1,202 +1,223 @@
-//! Owns DO WE KNOW the answer: kept replies by key and age, one fetch at a time per key.
-//! Does not know who may see a reply (`policy`, before every look-up) and does not fetch.
-//! Invariants: a reply that began before a purge is never kept after it; nothing is shared across callers unless
-//! its key says so.
+//! Owns DO WE KNOW the answer: what is kept, for how long, and that one caller fetches for all.
+//! Does not authorize (`policy` decides before every lookup) and never fetches: the caller does, and
+//! brings the answer to its guard.
+//! Invariants: a purge takes effect at once, also on fetches under way; memory is bounded by
+//! `max_bytes`; answers of one partition never reach another.
 
 mod flight;
-mod status;
+mod key;
+mod marks;
+mod stored;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::HeaderValue;
 use moka::Expiry;
-use moka::sync::Cache as Store;
-use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::agentos::{Caching, Operation};
 use crate::principal::TenantId;
 
-pub use flight::{FillGuard, Lookup};
-pub use status::{miss_status, storable};
+use flight::{Flights, Ticket};
+pub use key::{KEY_BYTES_MAX, Key, Partition};
+use marks::{Marks, Stamp};
+use stored::Entry;
+pub use stored::{BODY_BYTES_MAX, CacheStatus, Stored, storable};
 
-use flight::Flights;
-
-/// How long `Shared` rows are kept where no rule says otherwise.
-const SHARED_TTL: Duration = Duration::from_secs(10);
-/// Largest reply that is kept, in bytes.
-pub const REPLY_BYTES_MAX: usize = 1 << 20;
+/// How long answers that all callers share are fresh when no rule says otherwise.
+pub const SHARED_TTL: Duration = Duration::from_secs(10);
 /// What an entry costs beside its bytes.
-const ENTRY_OVERHEAD_BYTES: usize = 256;
+const ENTRY_OVERHEAD_BYTES: usize = 512;
 
-/// How much is kept, and for how long.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an operator states about caching.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Most bytes of keys and replies together.
+    /// Most memory; 0 turns the cache off.
     pub max_bytes: u64,
-    /// Rules per operation.
+    /// Rules by operation; the last one for an operation holds.
     pub rules: Vec<Rule>,
 }
 
-/// How long the replies of one operation are kept.
+/// How one operation is cached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Operation id.
+    /// Id of the operation.
     pub operation: String,
-    /// Freshness lifetime; zero keeps nothing.
+    /// How long its answers are fresh; zero turns caching off.
     pub ttl: Duration,
-    /// How long a stale reply may be served while it is fetched again (RFC 5861 §3).
+    /// Accepted, not used yet.
     pub stale_while_revalidate: Duration,
-    /// How long a stale reply may be served when upstream fails (RFC 5861 §4).
+    /// Accepted, not used yet.
     pub stale_if_error: Duration,
 }
 
-/// What makes two requests the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// Cluster name.
-    pub cluster: Arc<str>,
-    /// Operation id.
-    pub operation: &'static str,
-    /// Canonical path, query and body.
-    pub request: String,
-    /// Who shares the reply.
-    pub partition: Partition,
-}
-
-/// Who shares a reply.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Partition {
-    /// Everybody on the cluster; filtered per caller afterwards.
-    Shared,
-    /// One caller.
-    Principal {
-        /// Tenant.
-        tenant: TenantId,
-        /// Subject.
-        subject: Arc<str>,
-    },
-}
-
-/// A kept reply.
-#[derive(Debug, Clone)]
-pub struct Stored {
-    /// HTTP status.
-    pub status: u16,
-    /// Content type.
-    pub content_type: Option<HeaderValue>,
-    /// Body as upstream sent it.
-    pub body: Bytes,
-    stored_at: Instant,
-    ttl: Duration,
-}
-
-/// Kept replies. Shared by reference; survives as long as its configuration.
+/// The answers of one gateway.
+#[derive(Debug)]
 pub struct Cache {
-    store: Store<Key, Arc<Stored>>,
+    answers: moka::sync::Cache<Arc<Key>, Entry>,
     ttls: HashMap<String, Duration>,
-    /// Counts purges per cluster and operation; bounded by what the configuration names.
-    epochs: Mutex<HashMap<(Arc<str>, &'static str), u64>>,
-    flights: Flights,
+    enabled: bool,
+    marks: Marks,
+    flights: Arc<Flights>,
 }
 
-struct ByTtl;
-
-impl Expiry<Key, Arc<Stored>> for ByTtl {
-    fn expire_after_create(&self, _key: &Key, stored: &Arc<Stored>, _now: Instant) -> Option<Duration> {
-        Some(stored.ttl)
-    }
+/// What the cache knows.
+#[derive(Debug)]
+#[must_use = "a dropped miss hands the fetch to another caller"]
+pub enum Lookup {
+    /// A fresh answer and its age.
+    Fresh(Arc<Stored>, Duration),
+    /// The caller fetches for everybody who asks the same.
+    Miss(FillGuard),
+    /// The caller fetches for itself: waiting took too long, or the answer may not be shared.
+    Bypass,
 }
 
-// === impl Stored ===
-
-impl Stored {
-    /// A reply that arrived now.
-    pub fn new(status: u16, content_type: Option<HeaderValue>, body: Bytes, ttl: Duration) -> Self {
-        Self { status, content_type, body, stored_at: Instant::now(), ttl }
-    }
-
-    /// `Cache-Status` of a hit (RFC 9211): seconds of freshness left.
-    pub fn hit_status(&self, age: Duration) -> String {
-        format!("tollbridge; hit; ttl={}", self.ttl.saturating_sub(age).as_secs())
-    }
+/// The duty to fetch an answer for everybody who asks the same.
+///
+/// Dropped without [`FillGuard::fill`] or [`FillGuard::decline`] (fetch failed, caller left), the
+/// duty passes to the caller who has waited longest.
+#[derive(Debug)]
+pub struct FillGuard {
+    cache: Arc<Cache>,
+    ticket: Ticket,
+    stamp: Stamp,
+    _permit: OwnedSemaphorePermit,
 }
-
-// === impl Cache ===
 
 impl Cache {
     /// An empty cache.
-    pub fn new(settings: &Settings) -> Arc<Self> {
-        let weigh = |key: &Key, stored: &Arc<Stored>| {
-            let bytes = key.request.len() + stored.body.len() + ENTRY_OVERHEAD_BYTES;
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
-        let store = Store::builder().max_capacity(settings.max_bytes).weigher(weigh).expire_after(ByTtl).build();
-        let ttls = settings.rules.iter().map(|rule| (rule.operation.clone(), rule.ttl)).collect();
-        Arc::new(Self { store, ttls, epochs: Mutex::default(), flights: Flights::default() })
+    pub fn new(settings: &Settings) -> Self {
+        let answers = moka::sync::Cache::builder()
+            .max_capacity(settings.max_bytes)
+            .weigher(|key: &Arc<Key>, entry: &Entry| weight(key, entry))
+            .expire_after(Lifetime)
+            .build();
+        Self {
+            answers,
+            ttls: settings.rules.iter().map(|rule| (rule.operation.clone(), rule.ttl)).collect(),
+            enabled: settings.max_bytes > 0,
+            marks: Marks::new(),
+            flights: Arc::default(),
+        }
     }
 
-    /// How long replies of the operation are kept; `None` when they are not.
+    /// How long answers of an operation are fresh; `None` when it is not cached.
+    ///
+    /// Shared operations are cached unless a rule says zero, those of one caller only by a rule, and
+    /// others never.
     pub fn ttl(&self, operation: &Operation) -> Option<Duration> {
-        let default = match operation.cache {
-            Caching::Never => return None,
-            Caching::Shared => Some(SHARED_TTL),
-            Caching::PerPrincipal => None,
+        let rule = self.ttls.get(operation.id).copied();
+        let ttl = match operation.cache {
+            Caching::Never => None,
+            Caching::Shared => Some(rule.unwrap_or(SHARED_TTL)),
+            Caching::PerPrincipal => rule,
         };
-        self.ttls.get(operation.id).copied().or(default).filter(|ttl| !ttl.is_zero())
+        ttl.filter(|ttl| self.enabled && !ttl.is_zero())
     }
 
-    /// Looks a reply up. The first to miss gets the right to fill it; others wait for that, at most `wait`.
+    /// Looks an answer up. On a miss the first caller gets the duty to fetch; others wait for it, at
+    /// most `wait`.
     ///
     /// # Cancel safety
-    /// Safe: a waiter that is dropped leaves nothing behind.
+    /// Safe: a caller that leaves while waiting loses only its place.
     pub async fn lookup(self: &Arc<Self>, key: Key, wait: Duration) -> Lookup {
-        let deadline = tokio::time::Instant::now() + wait;
-        loop {
-            if let Some(stored) = self.store.get(&key) {
-                let age = stored.stored_at.elapsed();
-                return Lookup::Fresh(stored, age);
-            }
-            let Some(mut landing) = self.flights.join(&key) else {
-                let epoch = self.epoch(&key);
-                return Lookup::Miss(FillGuard::new(Arc::clone(self), key, epoch));
-            };
-            // Changed or closed: either way the flight has landed, with or without a reply.
-            if tokio::time::timeout_at(deadline, landing.changed()).await.is_err() {
-                return Lookup::Bypass;
-            }
+        if let Some(fresh) = self.fresh(&key) {
+            return fresh;
+        }
+        let small = self.enabled && key.bytes() <= KEY_BYTES_MAX;
+        let stamp = self.marks.stamp(&key);
+        let Some(ticket) = small.then(|| self.flights.join(key, stamp)).flatten() else {
+            return Lookup::Bypass;
+        };
+        let permit = ticket.flight.permit.clone().acquire_owned();
+        match tokio::time::timeout(wait, permit).await {
+            Ok(Ok(permit)) => self.take_over(ticket, permit),
+            Ok(Err(_landed)) => match ticket.flight.landed.get() {
+                Some(Some(stored)) => Lookup::Fresh(stored.clone(), stored.age()),
+                Some(None) | None => Lookup::Bypass,
+            },
+            Err(_elapsed) => Lookup::Bypass,
         }
     }
 
-    /// Forgets the replies of these operations on a cluster, also those that are being fetched right now.
-    pub fn purge(&self, cluster: &Arc<str>, operations: &[&'static str]) {
-        let mut epochs = self.epochs.lock();
+    /// Forgets the answers of operations of a cluster: one tenant's and those that all share, or
+    /// everybody's. Takes effect at once; a fetch under way answers those who already wait for it
+    /// and is not kept.
+    pub fn purge(&self, cluster: &str, operations: &[&str], tenant: Option<&TenantId>) {
         for operation in operations {
-            *epochs.entry((Arc::clone(cluster), operation)).or_default() += 1;
-        }
-        drop(epochs);
-        for (key, _) in &self.store {
-            if key.cluster == *cluster && operations.contains(&key.operation) {
-                self.store.invalidate(&*key);
-            }
+            self.marks.raise(cluster, operation, tenant);
         }
     }
 
-    fn epoch(&self, key: &Key) -> u64 {
-        self.epochs.lock().get(&(Arc::clone(&key.cluster), key.operation)).copied().unwrap_or_default()
+    fn take_over(self: &Arc<Self>, ticket: Ticket, permit: OwnedSemaphorePermit) -> Lookup {
+        // Another flight may have landed between the first look and this one.
+        if let Some(fresh) = self.fresh(&ticket.key) {
+            return fresh;
+        }
+        // The fetch begins now, whenever the flight began.
+        let stamp = self.marks.stamp(&ticket.key);
+        Lookup::Miss(FillGuard { cache: self.clone(), ticket, stamp, _permit: permit })
     }
 
-    /// Keeps a reply unless its operation was purged since the fetch began.
-    fn keep(&self, key: &Key, epoch: u64, stored: Stored) {
-        let epochs = self.epochs.lock();
-        let now = epochs.get(&(Arc::clone(&key.cluster), key.operation)).copied().unwrap_or_default();
-        if now == epoch && stored.body.len() <= REPLY_BYTES_MAX {
-            self.store.insert(key.clone(), Arc::new(stored));
-        }
+    fn fresh(&self, key: &Key) -> Option<Lookup> {
+        let entry = self.answers.get(key)?;
+        let current = entry.stamp == self.marks.stamp(key);
+        (current && entry.stored.is_fresh()).then(|| Lookup::Fresh(entry.stored.clone(), entry.stored.age()))
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl FillGuard {
+    /// Keeps the answer and gives it to everybody who waits. One that is too large, or
+    /// older than a purge, is given to them and not kept. Says how the cache took part.
+    pub fn fill(self, stored: Stored) -> CacheStatus {
+        let stored = Arc::new(stored);
+        let current = self.stamp == self.cache.marks.stamp(&self.ticket.key);
+        let kept = current && stored.body.len() <= BODY_BYTES_MAX && stored.is_fresh();
+        if kept {
+            // A purge between the comparison and here is no race: the stamp is from before the fetch,
+            // and every lookup compares it again.
+            let entry = Entry { stored: stored.clone(), stamp: self.stamp };
+            self.cache.answers.insert(self.ticket.key.clone(), entry);
+        }
+        // Off the list first: who comes later looks in the cache, and finds it or begins anew.
+        self.ticket.unlist();
+        self.ticket.flight.land(Some(stored));
+        if kept { CacheStatus::Stored } else { CacheStatus::Miss }
+    }
+
+    /// Tells everybody who waits to fetch for themselves: the answer may not be shared, and taking
+    /// turns would only make them slow.
+    pub fn decline(self) -> CacheStatus {
+        self.ticket.unlist();
+        self.ticket.flight.land(None);
+        CacheStatus::Miss
+    }
+}
+
+/// Gives every entry its own lifetime. Freshness itself is judged at each lookup; this frees memory.
+struct Lifetime;
+
+impl Expiry<Arc<Key>, Entry> for Lifetime {
+    fn expire_after_create(&self, _key: &Arc<Key>, entry: &Entry, _now: Instant) -> Option<Duration> {
+        Some(entry.stored.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _key: &Arc<Key>,
+        entry: &Entry,
+        _now: Instant,
+        _left: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.stored.ttl)
+    }
+}
+
+fn weight(key: &Key, entry: &Entry) -> u32 {
+    let bytes = key.bytes() + entry.stored.body.len() + ENTRY_OVERHEAD_BYTES;
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

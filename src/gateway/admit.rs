@@ -99,10 +99,6 @@ impl Admitted {
         }
     }
 
-    /// Says whether the run was asked to go on without its caller.
-    pub(super) fn background(&self) -> bool {
-        matches!(&self.payload, Payload::Form(form) if form.text("background").is_some_and(is_true))
-    }
 }
 
 /// Form booleans as pydantic reads them.
@@ -164,9 +160,9 @@ pub(super) async fn admit(
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
     let fill = match ground.look_up(&path, &query, &payload).await {
-        Looked::Fresh { stored, age } => {
+        Looked::Fresh(stored) => {
             exchange.event.cache = CacheResult::Hit;
-            return filter::cached(&ground, &stored, age, answer_headers).map(Verdict::Answered);
+            return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered);
         }
         Looked::Miss(fill) => {
             exchange.event.cache = CacheResult::Miss;
@@ -310,7 +306,7 @@ pub(super) struct Ground<'a> {
 }
 
 enum Looked {
-    Fresh { stored: Arc<cache::Stored>, age: Duration },
+    Fresh(Arc<cache::Stored>),
     Miss(FillGuard),
     Bypass,
 }
@@ -400,18 +396,19 @@ impl Ground<'_> {
             return Looked::Bypass;
         }
         let body = match payload {
-            Payload::None => String::new(),
-            Payload::Json(object) => String::from_utf8_lossy(&object.to_bytes()).into_owned(),
+            Payload::None => bytes::Bytes::new(),
+            Payload::Json(object) => object.to_bytes(),
             Payload::Raw(_) | Payload::Form(_) => return Looked::Bypass,
         };
         let key = Key {
             cluster: Arc::clone(&self.cluster.settings.name),
             operation: operation.id,
-            request: format!("{}?{query}\n{body}", path.as_str()),
+            target: format!("{}?{query}", path.as_str()),
+            body,
             partition,
         };
         match self.snapshot.cache.lookup(key, FLIGHT_WAIT).await {
-            Lookup::Fresh(stored, age) => Looked::Fresh { stored, age },
+            Lookup::Fresh(stored, _) => Looked::Fresh(stored),
             Lookup::Miss(fill) => Looked::Miss(fill),
             Lookup::Bypass => Looked::Bypass,
         }

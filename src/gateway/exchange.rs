@@ -16,13 +16,13 @@ pub const CLIENT_CLOSED: &str = "client_closed";
 const CLIENT_CLOSED_STATUS: u16 = 499;
 
 /// One exchange under way. Fields of `event` are filled in as stages learn them.
-pub struct Exchange {
+pub(super) struct Exchange {
     /// What will be said at the end.
-    pub event: ExchangeFinished,
+    pub(super) event: ExchangeFinished,
     /// Policy group of the operation, for the audit log: what refuses or writes is audited.
-    pub action: Option<Action>,
+    pub(super) action: Option<Action>,
     /// Resource type and id, for the audit log.
-    pub resource: Option<String>,
+    pub(super) resource: Option<String>,
     telemetry: Arc<Telemetry>,
     started: Instant,
     _in_flight: InFlight,
@@ -30,7 +30,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Begins an exchange; it counts as in flight until it is dropped.
-    pub fn begin(
+    pub(super) fn begin(
         telemetry: &Arc<Telemetry>,
         door: Door,
         request_id: Arc<str>,
@@ -70,13 +70,13 @@ impl Exchange {
     }
 
     /// Names the outcome: served with this status.
-    pub fn served(&mut self, status: u16) {
+    pub(super) fn served(&mut self, status: u16) {
         self.event.code = "ok";
         self.event.status = status;
     }
 
     /// Names the outcome: refused.
-    pub fn refused(&mut self, refusal: &Refusal) {
+    pub(super) fn refused(&mut self, refusal: &Refusal) {
         let row = refusal.code.row();
         self.event.code = row.code;
         self.event.status = row.status;
@@ -85,13 +85,13 @@ impl Exchange {
     }
 
     /// Names the outcome: the caller went away.
-    pub fn abandoned(&mut self) {
+    pub(super) fn abandoned(&mut self) {
         self.event.code = CLIENT_CLOSED;
         self.event.status = CLIENT_CLOSED_STATUS;
     }
 
     /// Counts body bytes on their way to the caller.
-    pub fn sent(&mut self, bytes: usize) {
+    pub(super) fn sent(&mut self, bytes: usize) {
         if bytes > 0 && self.event.time_to_first_byte.is_none() {
             self.event.time_to_first_byte = Some(self.started.elapsed());
         }

@@ -3,10 +3,10 @@
 //! Invariant: a list that cannot be read as the catalogue says is refused, never passed on unfiltered.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -80,12 +80,10 @@ pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) 
 ///
 /// # Errors
 /// `forbidden` when nothing of the list may be seen, `upstream_invalid` when it cannot be read.
-pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, age: Duration, mut headers: HeaderMap) -> Result<Answer, Refusal> {
+pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, mut headers: HeaderMap) -> Result<Answer, Refusal> {
     let body = Eye::of_ground(ground).narrow(stored.body.clone())?;
-    headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
-    if let Ok(status) = HeaderValue::from_str(&stored.hit_status(age)) {
-        headers.insert("cache-status", status);
-    }
+    headers.insert(header::AGE, stored.age_header());
+    headers.insert("cache-status", stored.hit().header());
     if let Some(content_type) = &stored.content_type {
         headers.insert(header::CONTENT_TYPE, content_type.clone());
     }
@@ -192,11 +190,6 @@ impl<'a> Eye<'a> {
         });
         matches!(decision, Decision::Allow { .. })
     }
-}
-
-/// The policies of a list call whose items decide for themselves.
-pub(super) fn no_policies() -> Arc<[Arc<str>]> {
-    Arc::new([])
 }
 
 fn unreadable(error: &serde_json::Error) -> Refusal {

@@ -127,21 +127,21 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
 fn keep(admitted: &mut Admitted, head: &http::response::Parts, body: &Bytes, headers: &mut HeaderMap) {
     let Some(fill) = admitted.fill.take() else { return };
     let ttl = admitted.snapshot.cache.ttl(admitted.matched.operation);
-    let ttl = ttl.and_then(|ttl| cache::storable(head.status.as_u16(), &head.headers, body.len(), ttl));
-    if let Ok(status) = HeaderValue::from_str(&cache::miss_status(ttl)) {
-        headers.insert("cache-status", status);
-    }
-    if let Some(ttl) = ttl {
-        let content_type = head.headers.get(header::CONTENT_TYPE).cloned();
-        fill.fill(Stored::new(head.status.as_u16(), content_type, body.clone(), ttl));
-    }
+    let status = match ttl.and_then(|ttl| cache::storable(head.status.as_u16(), &head.headers, ttl)) {
+        Some(ttl) => {
+            let content_type = head.headers.get(header::CONTENT_TYPE).cloned();
+            fill.fill(Stored::now(head.status.as_u16(), content_type, body.clone(), ttl))
+        }
+        None => fill.decline(),
+    };
+    headers.insert("cache-status", status.header());
 }
 
 /// Makes kept answers stale that this write has changed.
 pub(super) fn purge(admitted: &Admitted) {
     let purges = admitted.operation().purges;
     if !purges.is_empty() {
-        admitted.snapshot.cache.purge(admitted.cluster.name(), purges);
+        admitted.snapshot.cache.purge(admitted.cluster.name(), purges, None);
     }
 }
 
@@ -170,7 +170,7 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
         return;
     }
     if status.is_success() {
-        lease.commit(usage.input_tokens + usage.output_tokens);
+        lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
     } else {
         lease.waive();
     }

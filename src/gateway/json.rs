@@ -59,11 +59,6 @@ impl Object {
         serde_json::from_str(raw.get()).ok()
     }
 
-    /// The text of a field, when it is a string.
-    pub(super) fn text(&self, name: &str) -> Option<String> {
-        self.get(name)?.as_str().map(str::to_owned)
-    }
-
     /// Sets a field.
     pub(super) fn set(&mut self, name: &str, value: &serde_json::Value) {
         let Ok(raw) = serde_json::value::to_raw_value(value) else { return };

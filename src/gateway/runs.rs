@@ -63,6 +63,11 @@ impl Held {
         self.lease.commit(tokens);
     }
 
+    /// Tokens reserved now.
+    pub(super) fn reserved(&self) -> u64 {
+        self.lease.reserved()
+    }
+
     /// Charges nothing: no model was called.
     pub(super) fn waive(&mut self) {
         self.lease.waive();
@@ -116,7 +121,7 @@ pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
             let mut meter = Meter::new();
             meter.json(row.to_string().as_bytes());
             let usage = meter.finish();
-            run.lease.commit(usage.input_tokens + usage.output_tokens);
+            run.lease.commit(usage.tokens());
             return;
         }
     }

@@ -154,7 +154,7 @@ impl Drop for Settlement {
         if let Some(mut lease) = self.admitted.lease.take()
             && terminal
         {
-            lease.commit(usage.input_tokens + usage.output_tokens);
+            lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
         }
         if !self.ended {
             self.exchange.abandoned();

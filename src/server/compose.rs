@@ -71,7 +71,7 @@ pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<Tls
                 identity: Arc::new(identity),
                 policies: Arc::new(policies),
                 quota: Arc::new(quota),
-                cache: Cache::new(&config.cache),
+                cache: Arc::new(Cache::new(&config.cache)),
                 clusters: Arc::new(clusters),
                 limits: config.limits.clone(),
             };
