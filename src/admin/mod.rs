@@ -3,8 +3,6 @@
 //! Invariants: with a token set, nothing but liveness and readiness is told without it; a name that a stranger's DNS
 //! could point here is refused as `Host`; no connection outlives its deadline.
 
-pub mod settings;
-
 mod guard;
 mod reply;
 
@@ -25,8 +23,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::gateway::request_id;
 use crate::secret::Secret;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Telemetry};
-
-pub use settings::Settings;
 
 /// How long a connection may take.
 const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(30) };
