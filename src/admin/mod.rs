@@ -3,11 +3,12 @@
 //! Invariants: with a token set, nothing but liveness and readiness is told without it; a name that a stranger's DNS
 //! could point here is refused as `Host`; no connection outlives its deadline.
 
+pub mod settings;
+
 mod guard;
 mod reply;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::gateway::request_id;
-use crate::secret::Secret;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Telemetry};
+
+pub use settings::Settings;
 
 /// How long a connection may take.
 const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(30) };
@@ -30,15 +32,6 @@ const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: 
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most fields of a request head.
 const HEAD_FIELDS_MAX: usize = 64;
-
-/// What an operator says about the admin listener.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Its address.
-    pub listen: SocketAddr,
-    /// Required on metrics when set; `config` demands one where the address is not loopback.
-    pub token: Option<Secret>,
-}
 
 /// Says whether this instance should be sent requests.
 pub trait Readiness: Send + Sync {

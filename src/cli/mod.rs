@@ -2,4 +2,164 @@
 //! Does not serve (`server`) and does not read configuration files (`config`).
 //! Invariant: everything that is printed as a table can be printed as JSON.
 
+mod check;
 pub mod operations;
+mod serve;
+mod test;
+mod token;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::agentos::Catalog;
+use crate::config::{self, Config, ProcessEnv};
+use crate::policy::Policies;
+
+/// Programmable reverse proxy and MCP bridge for Agno AgentOS clusters.
+#[derive(Debug, Parser)]
+#[command(name = "tollbridge", version, about, arg_required_else_help = true)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, global = true, default_value = "config.toml", value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve until SIGTERM, which drains.
+    Run,
+    /// Check everything that can be checked without binding a port.
+    Check,
+    /// Print the catalogue of operations.
+    Operations(Printed),
+    /// Work with policies.
+    Policy {
+        #[command(subcommand)]
+        verb: PolicyVerb,
+    },
+    /// Run policy test cases (`*.test.toml`).
+    Test {
+        /// A file, or a folder of them; by default the policy folder of the configuration.
+        path: Option<PathBuf>,
+    },
+    /// Mint a development token with a key of the configuration.
+    Token(token::TokenArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyVerb {
+    /// Print the Cedar schema.
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct Printed {
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Columns for people.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+/// How a command ended.
+enum Ended {
+    /// Done: exit code 0.
+    Done,
+    /// The checked thing is wrong: exit code 1.
+    Wrong,
+    /// Usage or internal failure: exit code 2.
+    Failed,
+}
+
+/// Parses the arguments of the process and runs the command.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap prints help and version to stdout, errors to stderr.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(arguments) {
+        Ended::Done => ExitCode::SUCCESS,
+        Ended::Wrong => ExitCode::from(1),
+        Ended::Failed => ExitCode::from(2),
+    }
+}
+
+fn run(arguments: Arguments) -> Ended {
+    let path = &arguments.config;
+    match arguments.verb {
+        Verb::Run => serve::run(path),
+        Verb::Check => check::run(path),
+        Verb::Operations(printed) => {
+            let format = match printed.format {
+                Format::Table => operations::Format::Table,
+                Format::Json => operations::Format::Json,
+            };
+            catalog(path).map_or(Ended::Wrong, |catalog| say(&operations::render(&catalog, format)))
+        }
+        Verb::Policy { verb: PolicyVerb::Schema } => catalog(path).map_or(Ended::Wrong, |catalog| {
+            let rows: Vec<_> = catalog.rows().iter().collect();
+            say(&Policies::schema(&rows))
+        }),
+        Verb::Test { path: cases } => test::run(path, cases.as_deref()),
+        Verb::Token(arguments) => token::run(path, &arguments),
+    }
+}
+
+/// Prints data.
+fn say(text: &str) -> Ended {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => Ended::Done,
+        // A closed pipe is the reader's choice.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ended::Done,
+        Err(_) => Ended::Failed,
+    }
+}
+
+/// Talks to the operator.
+fn talk(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Reads the configuration; problems and warnings go to stderr.
+fn configuration(path: &Path) -> Option<Config> {
+    match config::load(path, &ProcessEnv) {
+        Ok((config, warnings)) => {
+            warnings.iter().for_each(|warning| talk(&format!("warning: {warning}")));
+            Some(config)
+        }
+        Err(problems) => {
+            talk(&problems.to_string());
+            None
+        }
+    }
+}
+
+/// The catalogue: with the operator's rows when there is a configuration, else as shipped.
+fn catalog(path: &Path) -> Option<Catalog> {
+    if !path.exists() {
+        return Some(Catalog::shipped());
+    }
+    let config = configuration(path)?;
+    match Catalog::with_rows(config.operations) {
+        Ok(catalog) => Some(catalog),
+        Err(error) => {
+            talk(&error.to_string());
+            None
+        }
+    }
+}

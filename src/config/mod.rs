@@ -20,11 +20,10 @@ mod server;
 mod telemetry;
 mod tenants;
 
-mod targets;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -69,7 +68,7 @@ pub struct Config {
     /// Plans and who has which.
     pub quota: crate::quota::Settings,
     /// Response cache.
-    pub cache: targets::cache::Settings,
+    pub cache: crate::cache::Settings,
     /// Logs.
     pub telemetry: crate::telemetry::Settings,
     /// Catalogue rows that the operator adds.
@@ -92,6 +91,15 @@ pub fn load(path: &Path, env: &dyn Env) -> Result<(Config, Vec<Problem>), Proble
         Some(config) if problems.is_empty() => Ok((config, warnings)),
         Some(_) | None => Err(Problems(problems)),
     }
+}
+
+/// Reads a duration as the configuration writes it: `30s`, `1h`.
+///
+/// # Errors
+/// A sentence that names the units there are.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let millis = units::DURATION.parse(text);
+    millis.map(Duration::from_millis).map_err(|bad| format!("{}\nhelp: {}", bad.what, bad.help))
 }
 
 /// Reads every section before it gives up on any, so that one run finds all problems.

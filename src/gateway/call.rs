@@ -126,6 +126,27 @@ impl fmt::Debug for Inbound {
     }
 }
 
+impl Inbound {
+    /// The body as a stream, whatever it is.
+    pub fn into_stream(self) -> StreamBody {
+        match self {
+            Self::Empty => AnswerBody::full(Bytes::new()).into_stream(),
+            Self::Full(bytes) => AnswerBody::full(bytes).into_stream(),
+            Self::Stream { body, .. } => body,
+        }
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The answer of a local service.
+    pub fn from_response(response: http::Response<StreamBody>) -> Self {
+        let (head, body) = response.into_parts();
+        Self { status: head.status, headers: head.headers, body: AnswerBody(body), refused: None }
+    }
+}
+
 // === impl AnswerBody ===
 
 impl AnswerBody {

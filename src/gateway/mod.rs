@@ -2,8 +2,36 @@
 //! Names no transport: no server types and no MCP types.
 //! Invariant: nothing reaches AgentOS without an `Admitted`, and only `admit` makes one.
 
-pub mod call;
+// In reading order: what comes in and goes out, how it is said, the stages, the way upstream.
+mod call;
 pub mod limits;
+mod refusal;
 
-pub use call::*;
+mod body;
+mod form;
+mod json;
+mod multipart;
+
+mod exchange;
+mod snapshot;
+
+mod admit;
+mod facts;
+mod knowledge;
+mod shape;
+
+mod filter;
+mod forward;
+mod runs;
+mod stream;
+mod strip;
+
+mod path;
+
+pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
+pub use exchange::CLIENT_CLOSED;
+pub use facts::encode as encode_segment;
 pub use limits::Limits;
+pub use path::{Gateway, Spawn};
+pub use refusal::{Code, Loudness, Refusal, Row, Stage};
+pub use snapshot::Snapshot;

@@ -1,5 +1,15 @@
-//! Placeholder head, replaced by the module's own.
+//! Owns DOOR 1: HTTP/1.1, HTTP/2 and WebSocket from the first byte of a connection to the last of an answer.
+//! The only module that names pingora. Does not decide: every request becomes a `Call` for the gateway.
+//! Invariant: a head that is malformed or ambiguous never becomes a `Call`.
 
+mod connection;
+mod door;
+mod head;
+mod pump;
 pub mod settings;
+mod tls;
+mod websocket;
 
+pub use door::HttpDoor;
 pub use settings::{Settings, Tls};
+pub use tls::{TlsAcceptor, TlsError};

@@ -1,4 +1,7 @@
-//! One test binary: everything that is tested from outside the library.
+//! Owns the one integration test binary; each module is one subject.
+//! Does not hold tests itself.
 
+mod agno;
 mod config;
+mod fake;
 mod tidy;

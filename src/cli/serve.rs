@@ -1,0 +1,38 @@
+//! Owns `tollbridge run`: logging, the runtime, and the server inside it.
+//! Does not reload by itself.
+
+use std::path::Path;
+
+use super::{Ended, configuration, talk};
+use crate::server::{self, Threads};
+use crate::telemetry;
+
+/// What is logged to stderr: state changes of ours, warnings of everybody else.
+const LOG_FILTER: &str = "warn,tollbridge=info";
+
+/// Serves until a signal.
+pub(super) fn run(path: &Path) -> Ended {
+    let Some(config) = configuration(path) else { return Ended::Wrong };
+    if let Err(error) = telemetry::init_tracing(LOG_FILTER) {
+        talk(&format!("cannot log: {error}"));
+        return Ended::Failed;
+    }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Threads::Count(threads) = config.server.threads {
+        builder.worker_threads(threads);
+    }
+    let runtime = match builder.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            talk(&format!("cannot start the runtime: {error}"));
+            return Ended::Failed;
+        }
+    };
+    match runtime.block_on(server::serve(config)) {
+        Ok(()) => Ended::Done,
+        Err(error) => {
+            talk(&error.to_string());
+            Ended::Wrong
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! Owns admission: the one straight function from a call to the right to go upstream, or to a refusal.
+//! Does not send anything upstream but look-ups of facts (`facts`).
+//! Invariant: an `Admitted` is made here and nowhere else, after every stage has agreed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderValue, header};
+use uuid::Uuid;
+
+use super::body::{self, Payload};
+use super::call::{Answer, AnswerBody, Call, Caller};
+use super::exchange::Exchange;
+use super::facts::{self, Facts};
+use super::filter;
+use super::path::Gateway;
+use super::refusal::{Code, Refusal, Stage, limit_headers};
+use super::runs::Held;
+use super::shape;
+use super::snapshot::Snapshot;
+use crate::agentos::{
+    Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, NotMatched, Operation, Query, Reply,
+};
+use crate::cache::{self, FillGuard, Key, Lookup, Partition};
+use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
+use crate::identity::{Credential, Refused};
+use crate::policy::{Ask, Context, Decision, ResourceFacts};
+use crate::principal::Principal;
+use crate::quota::{self, Exceeded, ExceededKind, Pass};
+use crate::telemetry::CacheResult;
+
+/// Longest wait for another caller who is fetching the same answer.
+const FLIGHT_WAIT: Duration = Duration::from_secs(10);
+/// Whose name an owner has when any owner of the tenant is asked about: no subject can be spelled so.
+const ANYONE: &str = "\u{1}anyone";
+
+/// What admission came to, when it did not refuse.
+pub(super) enum Verdict {
+    /// The answer is known without going upstream.
+    Answered(Answer),
+    /// May go upstream.
+    Admitted(Box<Admitted>),
+}
+
+/// Whom upstream is told that it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Acting {
+    /// The owner of the rows: the caller, or the one that policy lets the caller act for.
+    User(UpstreamUser),
+    /// The gateway itself, seeing every owner; what it reads is filtered.
+    Lookup,
+}
+
+/// The ticket upstream. Its fields are read by `forward`; only this module can make one.
+pub(super) struct Admitted {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) matched: Matched,
+    pub(super) principal: Arc<Principal>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) user: UpstreamUser,
+    pub(super) acting: Acting,
+    pub(super) path: CanonicalPath,
+    pub(super) query: Query,
+    pub(super) headers: HeaderMap,
+    pub(super) caller_token: Option<String>,
+    pub(super) payload: Payload,
+    pub(super) picked: Picked,
+    pub(super) run_id: Option<Uuid>,
+    pub(super) lease: Option<Held>,
+    pub(super) fill: Option<FillGuard>,
+    pub(super) tenant_wide: bool,
+    pub(super) answer_headers: HeaderMap,
+    pub(super) view: View,
+    _ticket: (),
+}
+
+/// The circumstances of a call, as policies see them.
+#[derive(Clone)]
+pub(super) struct View {
+    pub(super) door: &'static str,
+    pub(super) peer: IpAddr,
+    pub(super) human: bool,
+}
+
+impl Admitted {
+    /// The operation that was admitted.
+    pub(super) fn operation(&self) -> &'static Operation {
+        self.matched.operation
+    }
+
+    /// Says whether the caller asked for a stream: AgentOS streams unless the form says otherwise.
+    pub(super) fn streams(&self) -> bool {
+        match (self.operation().reply, &self.payload) {
+            (Reply::Sse, _) => true,
+            (Reply::SseIfStream, Payload::Form(form)) => form.text("stream").is_none_or(|v| is_true(v)),
+            (Reply::SseIfStream, _) => true,
+            (Reply::Json | Reply::Empty | Reply::Opaque, _) => false,
+        }
+    }
+
+    /// Says whether the run was asked to go on without its caller.
+    pub(super) fn background(&self) -> bool {
+        matches!(&self.payload, Payload::Form(form) if form.text("background").is_some_and(is_true))
+    }
+}
+
+/// Form booleans as pydantic reads them.
+fn is_true(text: &str) -> bool {
+    matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
+}
+
+/// Decides one call, stage by stage.
+///
+/// # Errors
+/// The first stage that says no.
+///
+/// # Cancel safety
+/// Safe: what was reserved is given back by its guard.
+pub(super) async fn admit(
+    gateway: &Gateway,
+    snapshot: &Arc<Snapshot>,
+    mut call: Call,
+    exchange: &mut Exchange,
+) -> Result<Verdict, Refusal> {
+    let (path, matched) = find_operation(snapshot, &call, exchange)?;
+    let operation = matched.operation;
+    if operation.id == "health_check" {
+        return Ok(Verdict::Answered(json_answer(r#"{"status":"ok"}"#)));
+    }
+    let principal = match &call.caller {
+        Caller::ByHeaders => identify(snapshot, &call.headers).await?,
+        Caller::Verified(principal) => Arc::clone(principal),
+    };
+    exchange.event.tenant = Some(principal.tenant.clone());
+    exchange.event.subject = Some(Arc::clone(&principal.subject));
+
+    let cluster = find_cluster(snapshot, &call, &principal, operation)?;
+    exchange.event.cluster = Some(Arc::clone(cluster.name()));
+    let pass = snapshot.quota.spend(&principal).map_err(refused)?;
+    for limit in &pass.limits {
+        gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
+    }
+    if operation.exposure == Exposure::Local {
+        return local(operation, snapshot, &principal, &pass);
+    }
+
+    let user = cluster
+        .upstream_user(&principal)
+        .map_err(|e| Refusal::new(Code::Forbidden, Stage::Identity).because(e.to_string()))?;
+    let mut query = shape::query(call.query.as_deref(), operation)?;
+    let inbound = std::mem::replace(&mut call.body, super::call::Inbound::Empty);
+    let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
+    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
+    let ground = Ground { gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
+
+    let facts = facts::gather(&ground, &query, &payload).await?;
+    exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
+    exchange.event.policies = ground.permit(&facts)?;
+    let tenant_wide = ground.is_tenant_wide(&facts);
+    let acting = ground.acting(&facts, tenant_wide);
+    shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
+
+    let mut answer_headers = HeaderMap::with_capacity(8);
+    limit_headers(&mut answer_headers, &pass.limits);
+    let fill = match ground.look_up(&path, &query, &payload).await {
+        Looked::Fresh { stored, age } => {
+            exchange.event.cache = CacheResult::Hit;
+            return filter::cached(&ground, &stored, age, answer_headers).map(Verdict::Answered);
+        }
+        Looked::Miss(fill) => {
+            exchange.event.cache = CacheResult::Miss;
+            Some(fill)
+        }
+        Looked::Bypass => None,
+    };
+
+    let lease = ground.lease()?;
+    let picked = ground.endpoint(&facts)?;
+    let run_id = shape::assign_run(&ground, &picked, &mut payload);
+    exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
+    let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
+    Ok(Verdict::Admitted(Box::new(Admitted {
+        snapshot: Arc::clone(snapshot),
+        principal: Arc::clone(&principal),
+        cluster: Arc::clone(&cluster),
+        headers: call.headers,
+        matched,
+        user,
+        acting,
+        path,
+        query,
+        caller_token,
+        payload,
+        picked,
+        run_id,
+        lease,
+        fill,
+        tenant_wide,
+        answer_headers,
+        view,
+        _ticket: (),
+    })))
+}
+
+/// Guards against floods from one address, before anything is known about the caller.
+pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
+    snapshot.quota.flood(peer).map_err(exceeded)
+}
+
+/// Verifies the one credential of a request.
+pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result<Arc<Principal>, Refusal> {
+    let refuse = |code| Refusal::new(code, Stage::Identity);
+    let credential = Credential::from_headers(headers)
+        .map_err(|_| refuse(Code::CredentialAmbiguous))?
+        .ok_or_else(|| refuse(Code::Unauthenticated).because("no credential"))?;
+    snapshot.identity.verify(&credential, SystemTime::now()).await.map_err(|refused| {
+        let code = match refused {
+            Refused::Expired => Code::TokenExpired,
+            Refused::KeysUnavailable => Code::Overloaded,
+            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant => Code::Unauthenticated,
+        };
+        refuse(code).because(refused.to_string())
+    })
+}
+
+fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> Result<(CanonicalPath, Matched), Refusal> {
+    let path = CanonicalPath::parse(&call.path)
+        .map_err(|bad| Refusal::new(Code::PathNotCanonical, Stage::Request).because(bad.to_string()))?;
+    let matched = snapshot.catalog.find(&call.method, &path).map_err(|not| match not {
+        NotMatched::Unknown => Refusal::new(Code::OperationUnknown, Stage::Catalogue),
+        NotMatched::MethodNotAllowed { allow } => {
+            let mut refusal = Refusal::new(Code::MethodNotAllowed, Stage::Catalogue);
+            refusal.allow = Some(allow.iter().map(|m| m.as_str()).collect::<Vec<_>>().join(", "));
+            refusal
+        }
+    })?;
+    exchange.event.operation = Some(matched.operation.id);
+    exchange.action = Some(matched.operation.action);
+    match matched.operation.exposure {
+        Exposure::Offered | Exposure::Local => Ok((path, matched)),
+        Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
+    }
+}
+
+fn find_cluster(snapshot: &Snapshot, call: &Call, principal: &Principal, operation: &Operation) -> Result<Arc<Cluster>, Refusal> {
+    let unknown = || Refusal::new(Code::ClusterUnknown, Stage::Cluster);
+    let cluster = match &call.cluster {
+        Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
+        None => {
+            let header = call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
+            snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
+        }
+    };
+    if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
+        return Err(Refusal::new(Code::OperationUnsupported, Stage::Cluster));
+    }
+    Ok(Arc::clone(cluster))
+}
+
+/// Operations that the gateway answers itself, after identity and rate.
+fn local(operation: &Operation, snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Verdict, Refusal> {
+    if operation.id != "get_quota" {
+        return Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"));
+    }
+    let usage = snapshot.quota.usage(principal).map_err(|e| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string()))?;
+    let limits: Vec<_> = usage.iter().map(super::refusal::limit_json).collect();
+    let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "limits": limits });
+    let mut answer = json_answer(body.to_string());
+    limit_headers(&mut answer.headers, &pass.limits);
+    Ok(Verdict::Answered(answer))
+}
+
+fn json_answer(body: impl Into<bytes::Bytes>) -> Answer {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Answer { status: http::StatusCode::OK, headers, body: AnswerBody::full(body), refused: None }
+}
+
+/// A quota's refusal in the table's words.
+fn refused(refused: quota::Refused) -> Refusal {
+    match refused {
+        quota::Refused::Exceeded(limit) => exceeded(limit),
+        quota::Refused::NoPlan(no_plan) => Refusal::new(Code::Forbidden, Stage::Quota).because(no_plan.to_string()),
+    }
+}
+
+fn exceeded(exceeded: Exceeded) -> Refusal {
+    let code = match exceeded.kind {
+        ExceededKind::Flood => Code::Flood,
+        ExceededKind::Rate => Code::RateLimited,
+        ExceededKind::Runs => Code::TooManyRuns,
+        ExceededKind::Budget => Code::BudgetExhausted,
+    };
+    let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
+    refusal.retry_after = Some(exceeded.retry_after);
+    refusal.limit = Some(Box::new(exceeded.limit));
+    refusal
+}
+
+/// Everything that is known once a call has a caller and a cluster: the ground that the later stages stand on.
+pub(super) struct Ground<'a> {
+    pub(super) gateway: &'a Gateway,
+    pub(super) snapshot: &'a Arc<Snapshot>,
+    pub(super) view: &'a View,
+    pub(super) principal: &'a Arc<Principal>,
+    pub(super) cluster: &'a Arc<Cluster>,
+    pub(super) matched: &'a Matched,
+    pub(super) user: &'a UpstreamUser,
+}
+
+enum Looked {
+    Fresh { stored: Arc<cache::Stored>, age: Duration },
+    Miss(FillGuard),
+    Bypass,
+}
+
+// === impl Ground ===
+
+impl Ground<'_> {
+    pub(super) fn operation(&self) -> &'static Operation {
+        self.matched.operation
+    }
+
+    /// Asks the policies about this operation on one resource.
+    pub(super) fn decide(&self, operation: &'static Operation, id: &str, facts: &Facts, owner: Option<&str>) -> Decision {
+        let settings = &self.cluster.settings;
+        self.snapshot.policies.decide(&Ask {
+            principal: self.principal,
+            operation,
+            resource: ResourceFacts {
+                owner,
+                tenant: Some(&self.principal.tenant),
+                component: self.matched.component().map(|(_, id)| id),
+                approval: facts.approval_facts(),
+                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
+            },
+            context: Context {
+                door: self.view.door,
+                cluster: &settings.name,
+                now: SystemTime::now(),
+                source_ip: self.view.peer,
+                message_bytes: facts.message_bytes,
+                human: self.view.human,
+            },
+        })
+    }
+
+    /// The policies that permit, or the refusal. What belongs to another looks as if it did not exist.
+    fn permit(&self, facts: &Facts) -> Result<Arc<[Arc<str>]>, Refusal> {
+        match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
+            Decision::Allow { policies, .. } => {
+                policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
+                Ok(policies)
+            }
+            Decision::Deny { policies, errors, .. } => {
+                policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "deny"));
+                let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
+                let code = if foreign && facts.approval.is_none() { Code::NotFound } else { Code::Forbidden };
+                let named: Vec<&str> = policies.iter().map(|p| &**p).collect();
+                let why = match (errors, named.is_empty()) {
+                    (true, _) => "a policy failed to evaluate".to_owned(),
+                    (false, true) => "no policy permits".to_owned(),
+                    (false, false) => format!("forbidden by {}", named.join(", ")),
+                };
+                Err(Refusal::new(code, Stage::Policy).because(why))
+            }
+        }
+    }
+
+    /// Says whether a list may show the rows of everybody in the caller's tenant.
+    fn is_tenant_wide(&self, facts: &Facts) -> bool {
+        filter::can_be_tenant_wide(self.operation())
+            && matches!(self.decide(self.operation(), "", facts, Some(ANYONE)), Decision::Allow { .. })
+    }
+
+    fn acting(&self, facts: &Facts, tenant_wide: bool) -> Acting {
+        let operation = self.operation();
+        if operation.cache == Caching::Shared || tenant_wide {
+            return Acting::Lookup;
+        }
+        // Who resolves an approval is the caller, whoever asked for it.
+        if facts.approval.is_some() && operation.action != crate::agentos::Action::Read {
+            return Acting::User(self.user.clone());
+        }
+        Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone()))
+    }
+
+    async fn look_up(&self, path: &CanonicalPath, query: &Query, payload: &Payload) -> Looked {
+        let operation = self.operation();
+        let partition = match operation.cache {
+            Caching::Never => return Looked::Bypass,
+            Caching::Shared => Partition::Shared,
+            Caching::PerPrincipal => Partition::Principal {
+                tenant: self.principal.tenant.clone(),
+                subject: Arc::clone(&self.principal.subject),
+            },
+        };
+        if self.snapshot.cache.ttl(operation).is_none() {
+            return Looked::Bypass;
+        }
+        let body = match payload {
+            Payload::None => String::new(),
+            Payload::Json(object) => String::from_utf8_lossy(&object.to_bytes()).into_owned(),
+            Payload::Raw(_) | Payload::Form(_) => return Looked::Bypass,
+        };
+        let key = Key {
+            cluster: Arc::clone(&self.cluster.settings.name),
+            operation: operation.id,
+            request: format!("{}?{query}\n{body}", path.as_str()),
+            partition,
+        };
+        match self.snapshot.cache.lookup(key, FLIGHT_WAIT).await {
+            Lookup::Fresh(stored, age) => Looked::Fresh { stored, age },
+            Lookup::Miss(fill) => Looked::Miss(fill),
+            Lookup::Bypass => Looked::Bypass,
+        }
+    }
+
+    fn lease(&self) -> Result<Option<Held>, Refusal> {
+        if self.operation().cost == Cost::Light {
+            return Ok(None);
+        }
+        // Agents of the same name on two clusters are two agents.
+        let component = self.matched.component().map_or("", |(_, id)| id);
+        let agent = format!("{}/{component}", self.cluster.name());
+        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(refused)?;
+        Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
+    }
+
+    fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
+        let want = match (self.operation().affinity, facts.tag, &facts.session) {
+            (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
+            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => Want::Session(session),
+            (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
+        };
+        self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
+    }
+}
+
+/// Idempotent rows may be sent again after a connection died under them.
+pub(super) fn is_idempotent(operation: &Operation) -> bool {
+    operation.method == Method::Get || (operation.action == crate::agentos::Action::Read && operation.cost == Cost::Light)
+}

@@ -1,0 +1,256 @@
+//! Owns reading a request body as far as decisions need it, under the limits and against the row's allow-list.
+//! Does not set identity fields (`shape`) and does not send (`forward`).
+//! Invariant: a field that the row does not name never reaches AgentOS, which would pass it into `arun(**kwargs)`.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, header};
+use http_body_util::BodyExt as _;
+
+use super::call::{Inbound, StreamBody};
+use super::form::{Field, Form, Rest, malformed};
+use super::json::{NotAnObject, Object};
+use super::limits::Limits;
+use super::multipart::{Event, Parser};
+use super::refusal::{Code, Refusal, Stage};
+use crate::agentos::{Body, Operation};
+
+/// How much of a form is read before admission; deciding fields must start within it.
+const FORM_PREFIX_BYTES: usize = 48 * 1024;
+/// Longest silence while a body is read.
+const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// A request body, read and checked.
+pub(super) enum Payload {
+    /// No body.
+    None,
+    /// A JSON object.
+    Json(Object),
+    /// JSON of another shape, where the row allows any.
+    Raw(Bytes),
+    /// A form.
+    Form(Form),
+}
+
+/// Reads the body that the operation expects.
+///
+/// # Errors
+/// 413, 415, 408 and the 400s of malformed, unknown and duplicated fields.
+///
+/// # Cancel safety
+/// Nothing is kept when dropped; the caller's remaining bytes are the door's to drain.
+pub(super) async fn read(
+    inbound: Inbound,
+    operation: &Operation,
+    headers: &HeaderMap,
+    limits: &Limits,
+) -> Result<Payload, Refusal> {
+    if declared(&inbound).is_some_and(|length| length > limits.body_bytes) {
+        return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
+    }
+    if !matches!(inbound, Inbound::Empty) && headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity") {
+        return Err(Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("content encodings are not accepted"));
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap_or("?"));
+    match operation.body {
+        Body::None => nothing(inbound).await,
+        Body::Json(allowed) => json(inbound, content_type, allowed, limits).await,
+        Body::Form(allowed) => form(inbound, content_type, allowed, limits).await,
+    }
+}
+
+/// A field name, cut to what is safe to show.
+pub(super) fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+/// The refusal of a field that the row does not name.
+pub(super) fn field_not_allowed(name: &str) -> Refusal {
+    Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{}` is not accepted here", shown(name)))
+}
+
+fn field_duplicated(name: &str) -> Refusal {
+    Refusal::new(Code::FieldDuplicated, Stage::Request).saying(format!("field `{}` is given twice", shown(name)))
+}
+
+fn declared(inbound: &Inbound) -> Option<u64> {
+    match inbound {
+        Inbound::Empty => Some(0),
+        Inbound::Full(bytes) => Some(bytes.len() as u64),
+        Inbound::Stream { length, .. } => *length,
+    }
+}
+
+async fn nothing(inbound: Inbound) -> Result<Payload, Refusal> {
+    if collect(inbound, 0).await.is_ok_and(|b| b.is_empty()) {
+        return Ok(Payload::None);
+    }
+    Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying("this operation takes no request body"))
+}
+
+async fn json(
+    inbound: Inbound,
+    content_type: &str,
+    allowed: &'static [&'static str],
+    limits: &Limits,
+) -> Result<Payload, Refusal> {
+    let bytes = collect(inbound, limits.json_body_bytes).await?;
+    if bytes.is_empty() {
+        return Ok(Payload::None);
+    }
+    if !is_type(content_type, "application/json") {
+        return Err(Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("send `application/json`"));
+    }
+    let object = match Object::parse(&bytes) {
+        Ok(object) => object,
+        Err(NotAnObject::OtherValue) if allowed.is_empty() => return Ok(Payload::Raw(bytes)),
+        Err(NotAnObject::OtherValue) => {
+            return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the body must be a JSON object"));
+        }
+        Err(NotAnObject::Duplicate(name)) => return Err(field_duplicated(&name)),
+        Err(NotAnObject::Malformed(why)) => {
+            return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the body is not valid JSON").because(why));
+        }
+    };
+    if let Some(name) = object.names().find(|name| !allowed.is_empty() && !allowed.contains(name)) {
+        return Err(field_not_allowed(name));
+    }
+    Ok(Payload::Json(object))
+}
+
+async fn form(
+    inbound: Inbound,
+    content_type: &str,
+    allowed: &'static [&'static str],
+    limits: &Limits,
+) -> Result<Payload, Refusal> {
+    if matches!(inbound, Inbound::Empty) || declared(&inbound) == Some(0) {
+        return Ok(Payload::Form(Form::new(Vec::new(), false, None)));
+    }
+    let form = if is_type(content_type, "application/x-www-form-urlencoded") {
+        let body = collect(inbound, limits.form_field_bytes).await?;
+        if std::str::from_utf8(&body).is_err() {
+            return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the form is not UTF-8"));
+        }
+        Form::urlencoded(&body)
+    } else if is_type(content_type, "multipart/form-data") {
+        multipart(inbound, content_type, allowed, limits).await?
+    } else {
+        return Err(Refusal::new(Code::MediaTypeUnsupported, Stage::Request)
+            .saying("send `multipart/form-data` or `application/x-www-form-urlencoded`"));
+    };
+    check_names(&form, allowed)?;
+    Ok(Payload::Form(form))
+}
+
+/// Only `files` may repeat: Starlette takes the last of anything else, whoever checks the first is bypassed.
+fn check_names(form: &Form, allowed: &[&str]) -> Result<(), Refusal> {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in form.names() {
+        if !allowed.contains(&name) {
+            return Err(field_not_allowed(name));
+        }
+        if seen.contains(&name) && name != "files" {
+            return Err(field_duplicated(name));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+async fn multipart(
+    inbound: Inbound,
+    content_type: &str,
+    allowed: &'static [&'static str],
+    limits: &Limits,
+) -> Result<Form, Refusal> {
+    let mut parser = Parser::for_content_type(content_type).map_err(malformed)?;
+    let mut body = inbound.into_stream();
+    let mut fields: Vec<Field> = Vec::new();
+    let (mut read, mut open, mut ended) = (0_usize, false, false);
+    loop {
+        while let Some(event) = parser.next().map_err(malformed)? {
+            match event {
+                Event::Part(head) => {
+                    open = true;
+                    fields.push(Field { head, value: Bytes::new() });
+                }
+                Event::Data(data) => append(&mut fields, &data, limits)?,
+                Event::PartEnd => open = false,
+                Event::End => ended = true,
+            }
+        }
+        let text_open = open && fields.last().is_some_and(|f| f.head.filename.is_none());
+        if read >= FORM_PREFIX_BYTES && !text_open && !ended {
+            let bytes_left = limits.body_bytes.saturating_sub(read as u64);
+            let field_bytes_max = limits.form_field_bytes;
+            let body = parking_lot::Mutex::new(body);
+            let rest = Rest { parser, body, open, allowed, field_bytes_max, bytes_left };
+            return Ok(Form::new(fields, true, Some(rest)));
+        }
+        let Some(chunk) = next_chunk(&mut body).await? else { break };
+        read += chunk.len();
+        parser.feed(&chunk);
+    }
+    parser.finish().map_err(malformed)?;
+    Ok(Form::new(fields, true, None))
+}
+
+fn append(fields: &mut [Field], data: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    let Some(field) = fields.last_mut() else { return Ok(()) };
+    if field.head.filename.is_none() && field.value.len() + data.len() > limits.form_field_bytes {
+        return Err(Refusal::new(Code::BodyTooLarge, Stage::Request)
+            .saying(format!("field `{}` is larger than the limit", shown(&field.head.name))));
+    }
+    let mut value = BytesMut::from(std::mem::take(&mut field.value));
+    value.extend_from_slice(data);
+    field.value = value.freeze();
+    Ok(())
+}
+
+/// Reads a whole body of at most `bytes_max`.
+async fn collect(inbound: Inbound, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let too_large = || Refusal::new(Code::BodyTooLarge, Stage::Request);
+    if declared(&inbound).is_some_and(|length| length > bytes_max as u64) {
+        return Err(too_large());
+    }
+    let mut body = match inbound {
+        Inbound::Empty => return Ok(Bytes::new()),
+        Inbound::Full(bytes) => return Ok(bytes),
+        Inbound::Stream { body, .. } => body,
+    };
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = next_chunk(&mut body).await? {
+        if whole.len() + chunk.len() > bytes_max {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok(whole.freeze())
+}
+
+async fn next_chunk(body: &mut StreamBody) -> Result<Option<Bytes>, Refusal> {
+    loop {
+        let frame = tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await;
+        let frame = frame.map_err(|_| Refusal::new(Code::RequestTimeout, Stage::Request))?;
+        match frame {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(broken)) => {
+                return Err(Refusal::new(Code::FormMalformed, Stage::Request)
+                    .saying("the request body broke off")
+                    .because(broken.to_string()));
+            }
+        }
+    }
+}
+
+/// Compares the essence of a media type; parameters are the parser's.
+fn is_type(content_type: &str, want: &str) -> bool {
+    content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(want))
+}

@@ -1,0 +1,139 @@
+//! Owns one exchange from its accepted head to its end, and says so exactly once.
+//! Does not decide how it ends: whoever holds it names the outcome.
+//! Invariant: dropping an `Exchange` emits exactly one `ExchangeFinished`, also on panic, disconnect and drain.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::refusal::Refusal;
+use crate::agentos::Action;
+use crate::telemetry::{AuditEvent, CacheResult, Door, ExchangeFinished, InFlight, Telemetry};
+
+/// The code of an exchange whose caller went away before the end.
+pub const CLIENT_CLOSED: &str = "client_closed";
+/// The status logged for it; never sent.
+const CLIENT_CLOSED_STATUS: u16 = 499;
+
+/// One exchange under way. Fields of `event` are filled in as stages learn them.
+pub struct Exchange {
+    /// What will be said at the end.
+    pub event: ExchangeFinished,
+    /// Policy group of the operation, for the audit log: what refuses or writes is audited.
+    pub action: Option<Action>,
+    /// Resource type and id, for the audit log.
+    pub resource: Option<String>,
+    telemetry: Arc<Telemetry>,
+    started: Instant,
+    _in_flight: InFlight,
+}
+
+impl Exchange {
+    /// Begins an exchange; it counts as in flight until it is dropped.
+    pub fn begin(
+        telemetry: &Arc<Telemetry>,
+        door: Door,
+        request_id: Arc<str>,
+        peer: IpAddr,
+        method: &http::Method,
+    ) -> Self {
+        Self {
+            event: ExchangeFinished {
+                door,
+                request_id,
+                peer,
+                method: method_word(method),
+                operation: None,
+                code: CLIENT_CLOSED,
+                status: CLIENT_CLOSED_STATUS,
+                stage: None,
+                reason: None,
+                cluster: None,
+                endpoint: None,
+                tenant: None,
+                subject: None,
+                policies: Arc::new([]),
+                cache: CacheResult::Bypass,
+                run_id: None,
+                duration: std::time::Duration::ZERO,
+                time_to_first_byte: None,
+                bytes_sent: 0,
+                attempts: 0,
+                tokens: Vec::new(),
+            },
+            action: None,
+            resource: None,
+            telemetry: Arc::clone(telemetry),
+            started: Instant::now(),
+            _in_flight: telemetry.in_flight(door),
+        }
+    }
+
+    /// Names the outcome: served with this status.
+    pub fn served(&mut self, status: u16) {
+        self.event.code = "ok";
+        self.event.status = status;
+    }
+
+    /// Names the outcome: refused.
+    pub fn refused(&mut self, refusal: &Refusal) {
+        let row = refusal.code.row();
+        self.event.code = row.code;
+        self.event.status = row.status;
+        self.event.stage = Some(refusal.stage.as_str());
+        self.event.reason.clone_from(&refusal.reason);
+    }
+
+    /// Names the outcome: the caller went away.
+    pub fn abandoned(&mut self) {
+        self.event.code = CLIENT_CLOSED;
+        self.event.status = CLIENT_CLOSED_STATUS;
+    }
+
+    /// Counts body bytes on their way to the caller.
+    pub fn sent(&mut self, bytes: usize) {
+        if bytes > 0 && self.event.time_to_first_byte.is_none() {
+            self.event.time_to_first_byte = Some(self.started.elapsed());
+        }
+        self.event.bytes_sent += bytes as u64;
+    }
+
+    fn audit(&self) {
+        let refused = self.event.stage.is_some();
+        let writes = matches!(self.action, Some(Action::Write | Action::Delete | Action::Run));
+        if refused || writes {
+            self.telemetry.audit(&AuditEvent {
+                request_id: Arc::clone(&self.event.request_id),
+                door: self.event.door,
+                tenant: self.event.tenant.clone(),
+                subject: self.event.subject.clone(),
+                operation: self.event.operation,
+                resource: self.resource.clone(),
+                policies: Arc::clone(&self.event.policies),
+                outcome: self.event.code,
+            });
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.event.duration = self.started.elapsed();
+        self.audit();
+        self.telemetry.exchange_finished(&self.event);
+    }
+}
+
+/// A method as a word from a closed set: logs and metrics must not carry callers' inventions.
+fn method_word(method: &http::Method) -> &'static str {
+    match *method {
+        http::Method::GET => "GET",
+        http::Method::POST => "POST",
+        http::Method::PUT => "PUT",
+        http::Method::PATCH => "PATCH",
+        http::Method::DELETE => "DELETE",
+        http::Method::HEAD => "HEAD",
+        http::Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,297 @@
+//! Owns what the gateway must know before it decides: who owns the ids that a call names.
+//! Does not decide (`policy`); an owner of another tenant is refused here, since no policy may see across.
+//! Invariant: an owner that could not be learned is nobody's; errors and timeouts refuse.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::admit::Ground;
+use super::body::Payload;
+use super::forward;
+use super::knowledge;
+use super::refusal::{Code, Refusal, Stage};
+use crate::agentos::{Kind, Place, Query, Reach, Resource};
+use crate::cluster::{EndpointTag, UpstreamUser};
+use crate::policy::ApprovalFacts;
+
+/// Most owners kept.
+const OWNERS_MAX: u64 = 100_000;
+/// How long an owner is kept: rows do not change owners, but ids are used again after a delete.
+const OWNER_TTL: Duration = Duration::from_secs(60);
+/// Most ids of one kind in one call (`DELETE /sessions`).
+const IDS_MAX: usize = 100;
+
+/// Owners that were looked up lately, by cluster, kind and id.
+pub(super) struct Owners(Cache<(Arc<str>, Resource, String), Owner>);
+
+/// Who owns a row upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Owner {
+    /// This upstream user.
+    User(Arc<str>),
+    /// The row has no user.
+    Nobody,
+    /// There is no such row: a new id may be created.
+    Absent,
+}
+
+/// An approval row as far as policies read it.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct ApprovalRow {
+    user_id: Option<String>,
+    tool_name: Option<String>,
+    status: Option<String>,
+    #[serde(skip)]
+    requested_by: Option<String>,
+}
+
+/// What is known about the ids of one call.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// The most specific id of the row's resource; empty for a collection.
+    pub(super) resource_id: String,
+    /// Subject of the owner, of the caller's own tenant; empty when the row has none.
+    pub(super) owner: Option<String>,
+    /// The owner as upstream names it, when it is not the caller.
+    pub(super) acting: Option<UpstreamUser>,
+    /// The approval that the call is about.
+    pub(super) approval: Option<ApprovalRow>,
+    /// The session that the call names.
+    pub(super) session: Option<String>,
+    /// The run that the call follows.
+    pub(super) run: Option<String>,
+    /// The endpoint that holds the run.
+    pub(super) tag: Option<EndpointTag>,
+    /// Length of the message, in bytes.
+    pub(super) message_bytes: u64,
+}
+
+// === impl Owners ===
+
+impl Owners {
+    pub(super) fn new() -> Self {
+        Self(Cache::builder().max_capacity(OWNERS_MAX).time_to_live(OWNER_TTL).build())
+    }
+}
+
+// === impl Facts ===
+
+impl Facts {
+    pub(super) fn approval_facts(&self) -> Option<ApprovalFacts<'_>> {
+        self.approval.as_ref().map(|row| ApprovalFacts {
+            tool_name: row.tool_name.as_deref(),
+            status: row.status.as_deref(),
+            requested_by: row.requested_by.as_deref(),
+        })
+    }
+}
+
+/// Learns who owns what the call names.
+///
+/// # Errors
+/// `not_found` for what belongs to another tenant or to nobody; upstream errors when a look-up fails.
+///
+/// # Cancel safety
+/// Safe: look-ups read only.
+pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
+    let operation = ground.operation();
+    let mut facts = Facts {
+        resource_id: ground.matched.resource_id().unwrap_or("").to_owned(),
+        message_bytes: message_bytes(payload),
+        ..Facts::default()
+    };
+    let sessions = ids_at(ground, operation.session_id, query, payload)?;
+    let mut session_is_mine = false;
+    for session in &sessions {
+        let owner = session_owner(ground, session, query.get("type")).await?;
+        session_is_mine |= owner == Owner::User(Arc::from(ground.user.as_str()));
+        claim(ground, &mut facts, owner, operation.resource == Resource::Session)?;
+    }
+    facts.session = sessions.into_iter().next();
+    follow_run(ground, &mut facts, query, payload, session_is_mine)?;
+    match operation.resource {
+        Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
+        Resource::Memory | Resource::Learning | Resource::Trace | Resource::Schedule | Resource::Evaluation
+            if operation.reach == Reach::Owned && !facts.resource_id.is_empty() =>
+        {
+            let path = format!("/{}/{}", collection(operation.resource), encode(&facts.resource_id));
+            let owner = row_owner(ground, operation.resource, &facts.resource_id.clone(), &[path]).await?;
+            if owner == Owner::Absent {
+                return Err(not_found());
+            }
+            claim(ground, &mut facts, owner, true)?;
+        }
+        Resource::Knowledge => knowledge::check(ground, &facts.resource_id).await?,
+        Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
+        | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
+        | Resource::Learning | Resource::Os => {}
+    }
+    Ok(facts)
+}
+
+/// Takes an owner into the facts, or refuses what the caller's tenant must not know about.
+fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
+    let subject = match owner {
+        Owner::Absent => return Ok(()),
+        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
+        Owner::Nobody => return Err(not_found()),
+        Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
+        Owner::User(user) => {
+            let Some(subject) = ground.cluster.caller_of(&user, &ground.principal.tenant) else { return Err(not_found()) };
+            // A run inside somebody else's session would be stored under a wrong name, or lost.
+            if !is_resource {
+                return Err(not_found());
+            }
+            let acting = ground.cluster.settings.user_id.render(&ground.principal.tenant, &subject);
+            facts.acting = Some(acting.map_err(|_| not_found())?);
+            subject
+        }
+    };
+    if is_resource {
+        facts.owner = Some(subject);
+    }
+    Ok(())
+}
+
+/// Finds who holds the run and that it is the caller's.
+fn follow_run(
+    ground: &Ground<'_>,
+    facts: &mut Facts,
+    query: &Query,
+    payload: &Payload,
+    session_is_mine: bool,
+) -> Result<(), Refusal> {
+    let operation = ground.operation();
+    let in_path = operation.run_id.iter().any(|place| matches!(place, Place::Path(_)));
+    if !in_path {
+        return Ok(());
+    }
+    let Some(run) = ids_at(ground, operation.run_id, query, payload)?.into_iter().next() else { return Ok(()) };
+    let cluster = ground.cluster.name();
+    let signed = ground.cluster.read_run_id(&run, ground.user);
+    let learned = ground.gateway.runs.learned(cluster, &run, ground.user);
+    facts.tag = signed.or(learned);
+    facts.run = Some(run);
+    if operation.resource != Resource::Run {
+        return Ok(());
+    }
+    if facts.tag.is_some() || session_is_mine {
+        facts.owner = Some(ground.principal.subject.to_string());
+        Ok(())
+    } else {
+        Err(not_found())
+    }
+}
+
+async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
+    let path = format!("/approvals/{}", encode(&facts.resource_id));
+    let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
+    let mut row: ApprovalRow =
+        serde_json::from_value(row).map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
+    let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
+    claim(ground, facts, owner, true)?;
+    row.requested_by.clone_from(&facts.owner);
+    facts.approval = Some(row);
+    Ok(())
+}
+
+/// AgentOS keeps three kinds of sessions under one path; the likely kind is asked first.
+async fn session_owner(ground: &Ground<'_>, session: &str, hint: Option<&str>) -> Result<Owner, Refusal> {
+    let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| hint.and_then(Kind::parse));
+    let mut kinds = Kind::ALL.to_vec();
+    kinds.sort_by_key(|kind| Some(*kind) != hint);
+    let paths: Vec<String> = kinds.iter().map(|kind| format!("/sessions/{}?type={kind}", encode(session))).collect();
+    row_owner(ground, Resource::Session, session, &paths).await
+}
+
+/// Asks upstream, path after path, who owns a row. Only found owners are kept.
+async fn row_owner(ground: &Ground<'_>, resource: Resource, id: &str, paths: &[String]) -> Result<Owner, Refusal> {
+    let key = (Arc::clone(&ground.cluster.settings.name), resource, id.to_owned());
+    let owners = &ground.gateway.owners.0;
+    if let Some(owner) = owners.get(&key) {
+        return Ok(owner);
+    }
+    for path in paths {
+        let Some(row) = look_up(ground, path).await? else { continue };
+        let owner = match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
+            Some(user) => Owner::User(user.into()),
+            None => Owner::Nobody,
+        };
+        owners.insert(key, owner.clone());
+        return Ok(owner);
+    }
+    Ok(Owner::Absent)
+}
+
+/// Reads one row with the lookup identity; `None` when there is none.
+pub(super) async fn look_up(ground: &Ground<'_>, path: &str) -> Result<Option<Value>, Refusal> {
+    forward::look_up(ground.gateway, ground.cluster, path).await
+}
+
+/// The ids that travel at these places; an array of ids counts as all of them.
+fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payload) -> Result<Vec<String>, Refusal> {
+    let mut ids = Vec::new();
+    for place in places {
+        match (place, payload) {
+            (Place::Path(name), _) => ids.extend(ground.matched.params.get(name).map(str::to_owned)),
+            (Place::Query(name), _) => ids.extend(query.get(name).map(str::to_owned)),
+            (Place::Form(name), Payload::Form(form)) => ids.extend(form.text(name).map(str::to_owned)),
+            (Place::Json(name), Payload::Json(object)) => ids.extend(strings(object.get(name))?),
+            (Place::Form(_) | Place::Json(_), _) => {}
+        }
+    }
+    ids.retain(|id| !id.is_empty());
+    if ids.len() > IDS_MAX {
+        return Err(Refusal::new(Code::FormMalformed, Stage::Facts).saying("the request names too many ids"));
+    }
+    Ok(ids)
+}
+
+fn strings(value: Option<Value>) -> Result<Vec<String>, Refusal> {
+    let bad = || Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id must be a string");
+    match value {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(id)) => Ok(vec![id]),
+        Some(Value::Array(ids)) => {
+            ids.into_iter().map(|id| if let Value::String(id) = id { Ok(id) } else { Err(bad()) }).collect()
+        }
+        Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => Err(bad()),
+    }
+}
+
+fn message_bytes(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
+        Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
+    }
+}
+
+/// Where a single row of the resource is read.
+fn collection(resource: Resource) -> &'static str {
+    match resource {
+        Resource::Memory => "memories",
+        Resource::Learning => "learnings",
+        Resource::Trace => "traces",
+        Resource::Schedule => "schedules",
+        Resource::Evaluation => "eval-runs",
+        Resource::Agent | Resource::Team | Resource::Workflow => "agents",
+        Resource::Knowledge | Resource::Session | Resource::Run | Resource::Approval | Resource::Component
+        | Resource::Os => "sessions",
+    }
+}
+
+/// Percent-encodes an id as one path segment.
+pub fn encode(id: &str) -> String {
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(id, SEGMENT).to_string()
+}
+
+/// What is foreign and what is absent look the same.
+pub(super) fn not_found() -> Refusal {
+    Refusal::new(Code::NotFound, Stage::Facts)
+}

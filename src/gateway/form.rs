@@ -1,0 +1,265 @@
+//! Owns a form on its way upstream: what was read of it, what the gateway sets in it, what still streams.
+//! Does not know operations (`body` hands it the allow-list) and never buffers a file whole.
+//! Invariant: what goes upstream is written anew from the parse; the caller's own bytes of structure never pass.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body::{Body as _, Frame};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::call::StreamBody;
+use super::multipart::{Event, PartHead, Parser};
+use super::refusal::{Code, Refusal, Stage};
+
+/// Everything but unreserved characters is percent-encoded in an urlencoded form.
+const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// Boundary of every multipart body that the gateway writes: long and fixed, checked against nothing because a
+/// random one per process is mixed in by `boundary`.
+const BOUNDARY_PREFIX: &str = "tollbridge-";
+
+/// One field that was read whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Field {
+    pub(super) head: PartHead,
+    pub(super) value: Bytes,
+}
+
+/// A form, read as far as it had to be.
+pub(super) struct Form {
+    fields: Vec<Field>,
+    multipart: bool,
+    rest: Option<Rest>,
+}
+
+/// What of a large form is still to come.
+pub(super) struct Rest {
+    pub(super) parser: Parser,
+    /// Behind a lock that is never contended: a shared reference to a form must be `Send`, its body is not `Sync`.
+    pub(super) body: parking_lot::Mutex<StreamBody>,
+    /// The last field of the form is a part whose bytes still come.
+    pub(super) open: bool,
+    /// Field names that may still come.
+    pub(super) allowed: &'static [&'static str],
+    /// Most bytes in one text field.
+    pub(super) field_bytes_max: usize,
+    /// Most bytes in the whole body.
+    pub(super) bytes_left: u64,
+}
+
+/// A form ready to be sent.
+pub(super) enum Outgoing {
+    /// Whole, can be sent again.
+    Whole(Bytes),
+    /// Streams, can be sent once.
+    Streamed(Box<FormStream>),
+}
+
+/// A large form as it goes upstream: the fields that were read, then the rest as it comes.
+pub(super) struct FormStream {
+    head: Option<Bytes>,
+    rest: Rest,
+    boundary: String,
+    /// Name and size of the text field under way, if any.
+    text: Option<usize>,
+    done: bool,
+}
+
+// === impl Form ===
+
+impl Form {
+    /// A form from what was read and what is still to come.
+    pub(super) fn new(fields: Vec<Field>, multipart: bool, rest: Option<Rest>) -> Self {
+        Self { fields, multipart, rest }
+    }
+
+    /// Reads an urlencoded body.
+    pub(super) fn urlencoded(body: &[u8]) -> Self {
+        let fields = url::form_urlencoded::parse(body).map(|(name, value)| Field::text(&name, value.into_owned()));
+        Self { fields: fields.collect(), multipart: false, rest: None }
+    }
+
+    /// Names of the fields that were read, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|f| f.head.name.as_str())
+    }
+
+    /// The text of a field that was read, if it is there and no file.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        let field = self.fields.iter().find(|f| f.head.name == name && f.head.filename.is_none())?;
+        std::str::from_utf8(&field.value).ok()
+    }
+
+    /// Sets a text field, replacing every field of that name.
+    pub(super) fn set(&mut self, name: &str, value: &str) {
+        self.remove(name);
+        // In front: what the gateway says must come before anything that streams.
+        self.fields.insert(0, Field::text(name, value.to_owned()));
+    }
+
+    /// Removes every field of that name.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.fields.retain(|f| f.head.name != name);
+    }
+
+    /// A second form like this one, where nothing of it streams.
+    pub(super) fn copy(&self) -> Option<Self> {
+        self.rest.is_none().then(|| Self { fields: self.fields.clone(), multipart: self.multipart, rest: None })
+    }
+
+    /// The content type and the body to send.
+    pub(super) fn into_outgoing(self) -> (String, Outgoing) {
+        if !self.multipart {
+            let pairs = self.fields.iter().map(|f| {
+                let value = String::from_utf8_lossy(&f.value);
+                format!("{}={}", utf8_percent_encode(&f.head.name, FORM), utf8_percent_encode(&value, FORM))
+            });
+            let body = pairs.collect::<Vec<_>>().join("&");
+            return ("application/x-www-form-urlencoded".into(), Outgoing::Whole(body.into()));
+        }
+        let boundary = format!("{BOUNDARY_PREFIX}{}", uuid::Uuid::new_v4().simple());
+        let content_type = format!("multipart/form-data; boundary={boundary}");
+        let mut head = BytesMut::new();
+        for (at, field) in self.fields.iter().enumerate() {
+            write_part_head(&mut head, &boundary, &field.head);
+            head.put_slice(&field.value);
+            let open = at + 1 == self.fields.len() && self.rest.as_ref().is_some_and(|r| r.open);
+            if !open {
+                head.put_slice(b"\r\n");
+            }
+        }
+        match self.rest {
+            None => {
+                write_end(&mut head, &boundary);
+                (content_type, Outgoing::Whole(head.freeze()))
+            }
+            Some(rest) => {
+                let text = None;
+                let stream = FormStream { head: Some(head.freeze()), rest, boundary, text, done: false };
+                (content_type, Outgoing::Streamed(Box::new(stream)))
+            }
+        }
+    }
+}
+
+impl Field {
+    fn text(name: &str, value: String) -> Self {
+        let head = PartHead { name: name.to_owned(), filename: None, content_type: None };
+        Self { head, value: value.into() }
+    }
+}
+
+// === impl FormStream ===
+
+impl FormStream {
+    /// Polls the next bytes to send.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when the rest of the form is malformed, too large, or holds a field that came too late.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
+        if let Some(head) = self.head.take().filter(|h| !h.is_empty()) {
+            return Poll::Ready(Some(Ok(head)));
+        }
+        loop {
+            match self.drain_parser() {
+                Ok(out) if !out.is_empty() => return Poll::Ready(Some(Ok(out))),
+                Ok(_) if self.done => return Poll::Ready(None),
+                Ok(_) => {}
+                Err(refusal) => return Poll::Ready(Some(Err(refusal))),
+            }
+            match Pin::new(self.rest.body.get_mut()).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Err(refusal) = self.feed(frame) {
+                        return Poll::Ready(Some(Err(refusal)));
+                    }
+                }
+                Poll::Ready(Some(Err(broken))) => {
+                    let refusal = Refusal::new(Code::FormMalformed, Stage::Request).because(broken.to_string());
+                    return Poll::Ready(Some(Err(refusal)));
+                }
+                Poll::Ready(None) => {
+                    let ended = self.rest.parser.finish().map_err(malformed);
+                    return match ended {
+                        Ok(()) if self.done => Poll::Ready(None),
+                        Ok(()) => {
+                            self.done = true;
+                            Poll::Ready(None)
+                        }
+                        Err(refusal) => Poll::Ready(Some(Err(refusal))),
+                    };
+                }
+            }
+        }
+    }
+
+    fn feed(&mut self, frame: Frame<Bytes>) -> Result<(), Refusal> {
+        let Ok(data) = frame.into_data() else { return Ok(()) };
+        let left = self.rest.bytes_left.checked_sub(data.len() as u64);
+        self.rest.bytes_left = left.ok_or_else(|| Refusal::new(Code::BodyTooLarge, Stage::Request))?;
+        self.rest.parser.feed(&data);
+        Ok(())
+    }
+
+    fn drain_parser(&mut self) -> Result<Bytes, Refusal> {
+        let mut out = BytesMut::new();
+        while let Some(event) = self.rest.parser.next().map_err(malformed)? {
+            match event {
+                Event::Part(head) => {
+                    self.admit_late(&head)?;
+                    self.text = head.filename.is_none().then_some(0);
+                    write_part_head(&mut out, &self.boundary, &head);
+                }
+                Event::Data(data) => {
+                    if let Some(size) = &mut self.text {
+                        *size += data.len();
+                        if *size > self.rest.field_bytes_max {
+                            return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
+                        }
+                    }
+                    out.put_slice(&data);
+                }
+                Event::PartEnd => out.put_slice(b"\r\n"),
+                Event::End => {
+                    write_end(&mut out, &self.boundary);
+                    self.done = true;
+                }
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    /// Only files and fields that decide nothing may come after the first 48 KiB.
+    fn admit_late(&self, head: &PartHead) -> Result<(), Refusal> {
+        if !self.rest.allowed.contains(&head.name.as_str()) {
+            return Err(super::body::field_not_allowed(&head.name));
+        }
+        if head.filename.is_none() {
+            return Err(Refusal::new(Code::FieldTooLate, Stage::Request)
+                .saying(format!("field `{}` came after the first 48 KiB of the body", super::body::shown(&head.name))));
+        }
+        Ok(())
+    }
+}
+
+/// A multipart error as a refusal; the text of [`super::multipart::Malformed`] is safe to show.
+pub(super) fn malformed(error: super::multipart::Malformed) -> Refusal {
+    Refusal::new(Code::FormMalformed, Stage::Request).saying(error.0)
+}
+
+fn write_part_head(out: &mut BytesMut, boundary: &str, head: &PartHead) {
+    let quoted = |text: &str| text.replace('"', "%22").replace(['\r', '\n'], " ");
+    out.put_slice(format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{}\"", quoted(&head.name)).as_bytes());
+    if let Some(filename) = &head.filename {
+        out.put_slice(format!("; filename=\"{}\"", quoted(filename)).as_bytes());
+    }
+    if let Some(content_type) = &head.content_type {
+        out.put_slice(format!("\r\nContent-Type: {content_type}").as_bytes());
+    }
+    out.put_slice(b"\r\n\r\n");
+}
+
+fn write_end(out: &mut BytesMut, boundary: &str) {
+    out.put_slice(format!("--{boundary}--\r\n").as_bytes());
+}

@@ -1,0 +1,138 @@
+//! Owns a JSON request body on its way upstream: its top-level fields, each kept as the caller wrote it.
+//! Does not know operations (`body` hands it the allow-list).
+//! Invariant: no top-level name stands twice; parsers disagree on which one wins.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::de::{self, MapAccess, Visitor};
+use serde::ser::SerializeMap as _;
+use serde_json::value::RawValue;
+
+/// A JSON object whose values are kept verbatim, in order.
+#[derive(Debug)]
+pub(super) struct Object(Vec<(String, Box<RawValue>)>);
+
+/// Why a document is no such object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotAnObject {
+    /// Not JSON at all; the text says where.
+    Malformed(String),
+    /// JSON, but an array or a scalar.
+    OtherValue,
+    /// The name stands twice.
+    Duplicate(String),
+}
+
+const DUPLICATE: &str = "duplicate field ";
+
+impl Object {
+    /// Parses a document.
+    ///
+    /// # Errors
+    /// [`NotAnObject`] when it is malformed, something else, or names a field twice.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, NotAnObject> {
+        match serde_json::from_slice::<Self>(bytes) {
+            Ok(object) => Ok(object),
+            Err(error) => {
+                let text = error.to_string();
+                if let Some(name) = text.strip_prefix(DUPLICATE) {
+                    let name = name.rsplit_once(" at line ").map_or(name, |(name, _)| name);
+                    return Err(NotAnObject::Duplicate(name.to_owned()));
+                }
+                match serde_json::from_slice::<&RawValue>(bytes) {
+                    Ok(value) if !value.get().trim_start().starts_with('{') => Err(NotAnObject::OtherValue),
+                    Ok(_) | Err(_) => Err(NotAnObject::Malformed(text)),
+                }
+            }
+        }
+    }
+
+    /// Names of the fields, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The value of a field.
+    pub(super) fn get(&self, name: &str) -> Option<serde_json::Value> {
+        let (_, raw) = self.0.iter().find(|(n, _)| n == name)?;
+        serde_json::from_str(raw.get()).ok()
+    }
+
+    /// The text of a field, when it is a string.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.get(name)?.as_str().map(str::to_owned)
+    }
+
+    /// Sets a field.
+    pub(super) fn set(&mut self, name: &str, value: &serde_json::Value) {
+        let Ok(raw) = serde_json::value::to_raw_value(value) else { return };
+        match self.0.iter_mut().find(|(n, _)| n == name) {
+            Some((_, slot)) => *slot = raw,
+            None => self.0.push((name.to_owned(), raw)),
+        }
+    }
+
+    /// The document to send.
+    pub(super) fn to_bytes(&self) -> Bytes {
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+impl serde::Serialize for Object {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Object {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+                let mut fields: Vec<(String, Box<RawValue>)> = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                    if fields.iter().any(|(n, _)| *n == name) {
+                        return Err(de::Error::custom(format_args!("{DUPLICATE}{name}")));
+                    }
+                    fields.push((name, value));
+                }
+                Ok(Object(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_keep_their_bytes_and_order() {
+        let mut object = Object::parse(br#"{"b": 1.50, "a": {"x" : [1]}}"#).unwrap();
+        object.set("user_id", &serde_json::json!("acme~alice"));
+        assert_eq!(object.to_bytes(), r#"{"b":1.50,"a":{"x" : [1]},"user_id":"acme~alice"}"#);
+    }
+
+    #[test]
+    fn odd_documents_are_named() {
+        assert_eq!(Object::parse(br#"{"a":1,"a":2}"#).unwrap_err(), NotAnObject::Duplicate("a".into()));
+        assert_eq!(Object::parse(br#"{"a":1,"\u0061":2}"#).unwrap_err(), NotAnObject::Duplicate("a".into()));
+        assert_eq!(Object::parse(b"[1]").unwrap_err(), NotAnObject::OtherValue);
+        assert_eq!(Object::parse(b"null").unwrap_err(), NotAnObject::OtherValue);
+        for bad in [&b"{"[..], b"{}x", b"\xef\xbb\xbf{}", b"{\"a\":NaN}", b""] {
+            assert!(matches!(Object::parse(bad), Err(NotAnObject::Malformed(_))), "{bad:?}");
+        }
+    }
+}

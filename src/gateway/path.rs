@@ -1,0 +1,193 @@
+//! Owns the gateway as the doors see it: authenticate a carrier, serve a call, ask what a caller may do.
+//! Does not hold stage logic (`admit`, `forward`).
+//! Invariant: every served call has exactly one `Exchange`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+
+use super::admit::{self, Verdict};
+use super::call::{Answer, Call, Caller, Carrier};
+use super::exchange::Exchange;
+use super::facts::Owners;
+use super::forward;
+use super::limits::Limits;
+use super::refusal::{Code, Refusal, Stage};
+use super::runs::Runs;
+use super::snapshot::Snapshot;
+use crate::agentos::{Cost, Reply};
+use crate::cluster::Seal;
+use crate::outbound::Client;
+use crate::policy::{Ask, Context, Decision, ResourceFacts};
+use crate::principal::Principal;
+use crate::telemetry::{Door, Telemetry};
+
+/// Runs a future that outlives its exchange; `false` when the process is draining and takes no more.
+pub type Spawn = Arc<dyn Fn(&'static str, BoxFuture<'static, ()>) -> bool + Send + Sync>;
+
+/// The path from a call to its answer. One per process, shared by the doors.
+pub struct Gateway {
+    snapshot: ArcSwap<Snapshot>,
+    pub(super) client: Client,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) owners: Owners,
+    pub(super) runs: Runs,
+    pub(super) spawn: Spawn,
+    seal: Seal,
+}
+
+impl Gateway {
+    /// A gateway with its first configuration.
+    pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            client,
+            telemetry,
+            owners: Owners::new(),
+            runs: Runs::new(),
+            spawn,
+            seal,
+        })
+    }
+
+    /// The configuration of exchanges that begin now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Replaces the configuration of exchanges that begin from now on.
+    pub fn install(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// Sizes and times that the doors enforce.
+    pub fn limits(&self) -> Limits {
+        self.snapshot.load().limits.clone()
+    }
+
+    /// Runs work that outlives its exchange; `false` when the process takes no more.
+    pub fn detach(&self, name: &'static str, work: BoxFuture<'static, ()>) -> bool {
+        (self.spawn)(name, work)
+    }
+
+    /// Signs what callers carry for us: run handles, request state.
+    pub fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
+    /// Verifies who sent the request that carries calls: an MCP request, a WebSocket handshake.
+    ///
+    /// # Errors
+    /// The refusal as an answer; it counts as one exchange.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is spent.
+    pub async fn authenticate(
+        &self,
+        door: Door,
+        headers: &HeaderMap,
+        carrier: &Carrier,
+        method: &http::Method,
+    ) -> Result<Arc<Principal>, Answer> {
+        let snapshot = self.snapshot();
+        let verified = match admit::flood(&snapshot, carrier.peer) {
+            Ok(()) => admit::identify(&snapshot, headers).await,
+            Err(refusal) => Err(refusal),
+        };
+        verified.map_err(|refusal| {
+            let id = Arc::clone(&carrier.request_id);
+            let mut exchange = Exchange::begin(&self.telemetry, door, id, carrier.peer, method);
+            exchange.refused(&refusal);
+            refusal.answer(&carrier.request_id)
+        })
+    }
+
+    /// Serves one call: admits it, forwards it, and answers, refusals included.
+    ///
+    /// # Cancel safety
+    /// Dropping the future or the answer's body ends the exchange; upstream sees the disconnect. A run that was
+    /// started without a stream goes on upstream, so its exchange is finished in the background.
+    pub async fn serve(self: &Arc<Self>, call: Call) -> Answer {
+        let id = Arc::clone(&call.request_id);
+        let mut exchange = Exchange::begin(&self.telemetry, call.door, Arc::clone(&id), call.peer, &call.method);
+        let snapshot = self.snapshot();
+        if matches!(call.caller, Caller::ByHeaders)
+            && let Err(refusal) = admit::flood(&snapshot, call.peer)
+        {
+            exchange.refused(&refusal);
+            return refusal.answer(&id);
+        }
+        match admit::admit(self, &snapshot, call, &mut exchange).await {
+            Ok(Verdict::Answered(answer)) => {
+                exchange.served(answer.status.as_u16());
+                forward::whole(answer, exchange)
+            }
+            Ok(Verdict::Admitted(admitted)) => {
+                let operation = admitted.operation();
+                let outlives = operation.cost == Cost::Model
+                    && !admitted.streams()
+                    && matches!(operation.reply, Reply::Json | Reply::SseIfStream);
+                if outlives { self.detached(*admitted, exchange).await } else { forward::forward(self, *admitted, exchange).await }
+            }
+            Err(refusal) => {
+                exchange.refused(&refusal);
+                refusal.answer(&id)
+            }
+        }
+    }
+
+    /// AgentOS finishes a non-streamed run whoever waits for it: so do we, to meter it and to keep its lease.
+    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, exchange: Exchange) -> Answer {
+        let id = Arc::clone(&exchange.event.request_id);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let gateway = Arc::clone(self);
+        let work = Box::pin(async move {
+            let answer = forward::forward(&gateway, admitted, exchange).await;
+            // The caller may be gone; the exchange has settled either way.
+            let _ = sender.send(answer);
+        });
+        if !(self.spawn)("run", work) {
+            return Refusal::new(Code::Draining, Stage::Forward).answer(&id);
+        }
+        match receiver.await {
+            Ok(answer) => answer,
+            Err(_) => Refusal::new(Code::Internal, Stage::Forward).answer(&id),
+        }
+    }
+
+    /// Says whether policy lets the caller use an operation on a resource, through a door. For lists.
+    pub fn may(&self, door: Door, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
+        let snapshot = self.snapshot.load();
+        let Some(operation) = snapshot.catalog.get(operation) else { return false };
+        let Ok(cluster) = snapshot.clusters.named(cluster, &principal.tenant) else { return false };
+        if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
+            return false;
+        }
+        let ask = Ask {
+            principal,
+            operation,
+            resource: ResourceFacts {
+                tenant: Some(&principal.tenant),
+                ..ResourceFacts::new(operation.resource, resource_id, &cluster.settings.tenants)
+            },
+            context: Context {
+                door: door.as_str(),
+                cluster: &cluster.settings.name,
+                now: SystemTime::now(),
+                source_ip: IpAddr::from([0, 0, 0, 0]),
+                message_bytes: 0,
+                human: false,
+            },
+        };
+        matches!(snapshot.policies.decide(&ask), Decision::Allow { .. })
+    }
+
+    /// The clusters that the caller's tenant may use, its default first.
+    pub fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>> {
+        self.snapshot.load().clusters.usable_by(&principal.tenant).iter().map(|c| Arc::clone(c.name())).collect()
+    }
+}

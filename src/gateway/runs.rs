@@ -1,0 +1,123 @@
+//! Owns what is known about runs beyond their exchange: ids that AgentOS minted itself, and leases of runs that go
+//! on after their answer.
+//! Does not start or stop runs.
+//! Invariant: a lease that is kept here is given back when its run is seen to end, or at its deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use super::forward;
+use super::path::Gateway;
+use crate::agentos::{Kind, RunStatus};
+use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
+use crate::principal::TenantId;
+use crate::quota::Lease;
+use crate::telemetry::Telemetry;
+use crate::usage::Meter;
+
+/// Most learned run ids.
+const LEARNED_MAX: u64 = 100_000;
+/// How long a learned run id is kept.
+const LEARNED_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often a background run is looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Run ids that carry no mark of ours: learned from answers.
+pub(super) struct Runs(Cache<(Arc<str>, String), (UpstreamUser, EndpointTag)>);
+
+/// A run's lease, counted as active until it is dropped.
+pub(super) struct Held {
+    lease: Lease,
+    telemetry: Arc<Telemetry>,
+    tenant: TenantId,
+}
+
+/// A run that goes on after its answer.
+pub(super) struct Background {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) kind: Kind,
+    pub(super) component: String,
+    pub(super) run_id: String,
+    pub(super) session_id: String,
+    pub(super) lease: Held,
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Counts the run as active.
+    pub(super) fn new(lease: Lease, telemetry: &Arc<Telemetry>, tenant: &TenantId) -> Self {
+        telemetry.runs_active(tenant, 1);
+        Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() }
+    }
+
+    /// Notes what the run has used so far, in all.
+    pub(super) fn grow(&mut self, tokens: u64) {
+        self.lease.grow(tokens);
+    }
+
+    /// Charges what the run has used.
+    pub(super) fn commit(&mut self, tokens: u64) {
+        self.lease.commit(tokens);
+    }
+
+    /// Charges nothing: no model was called.
+    pub(super) fn waive(&mut self) {
+        self.lease.waive();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.telemetry.runs_active(&self.tenant, -1);
+    }
+}
+
+// === impl Runs ===
+
+impl Runs {
+    pub(super) fn new() -> Self {
+        Self(Cache::builder().max_capacity(LEARNED_MAX).time_to_live(LEARNED_TTL).build())
+    }
+
+    /// Remembers who started a run and where it is.
+    pub(super) fn learn(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser, tag: EndpointTag) {
+        self.0.insert((Arc::clone(cluster), run.to_owned()), (user.clone(), tag));
+    }
+
+    /// The endpoint that holds the run, if this user started it.
+    pub(super) fn learned(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser) -> Option<EndpointTag> {
+        let (owner, tag) = self.0.get(&(Arc::clone(cluster), run.to_owned()))?;
+        (owner == *user).then_some(tag)
+    }
+}
+
+/// Holds a background run's lease until the run is seen to end, then commits what it used.
+///
+/// # Cancel safety
+/// Dropping the future gives the lease back at the price of its reservation.
+pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
+    let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
+    let path = format!(
+        "/{}/{}/runs/{}?session_id={}",
+        run.kind.plural(),
+        super::facts::encode(&run.component),
+        super::facts::encode(&run.run_id),
+        super::facts::encode(&run.session_id),
+    );
+    while tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(POLL_INTERVAL).await;
+        // A failed look-up says nothing about the run; the deadline bounds the patience.
+        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, &path).await else { continue };
+        let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
+        if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
+            let mut meter = Meter::new();
+            meter.json(row.to_string().as_bytes());
+            let usage = meter.finish();
+            run.lease.commit(usage.input_tokens + usage.output_tokens);
+            return;
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Owns what the gateway writes into a request: user ids, run ids, the query that AgentOS will read.
+//! Does not decide whose ids they are (`facts`, `policy`).
+//! Invariant: every place where a user id can travel is overwritten or removed; the caller's own never passes.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::admit::{Acting, Ground};
+use super::body::Payload;
+use super::facts::not_found;
+use super::knowledge;
+use super::refusal::{Code, Refusal, Stage};
+use crate::agentos::{Affinity, Operation, Place, Query};
+use crate::cluster::Picked;
+
+/// Reads the query as Starlette would and keeps what the row names.
+///
+/// # Errors
+/// `field_duplicated` for identity parameters given twice, `path_not_canonical` for a malformed query.
+pub(super) fn query(raw: Option<&str>, operation: &Operation) -> Result<Query, Refusal> {
+    let parsed = Query::parse(raw.unwrap_or(""))
+        .map_err(|e| Refusal::new(Code::PathNotCanonical, Stage::Request).because(e.to_string()))?;
+    parsed
+        .for_operation(operation)
+        .map_err(|e| Refusal::new(Code::FieldDuplicated, Stage::Request).saying(e.to_string()))
+}
+
+/// Writes the acting user at every place of the row, and what keeps knowledge apart.
+///
+/// # Errors
+/// `not_found` when the path names another user.
+pub(super) fn pin(
+    ground: &Ground<'_>,
+    acting: &Acting,
+    tenant_wide: bool,
+    query: &mut Query,
+    payload: &mut Payload,
+) -> Result<(), Refusal> {
+    let user = match acting {
+        Acting::User(user) => Some(user.as_str()),
+        Acting::Lookup => None,
+    };
+    for place in ground.operation().user_id {
+        match (place, &mut *payload) {
+            (Place::Query(name), _) => match user {
+                Some(user) if !tenant_wide => query.set(name, user),
+                Some(_) | None => query.remove(name),
+            },
+            (Place::Form(name), Payload::Form(form)) => form.set(name, user.unwrap_or("")),
+            (Place::Json(name), Payload::Json(object)) => object.set(name, &json!(user)),
+            (Place::Path(name), _) if ground.matched.params.get(name) != user => return Err(not_found()),
+            (Place::Path(_) | Place::Form(_) | Place::Json(_), _) => {}
+        }
+    }
+    knowledge::pin(ground, payload)
+}
+
+/// Gives a new run its id: it names the endpoint that holds it and proves whose it is (see `cluster::run_id`).
+pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Payload) -> Option<Uuid> {
+    let Payload::Form(form) = payload else { return None };
+    if ground.operation().affinity != Affinity::StartsRun {
+        return None;
+    }
+    let id = ground.cluster.mint_run_id(ground.user, picked.endpoint());
+    form.set("run_id", &id.to_string());
+    Some(id)
+}

@@ -1,0 +1,279 @@
+//! Owns an answer that streams: bytes pass as they come, are metered by reference, and settle when they end.
+//! Does not buffer: what upstream sent is what is passed on, at once.
+//! Invariant: a run's stream never ends cleanly before the run's own end; a break is an explicit error event.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, Sleep};
+
+use super::admit::Admitted;
+use super::call::{AnswerBody, BodyBroken};
+use super::exchange::Exchange;
+use super::forward;
+use super::path::Gateway;
+use super::refusal::{Code, Refusal, Stage};
+use super::strip::UserStripper;
+use crate::agentos::Cost;
+use crate::outbound::{BodyError, ResponseBody};
+use crate::usage::Meter;
+
+/// Silence after which a comment tells proxies and clients that the stream lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_COMMENT: &[u8] = b": keep-alive\n\n";
+
+/// Everything that an exchange still owes when its answer streams. Dropping it settles.
+pub(super) struct Settlement {
+    gateway: Arc<Gateway>,
+    admitted: Admitted,
+    exchange: Exchange,
+    meter: Meter,
+    learned: bool,
+    ended: bool,
+}
+
+/// Starts an event stream.
+pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
+    let timeouts = &settlement.admitted.cluster.settings.timeouts;
+    let now = Instant::now();
+    let longest = now + timeouts.stream_max;
+    let (deadline, expires) = match settlement.authority_ends(now) {
+        Some(ends) if ends < longest => (ends, true),
+        Some(_) | None => (longest, false),
+    };
+    let stream = Events {
+        upstream: Some(upstream.with_idle_timeout(timeouts.stream_idle)),
+        stripper: settlement.stripper(),
+        keep_alive: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
+        deadline: Box::pin(tokio::time::sleep_until(deadline)),
+        expires,
+        line_open: false,
+        settlement,
+    };
+    AnswerBody::stream(stream.boxed_unsync())
+}
+
+/// Starts a stream of anything else.
+pub(super) fn opaque(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
+    let idle = settlement.admitted.cluster.settings.timeouts.stream_idle;
+    let stripper = settlement.stripper();
+    AnswerBody::stream(Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, settlement }.boxed_unsync())
+}
+
+struct Events {
+    upstream: Option<ResponseBody>,
+    stripper: UserStripper,
+    keep_alive: Pin<Box<Sleep>>,
+    deadline: Pin<Box<Sleep>>,
+    /// The deadline is the end of the caller's authority, not of AgentOS's time.
+    expires: bool,
+    /// The last byte passed on was not the end of an event.
+    line_open: bool,
+    settlement: Settlement,
+}
+
+struct Opaque {
+    upstream: Option<ResponseBody>,
+    stripper: UserStripper,
+    settlement: Settlement,
+}
+
+// === impl Settlement ===
+
+impl Settlement {
+    pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
+        Self { gateway, admitted, exchange, meter: Meter::new(), learned: false, ended: false }
+    }
+
+    fn stripper(&self) -> UserStripper {
+        UserStripper::new(&self.admitted.cluster, &self.admitted.principal.tenant)
+    }
+
+    /// When the caller's credential, and the grace after it, have run out.
+    fn authority_ends(&self, now: Instant) -> Option<Instant> {
+        let expires = UNIX_EPOCH + Duration::from_secs(self.admitted.principal.expires_at?);
+        let left = expires.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+        now.checked_add(left + self.admitted.snapshot.identity.stream_grace())
+    }
+
+    /// Reads along: who runs, what was used.
+    fn see(&mut self, chunk: &[u8]) {
+        self.meter.sse(chunk);
+        if !self.learned
+            && let Some(run) = self.meter.run()
+        {
+            self.learned = true;
+            let minted = self.admitted.run_id.map(|id| id.to_string());
+            if minted.as_deref() != Some(&run.run_id) && self.admitted.operation().cost == Cost::Model {
+                let cluster = &self.admitted.cluster.settings.name;
+                self.gateway.runs.learn(cluster, &run.run_id, &self.admitted.user, self.admitted.picked.endpoint().tag);
+            }
+            self.exchange.event.run_id = Some(run.run_id.clone());
+        }
+        let seen = self.meter.tokens_so_far();
+        if let Some(lease) = &mut self.admitted.lease {
+            lease.grow(seen);
+        }
+    }
+
+    /// The stream came to its own end.
+    fn complete(&mut self) {
+        self.ended = true;
+        forward::purge(&self.admitted);
+    }
+
+    /// The stream was cut; what the log says, and the event that the caller gets.
+    fn cut(&mut self, refusal: &Refusal, line_open: bool) -> Bytes {
+        self.ended = true;
+        self.exchange.refused(refusal);
+        let body = serde_json::json!({
+            "event": "error",
+            "code": refusal.code.row().code,
+            "run_id": self.exchange.event.run_id,
+            "retry": refusal.code != Code::TokenExpired && self.admitted.operation().cost == Cost::Light,
+        });
+        let mut event = BytesMut::new();
+        if line_open {
+            event.put_slice(b"\n\n");
+        }
+        event.put_slice(format!("event: error\ndata: {body}\n\n").as_bytes());
+        event.freeze()
+    }
+}
+
+impl Drop for Settlement {
+    fn drop(&mut self) {
+        let terminal = self.meter.terminal().is_some();
+        let usage = std::mem::replace(&mut self.meter, Meter::new()).finish();
+        self.exchange.event.tokens = usage.models.iter().map(forward::tokens).collect();
+        if let Some(mut lease) = self.admitted.lease.take()
+            && terminal
+        {
+            lease.commit(usage.input_tokens + usage.output_tokens);
+        }
+        if !self.ended {
+            self.exchange.abandoned();
+        }
+    }
+}
+
+// === impl Events ===
+
+impl Events {
+    fn pass(&mut self, data: Bytes, cx: &mut Context<'_>) -> Option<Bytes> {
+        self.settlement.see(&data);
+        let data = self.stripper.push(data);
+        if data.is_empty() {
+            return None;
+        }
+        self.line_open = !data.ends_with(b"\n\n");
+        self.settlement.exchange.sent(data.len());
+        self.rest(cx);
+        Some(data)
+    }
+
+    /// Starts the silence anew.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        let _ = self.keep_alive.as_mut().poll(cx);
+    }
+
+    fn cut(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        self.upstream = None;
+        let event = self.settlement.cut(refusal, self.line_open);
+        self.settlement.exchange.sent(event.len());
+        Poll::Ready(Some(Ok(Frame::data(event))))
+    }
+
+    /// Upstream has closed: a run must have ended before.
+    fn finish(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let is_run = self.settlement.admitted.operation().cost == Cost::Model;
+        if is_run && self.settlement.meter.terminal().is_none() {
+            let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because("the stream ended before its run");
+            return self.cut(&refusal);
+        }
+        self.upstream = None;
+        self.settlement.complete();
+        let rest = self.stripper.finish();
+        if rest.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) }
+    }
+}
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = BodyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let this = &mut *self;
+        loop {
+            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
+            match Pin::new(upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    if let Some(data) = this.pass(data, cx) {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let code = if matches!(error, BodyError::IdleTimeout(_)) { Code::UpstreamTimeout } else { Code::UpstreamReset };
+                    return this.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
+                }
+                Poll::Ready(None) => return this.finish(),
+                Poll::Pending => break,
+            }
+        }
+        if this.deadline.as_mut().poll(cx).is_ready() {
+            let code = if this.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
+            return this.cut(&Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        }
+        if this.keep_alive.as_mut().poll(cx).is_ready() {
+            this.rest(cx);
+            if !this.line_open {
+                return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(KEEP_ALIVE_COMMENT)))));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+// === impl Opaque ===
+
+impl Body for Opaque {
+    type Data = Bytes;
+    type Error = BodyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        let this = &mut *self;
+        loop {
+            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
+            match std::task::ready!(Pin::new(upstream).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    let data = this.stripper.push(data);
+                    if !data.is_empty() {
+                        this.settlement.exchange.sent(data.len());
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Some(Err(error)) => {
+                    this.upstream = None;
+                    let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because(error.to_string());
+                    this.settlement.ended = true;
+                    this.settlement.exchange.refused(&refusal);
+                    return Poll::Ready(Some(Err(BodyBroken(error.to_string()))));
+                }
+                None => {
+                    this.upstream = None;
+                    this.settlement.complete();
+                    let rest = this.stripper.finish();
+                    return if rest.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Owns the HTTP door: connections become sessions, sessions become `Call`s, answers go back.
+//! Does not accept sockets (`server`) and does not decide (`gateway`).
+//! Invariant: every request that a session yields is answered, or its connection is closed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use http::{HeaderMap, StatusCode, header};
+use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp as _};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::connection::{Connection, Transport};
+use super::head::{self, BadHead, Head, HeadLimits};
+use super::pump::{self, Gone, Upload};
+use super::tls::TlsAcceptor;
+use super::websocket;
+use crate::gateway::{
+    Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id,
+};
+use crate::telemetry::{Door, Telemetry};
+
+/// Silence on a kept-alive connection before it is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// How long a slow reader may block one write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the rest of a refused body is read before the connection is closed instead.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The HTTP door. Shared by all connections.
+pub struct HttpDoor {
+    gateway: Arc<Gateway>,
+    telemetry: Arc<Telemetry>,
+    services: Vec<Arc<dyn LocalService>>,
+    h2c: bool,
+}
+
+/// One HTTP/2 connection's view of the door: pingora hands it sessions without the peer's address.
+struct Streams {
+    door: Arc<HttpDoor>,
+    peer: IpAddr,
+}
+
+// === impl HttpDoor ===
+
+impl HttpDoor {
+    /// A door to the gateway; `services` answer their paths in this process. `h2c` accepts HTTP/2 without TLS.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        telemetry: Arc<Telemetry>,
+        services: Vec<Arc<dyn LocalService>>,
+        h2c: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self { gateway, telemetry, services, h2c })
+    }
+
+    /// Serves one connection until it ends. `shutdown` turning true lets the exchange in flight finish.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection and ends its exchanges.
+    pub async fn serve(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        shutdown: &watch::Receiver<bool>,
+    ) {
+        // Small answers must not wait for the peer's delayed acknowledgement.
+        let _ = stream.set_nodelay(true);
+        let transport = match tls {
+            None => Transport::Plain(stream),
+            Some(acceptor) => {
+                let limit = self.gateway.limits().header_timeout;
+                match tokio::time::timeout(limit, acceptor.0.accept(stream)).await {
+                    Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                    Ok(Err(_)) => return self.telemetry.head_refused("tls_handshake"),
+                    Err(_) => return self.telemetry.head_refused("tls_slow"),
+                }
+            }
+        };
+        let connection = Connection::new(transport, peer);
+        if connection.is_http2() {
+            self.serve_http2(connection, peer, shutdown).await;
+        } else {
+            self.serve_http1(connection, peer, shutdown).await;
+        }
+    }
+
+    async fn serve_http2(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
+        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip() });
+        streams.process_new(Box::new(connection), shutdown).await;
+    }
+
+    async fn serve_http1(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
+        let mut stream: Stream = Box::new(connection);
+        let mut ahead = BytesMut::new();
+        loop {
+            let limits = self.head_limits();
+            let mut stopping = shutdown.clone();
+            let read = tokio::select! {
+                biased;
+                read = head::read(stream.as_mut(), &mut ahead, limits) => read,
+                // An idle connection has nothing to lose; one that has begun a head is answered first.
+                _ = stopping.wait_for(|stop| *stop), if ahead.is_empty() => return,
+            };
+            match read {
+                Ok(Head::Http1) => {}
+                Ok(Head::Http2) if self.h2c => {
+                    let connection = stream.into_any().downcast::<Connection>().ok();
+                    if let Some(connection) = connection {
+                        self.serve_http2(connection.into_http2(ahead), peer, shutdown).await;
+                    }
+                    return;
+                }
+                Ok(Head::Closed) => return,
+                Ok(Head::Http2) => return self.refuse_head(&mut stream, BadHead::Malformed("http2_not_offered")).await,
+                Err(bad) => return self.refuse_head(&mut stream, bad).await,
+            }
+            let mut session = ServerSession::new_http1(stream);
+            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
+            session.set_pipelining_enabled(true);
+            session.set_pipelined_prefix(std::mem::take(&mut ahead));
+            if !matches!(session.read_request().await, Ok(true)) {
+                return self.telemetry.head_refused("unparsable");
+            }
+            let Some(reused) = self.exchange(session, peer.ip()).await else { return };
+            (stream, ahead) = reused;
+        }
+    }
+
+    fn head_limits(&self) -> HeadLimits {
+        let limits = self.gateway.limits();
+        HeadLimits { bytes_max: limits.header_bytes, timeout: limits.header_timeout, idle: KEEP_ALIVE }
+    }
+
+    /// Answers a head that never became a request, and closes. Only a metric counts it: there is no exchange.
+    async fn refuse_head(&self, stream: &mut Stream, bad: BadHead) {
+        let (code, reason) = match bad {
+            BadHead::Malformed(reason) => (Code::BadHead, reason),
+            BadHead::TooLarge => (Code::HeadTooLarge, "too_large"),
+            BadHead::Slow => (Code::RequestTimeout, "slow"),
+        };
+        self.telemetry.head_refused(reason);
+        let id = request_id(&HeaderMap::new());
+        let body = Refusal::new(code, Stage::Request).problem(&id);
+        let status = StatusCode::from_u16(code.row().status).unwrap_or(StatusCode::BAD_REQUEST);
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nX-Request-Id: {id}\r\nConnection: close\r\n\r\n",
+            body.len(),
+        );
+        let answer = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(&body).await?;
+            AsyncWriteExt::shutdown(stream).await
+        };
+        // Nobody is owed more than one attempt.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, answer).await;
+    }
+
+    /// Runs one exchange on a session whose head was read; returns the connection when it can serve another.
+    async fn exchange(self: &Arc<Self>, mut session: ServerSession, peer: IpAddr) -> Option<(Stream, BytesMut)> {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        match self.answer(&mut session, peer).await {
+            Err(Gone) => None,
+            Ok(Upgraded::Yes) => None,
+            Ok(Upgraded::No(upload)) => {
+                if !upload.has_ended() && session.get_header(header::CONTENT_LENGTH).is_none() {
+                    // A chunked body of unknown length is not worth reading to save a connection.
+                    session.set_keepalive(None);
+                }
+                let reusable = session.finish().await.ok()??;
+                let (stream, ahead) = reusable.into_parts();
+                Some((stream, ahead.unwrap_or_default()))
+            }
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, session: &mut ServerSession, peer: IpAddr) -> Result<Upgraded, Gone> {
+        let request = session.req_header();
+        let (method, headers) = (request.method.clone(), request.headers.clone());
+        let (path, query) = (request.uri.path().to_owned(), request.uri.query().map(str::to_owned));
+        let host = host_of(&request.uri, &headers);
+        let id = request_id(&headers);
+        let Some(host) = host else {
+            let answer = Refusal::new(Code::BadHead, Stage::Request).answer(&id);
+            self.telemetry.head_refused("authority");
+            return self.reply(session, Upload::none(), with_id(answer, &id), &method).await;
+        };
+        if session.is_upgrade_req() && websocket::owns(&path) {
+            let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
+            return websocket::serve(&self.gateway, session, carrier, &headers).await.map(|()| Upgraded::Yes);
+        }
+        if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+            session.write_continue_response().await.map_err(|_| Gone)?;
+        }
+        let (body, mut upload) = Upload::open(session);
+        let service = self.services.iter().find(|service| service.owns(&path));
+        let answer = match service {
+            Some(service) => {
+                let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
+                let work = self.local(Arc::clone(service), method.clone(), path, query, headers, carrier, body);
+                pump::while_uploading(session, &mut upload, work).await?
+            }
+            None => {
+                let call = Call {
+                    door: Door::Http,
+                    request_id: Arc::clone(&id),
+                    method: method.clone(),
+                    path,
+                    query,
+                    headers,
+                    host: Some(host),
+                    peer,
+                    caller: Caller::ByHeaders,
+                    cluster: None,
+                    human: false,
+                    body,
+                };
+                pump::while_uploading(session, &mut upload, self.gateway.serve(call)).await?
+            }
+        };
+        self.reply(session, upload, with_id(answer, &id), &method).await
+    }
+
+    async fn reply(
+        &self,
+        session: &mut ServerSession,
+        mut upload: Upload,
+        answer: Answer,
+        method: &http::Method,
+    ) -> Result<Upgraded, Gone> {
+        let head_only = *method == http::Method::HEAD;
+        pump::send(session, &mut upload, answer, head_only).await?;
+        Ok(Upgraded::No(upload))
+    }
+
+    /// Hands a request to a service of this process, once its caller is known.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one request, taken apart once")]
+    async fn local(
+        &self,
+        service: Arc<dyn LocalService>,
+        method: http::Method,
+        path: String,
+        query: Option<String>,
+        headers: HeaderMap,
+        carrier: Carrier,
+        body: Inbound,
+    ) -> Answer {
+        let principal = match self.gateway.authenticate(Door::Mcp, &headers, &carrier, &method).await {
+            Ok(principal) => principal,
+            Err(answer) => return answer,
+        };
+        let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+        let mut request = http::Request::new(body.into_stream());
+        *request.method_mut() = method;
+        *request.headers_mut() = headers;
+        match target.parse() {
+            Ok(uri) => *request.uri_mut() = uri,
+            Err(_) => return Refusal::new(Code::PathNotCanonical, Stage::Request).answer(&carrier.request_id),
+        }
+        request.extensions_mut().insert(principal);
+        request.extensions_mut().insert(carrier);
+        Answer::from_response(service.call(request).await)
+    }
+}
+
+/// Whether the session still speaks HTTP.
+enum Upgraded {
+    No(Upload),
+    Yes,
+}
+
+#[async_trait]
+impl HttpServerApp for Streams {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        _shutdown: &watch::Receiver<bool>,
+    ) -> Option<ReusedHttpStream> {
+        match session.read_request().await {
+            Ok(true) => {}
+            Ok(false) | Err(_) => {
+                self.door.telemetry.head_refused("unparsable");
+                return None;
+            }
+        }
+        self.door.exchange(session, self.peer).await;
+        // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
+        None
+    }
+}
+
+/// The one host of a request, without its port: `None` when absent, malformed or contradictory.
+fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let from_header = hosts.next().map(http::HeaderValue::as_bytes);
+    if hosts.next().is_some() {
+        return None;
+    }
+    let from_target = uri.authority().map(|a| a.as_str().as_bytes());
+    let authority = match (from_target, from_header) {
+        (Some(a), Some(b)) if !a.eq_ignore_ascii_case(b) => return None,
+        (Some(a), _) | (None, Some(a)) => a,
+        // HTTP/1.0 without Host: nothing to choose a cluster by.
+        (None, None) => b"localhost",
+    };
+    if !head::is_authority(authority) {
+        return None;
+    }
+    let text = std::str::from_utf8(authority).ok()?.to_ascii_lowercase();
+    let end = if text.starts_with('[') { text.find(']').map(|at| at + 1) } else { text.find(':') };
+    text.get(..end.unwrap_or(text.len())).map(str::to_owned)
+}
+
+fn with_id(mut answer: Answer, id: &str) -> Answer {
+    if let Ok(value) = http::HeaderValue::from_str(id) {
+        answer.headers.insert("x-request-id", value);
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_is_one_and_has_no_port() {
+        let of = |target: &str, hosts: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, host.parse().unwrap());
+            }
+            host_of(&target.parse().unwrap(), &headers)
+        };
+        assert_eq!(of("/", &["Example.com:8080"]).as_deref(), Some("example.com"));
+        assert_eq!(of("/", &["[::1]:80"]).as_deref(), Some("[::1]"));
+        assert_eq!(of("http://a/", &["A"]).as_deref(), Some("a"));
+        assert_eq!(of("http://a/", &["b"]), None);
+        assert_eq!(of("/", &["a", "a"]), None);
+        assert_eq!(of("/", &["a/b"]), None);
+    }
+}

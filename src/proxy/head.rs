@@ -1,0 +1,338 @@
+//! Owns the raw check of an HTTP/1 head: read under limits, refused when malformed or ambiguous.
+//! Does not build requests: pingora parses the same bytes afterwards, once nothing in them can be read two ways.
+//! Invariant: what passes has one meaning for every RFC 9112 parser.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use memchr::memmem;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// Most header fields in one head.
+const FIELDS_MAX: usize = 100;
+/// How much is asked from the socket at a time.
+const READ_BYTES: usize = 2048;
+/// The connection preface of HTTP/2 (RFC 9113 §3.4) up to its first blank line.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
+/// What the bytes at the start of an exchange are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    /// A checked HTTP/1 head; it ends at this offset of the buffer.
+    Http1,
+    /// The HTTP/2 preface.
+    Http2,
+    /// The peer closed, or stayed silent for as long as it may.
+    Closed,
+}
+
+/// Why a head was refused: a word for the metric, and whether it was too large or too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadHead {
+    /// Malformed or ambiguous.
+    Malformed(&'static str),
+    /// Larger than `header_bytes` or with too many fields.
+    TooLarge,
+    /// Not complete within `header_timeout`.
+    Slow,
+}
+
+/// How long to wait for a head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadLimits {
+    /// Most bytes of a head.
+    pub(super) bytes_max: usize,
+    /// From the first byte to the last.
+    pub(super) timeout: Duration,
+    /// Silence before the first byte.
+    pub(super) idle: Duration,
+}
+
+/// Reads one head into `buffer`, behind what the last exchange left there, and checks it.
+///
+/// # Errors
+/// [`BadHead`] when it is malformed, too large, or too slow.
+///
+/// # Cancel safety
+/// Bytes read so far stay in `buffer`.
+pub(super) async fn read<S>(stream: &mut S, buffer: &mut BytesMut, limits: HeadLimits) -> Result<Head, BadHead>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    if buffer.is_empty() && !more(stream, buffer, limits.idle).await.unwrap_or(false) {
+        return Ok(Head::Closed);
+    }
+    let deadline = tokio::time::Instant::now() + limits.timeout;
+    let mut searched = 0_usize;
+    loop {
+        if let Some(at) = memmem::find(buffer.get(searched..).unwrap_or_default(), b"\r\n\r\n") {
+            let head = buffer.get(..searched + at + 4).unwrap_or_default();
+            if head == HTTP2_PREFACE {
+                return Ok(Head::Http2);
+            }
+            if head.len() > limits.bytes_max {
+                return Err(BadHead::TooLarge);
+            }
+            return check(head).map(|()| Head::Http1);
+        }
+        // A bare line feed could end the head for another parser: do not wait for more.
+        if has_bare_break(buffer) {
+            return Err(BadHead::Malformed("bare_line_break"));
+        }
+        if buffer.len() > limits.bytes_max {
+            return Err(BadHead::TooLarge);
+        }
+        searched = buffer.len().saturating_sub(3);
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        match more(stream, buffer, left).await {
+            Some(true) => {}
+            Some(false) => return Ok(Head::Closed),
+            None => return Err(BadHead::Slow),
+        }
+    }
+}
+
+/// Reads once: `None` when the wait ran out, `Some(false)` when the peer closed.
+async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesMut, wait: Duration) -> Option<bool> {
+    buffer.reserve(READ_BYTES);
+    match tokio::time::timeout(wait, stream.read_buf(buffer)).await {
+        Ok(Ok(n)) => Some(n > 0),
+        Ok(Err(_)) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Checks a complete head, blank line included.
+fn check(head: &[u8]) -> Result<(), BadHead> {
+    use BadHead::Malformed;
+    if has_bare_break(head) || head.contains(&0) {
+        return Err(Malformed("bare_line_break"));
+    }
+    let text = head.get(..head.len().saturating_sub(4)).unwrap_or_default();
+    let mut lines = memmem_lines(text);
+    let http10 = request_line(lines.next().unwrap_or_default())?;
+    let mut seen = Seen::default();
+    for (at, line) in lines.enumerate() {
+        if at >= FIELDS_MAX {
+            return Err(BadHead::TooLarge);
+        }
+        seen.field(line)?;
+    }
+    match (seen.hosts, http10) {
+        (1, _) | (0, true) => {}
+        (0, false) => return Err(Malformed("host_missing")),
+        (_, _) => return Err(Malformed("host_duplicated")),
+    }
+    if seen.lengths > 1 {
+        return Err(Malformed("content_length_duplicated"));
+    }
+    if seen.encodings > 1 || (seen.encodings > 0 && (seen.lengths > 0 || http10)) {
+        return Err(Malformed("framing_ambiguous"));
+    }
+    Ok(())
+}
+
+/// Fields that must not be ambiguous, counted.
+#[derive(Default)]
+struct Seen {
+    hosts: usize,
+    lengths: usize,
+    encodings: usize,
+}
+
+impl Seen {
+    fn field(&mut self, line: &[u8]) -> Result<(), BadHead> {
+        use BadHead::Malformed;
+        let colon = memchr::memchr(b':', line).ok_or(Malformed("field_without_colon"))?;
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+            return Err(Malformed("field_name"));
+        }
+        if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+            return Err(Malformed("field_value"));
+        }
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+            if !is_authority(value) {
+                return Err(Malformed("host_malformed"));
+            }
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            self.lengths += 1;
+            if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
+                return Err(Malformed("content_length"));
+            }
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.encodings += 1;
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Malformed("transfer_encoding"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks `METHOD target HTTP/1.x`; says whether it is HTTP/1.0.
+fn request_line(line: &[u8]) -> Result<bool, BadHead> {
+    use BadHead::Malformed;
+    let mut words = line.split(|b| *b == b' ');
+    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(Malformed("request_line"));
+    };
+    // TRACE and CONNECT are refused with the unknown ones: AgentOS has no use for them, attackers have.
+    const METHODS: [&[u8]; 7] = [b"GET", b"POST", b"PUT", b"PATCH", b"DELETE", b"HEAD", b"OPTIONS"];
+    if !METHODS.contains(&method) {
+        return Err(Malformed("method"));
+    }
+    // Absolute form, authority form and `*` are for proxies and servers that we are not.
+    if !target.starts_with(b"/") || !target.iter().all(|b| (0x21..0x7f).contains(b) && *b != b'#') {
+        return Err(Malformed("target"));
+    }
+    match version {
+        b"HTTP/1.1" => Ok(false),
+        b"HTTP/1.0" => Ok(true),
+        _ => Err(Malformed("version")),
+    }
+}
+
+/// Says whether a `Host` value is `host` or `host:port` (RFC 9110 §7.2), without user info or path.
+pub(super) fn is_authority(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else { return false };
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, tail)) = rest.split_once(']') else { return false };
+            if address.parse::<Ipv6Addr>().is_err() {
+                return false;
+            }
+            ("v6", tail)
+        }
+        None => match text.find(':') {
+            Some(at) => text.split_at(at),
+            None => (text, ""),
+        },
+    };
+    let named = !host.is_empty()
+        && host.len() <= 253
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    let ported = match port.strip_prefix(':') {
+        None => port.is_empty(),
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
+    };
+    named && ported
+}
+
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// A CR without LF or an LF without CR anywhere.
+fn has_bare_break(bytes: &[u8]) -> bool {
+    memchr::memchr2_iter(b'\r', b'\n', bytes).any(|at| {
+        let here = bytes.get(at).copied();
+        if here == Some(b'\r') {
+            bytes.get(at + 1).is_some_and(|next| *next != b'\n')
+        } else {
+            at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|before| *before != b'\r')
+        }
+    })
+}
+
+fn memmem_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        match memmem::find(text, b"\r\n") {
+            Some(at) => {
+                rest = text.get(at + 2..);
+                text.get(..at)
+            }
+            None => rest.take(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(head: &str) -> Result<(), BadHead> {
+        check(head.as_bytes())
+    }
+
+    #[test]
+    fn plain_heads_pass() {
+        for head in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST /agents/x/runs?a=b HTTP/1.1\r\nHost: example.com:8080\r\nContent-Length: 5\r\nX: \tv\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost: [::1]:80\r\nTransfer-Encoding: Chunked\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+        ] {
+            assert_eq!(checked(head), Ok(()), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn malformed_and_ambiguous_heads_are_refused() {
+        let host = "Host: a\r\n";
+        let cases: Vec<(String, &str)> = vec![
+            ("GET / HTTP/1.1\r\n\r\n".into(), "host_missing"),
+            (format!("GET / HTTP/1.1\r\n{host}{host}\r\n"), "host_duplicated"),
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n".into(), "bare_line_break"),
+            (format!("GET / HTTP/1.1\r\n{host}X: a\rb\r\n\r\n"), "bare_line_break"),
+            (format!("TRACE / HTTP/1.1\r\n{host}\r\n"), "method"),
+            (format!("get / HTTP/1.1\r\n{host}\r\n"), "method"),
+            (format!("CONNECT a:1 HTTP/1.1\r\n{host}\r\n"), "method"),
+            (format!("GET http://a/ HTTP/1.1\r\n{host}\r\n"), "target"),
+            (format!("GET /a#b HTTP/1.1\r\n{host}\r\n"), "target"),
+            (format!("GET /a b HTTP/1.1\r\n{host}\r\n"), "request_line"),
+            (format!("GET /ä HTTP/1.1\r\n{host}\r\n"), "target"),
+            (format!("GET / HTTP/2.0\r\n{host}\r\n"), "version"),
+            (format!("\r\nGET / HTTP/1.1\r\n{host}\r\n"), "request_line"),
+            (format!("GET / HTTP/1.1\r\n{host}X : b\r\n\r\n"), "field_name"),
+            (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), "field_without_colon"),
+            (format!("GET / HTTP/1.1\r\n{host}\tfolded: x\r\n\r\n"), "field_name"),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), "content_length_duplicated"),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5, 5\r\n\r\n"), "content_length"),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n"), "content_length"),
+            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),
+            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n"), "transfer_encoding"),
+            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: xchunked\r\n\r\n"), "transfer_encoding"),
+            (format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),
+        ];
+        for (head, why) in cases {
+            assert_eq!(checked(&head), Err(BadHead::Malformed(why)), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_plain() {
+        for bad in ["", "a/b", "a?b", "a#b", "a b", "a,b", "a\\b", "u@a", "a:port", "a:99999", "[::1", "[x]", ":80"] {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+        for good in ["a", "example.com", "127.0.0.1:8080", "[::1]", "[::1]:1", "a_b.c"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_comes_too_slowly_is_refused() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HT").await.unwrap();
+        let second = Duration::from_secs(1);
+        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
+        assert_eq!(read(&mut server, &mut BytesMut::new(), limits).await, Err(BadHead::Slow));
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_read_stays_in_the_buffer() {
+        let (mut client, mut server) = tokio::io::duplex(1024);
+        tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2").await.unwrap();
+        let second = Duration::from_secs(1);
+        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
+        let mut buffer = BytesMut::new();
+        assert_eq!(read(&mut server, &mut buffer, limits).await, Ok(Head::Http1));
+        assert!(buffer.ends_with(b"GET /2"));
+    }
+}

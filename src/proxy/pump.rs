@@ -1,0 +1,152 @@
+//! Owns moving bytes between a pingora session and the gateway's bodies, both ways at once.
+//! Does not look into them.
+//! Invariant: no body is read from the caller before the gateway has room for it, and a caller who goes away
+//! while an answer is made or sent ends it at once.
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt as _, StreamBody as FrameStream};
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use tokio::sync::mpsc;
+
+use crate::gateway::{Answer, BodyBroken, Inbound, StreamBody};
+
+/// Chunks between the socket and the gateway; more would only be a queue.
+const CHUNKS_IN_FLIGHT: usize = 1;
+
+/// The caller went away, or broke the protocol, while the exchange ran.
+#[derive(Debug)]
+pub(super) struct Gone;
+
+/// The upload half of an exchange.
+pub(super) struct Upload {
+    sender: Option<mpsc::Sender<Result<Bytes, BodyBroken>>>,
+    ended: bool,
+}
+
+// === impl Upload ===
+
+impl Upload {
+    /// Opens the upload of a request: what the gateway gets to read, and the half that feeds it.
+    pub(super) fn open(session: &mut ServerSession) -> (Inbound, Self) {
+        if session.is_body_empty() {
+            return (Inbound::Empty, Self { sender: None, ended: true });
+        }
+        let length = session.get_header(http::header::CONTENT_LENGTH);
+        let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
+        let (sender, mut receiver) = mpsc::channel::<Result<Bytes, BodyBroken>>(CHUNKS_IN_FLIGHT);
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            receiver.poll_recv(cx).map(|next: Option<Result<Bytes, BodyBroken>>| next.map(|chunk| chunk.map(Frame::data)))
+        });
+        let body = FrameStream::new(frames).boxed_unsync();
+        (Inbound::Stream { length, body }, Self { sender: Some(sender), ended: false })
+    }
+
+    /// The upload of a request whose body nobody reads.
+    pub(super) fn none() -> Self {
+        Self { sender: None, ended: false }
+    }
+
+    /// Says whether the whole request body was read.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Moves one chunk, or waits for the caller to go away once nothing is left to move.
+    ///
+    /// # Errors
+    /// [`Gone`] when the caller disconnected.
+    ///
+    /// # Cancel safety
+    /// Safe: a chunk is read only while its place in the channel is held.
+    pub(super) async fn turn(&mut self, session: &mut ServerSession) -> Result<(), Gone> {
+        if self.ended {
+            return match session.read_body_or_idle(true).await {
+                Ok(_) | Err(_) => Err(Gone),
+            };
+        }
+        let Some(sender) = self.sender.clone() else { return std::future::pending().await };
+        let Ok(permit) = sender.reserve().await else {
+            // The gateway has decided without the rest; the door drains or closes afterwards.
+            self.sender = None;
+            return Ok(());
+        };
+        match session.read_body_or_idle(false).await {
+            Ok(Some(chunk)) => {
+                permit.send(Ok(chunk));
+                Ok(())
+            }
+            Ok(None) => {
+                self.ended = true;
+                self.sender = None;
+                Ok(())
+            }
+            Err(error) => {
+                permit.send(Err(BodyBroken(error.etype().as_str().to_owned())));
+                Err(Gone)
+            }
+        }
+    }
+}
+
+/// Runs `work` while the upload moves; the caller's disconnect drops it.
+///
+/// # Errors
+/// [`Gone`] when the caller went away first.
+pub(super) async fn while_uploading<T>(
+    session: &mut ServerSession,
+    upload: &mut Upload,
+    work: impl Future<Output = T>,
+) -> Result<T, Gone> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return Ok(done),
+            turn = upload.turn(session) => turn?,
+        }
+    }
+}
+
+/// Sends an answer, watching for the caller to go away.
+///
+/// # Errors
+/// [`Gone`] when the caller went away or the body broke off: the connection must not be used again.
+pub(super) async fn send(session: &mut ServerSession, upload: &mut Upload, answer: Answer, head_only: bool) -> Result<(), Gone> {
+    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2)).map_err(|_| Gone)?;
+    for (name, value) in &answer.headers {
+        header.append_header(name.clone(), value.clone()).map_err(|_| Gone)?;
+    }
+    let mut body: StreamBody = answer.body.into_stream();
+    // Without a length pingora flushes the head at once: a stream's head must not wait for its first event.
+    match body.size_hint().exact() {
+        Some(length) => header.insert_header("content-length", length).map_err(|_| Gone)?,
+        None if session.req_header().version == http::Version::HTTP_11 => {
+            header.insert_header("transfer-encoding", "chunked").map_err(|_| Gone)?;
+        }
+        None => {}
+    }
+    session.write_response_header(Box::new(header)).await.map_err(|_| Gone)?;
+    if head_only {
+        return session.write_response_body(Bytes::new(), true).await.map_err(|_| Gone);
+    }
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            turn = upload.turn(session) => { turn?; continue }
+        };
+        match frame {
+            None => break,
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    session.write_response_body(data, false).await.map_err(|_| Gone)?;
+                }
+            }
+            // Without a clean end the caller can tell that something is missing.
+            Some(Err(_)) => return Err(Gone),
+        }
+    }
+    session.write_response_body(Bytes::new(), true).await.map_err(|_| Gone)
+}

@@ -1,0 +1,351 @@
+//! Owns `/workflows/ws`: the handshake, the frames, and AgentOS's message protocol on top.
+//! Does not decide: every message becomes a `Call` of its REST twin and is admitted afresh, so a role or token that
+//! ends takes effect on the next message. Departure: nothing is dialled upstream; AgentOS 2.5.6 authenticates no one
+//! on that socket, and the twin is metered, leased and routed like any other run.
+//! Invariant: no message but `authenticate` and `ping` is looked at before the caller is known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::BodyExt as _;
+use pingora::http::ResponseHeader;
+use pingora::protocols::http::ServerSession;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::mpsc;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use super::pump::{self, Gone, Upload};
+use crate::agentos::Kind;
+use crate::gateway::{Call, Caller, Carrier, Code, Gateway, Inbound, Refusal, Stage, encode_segment};
+use crate::telemetry::Door;
+
+/// The one WebSocket route of AgentOS.
+const PATH: &str = "/workflows/ws";
+/// Largest message of a caller, in bytes.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// How long a caller may stay unknown.
+const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which the caller is pinged, and twice after which it is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Events between a run and the socket.
+const EVENTS_IN_FLIGHT: usize = 16;
+/// Runs under way on one socket.
+const RUNS_MAX: usize = 16;
+/// RFC 6455 §1.3.
+const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// A message of a caller, as AgentOS clients send it. Fields that the gateway sets itself are read and dropped.
+#[derive(Deserialize)]
+struct Incoming {
+    action: Option<String>,
+    token: Option<String>,
+    workflow_id: Option<String>,
+    message: Option<String>,
+    session_id: Option<String>,
+    run_id: Option<String>,
+    last_event_index: Option<i64>,
+}
+
+/// Says whether the WebSocket route has this path.
+pub(super) fn owns(path: &str) -> bool {
+    path.trim_end_matches('/') == PATH
+}
+
+/// Serves one WebSocket until either side closes it.
+///
+/// # Errors
+/// [`Gone`] when the caller went away during the handshake.
+pub(super) async fn serve(
+    gateway: &Arc<Gateway>,
+    session: &mut ServerSession,
+    carrier: Carrier,
+    headers: &HeaderMap,
+) -> Result<(), Gone> {
+    let accept = match accept_key(headers) {
+        Ok(accept) => accept,
+        Err(reason) => return refuse(session, &carrier, Refusal::new(Code::BadHead, Stage::Request).saying(reason)).await,
+    };
+    let mut identity = HeaderMap::new();
+    if headers.contains_key(header::AUTHORIZATION) {
+        for value in headers.get_all(header::AUTHORIZATION) {
+            identity.append(header::AUTHORIZATION, value.clone());
+        }
+        let known = gateway.authenticate(Door::WebSocket, &identity, &carrier, &http::Method::GET).await;
+        if let Err(answer) = known {
+            return pump::send(session, &mut Upload::none(), answer, false).await;
+        }
+    }
+    let mut response = ResponseHeader::build(101, Some(3)).map_err(|_| Gone)?;
+    for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", &accept)] {
+        response.insert_header(name, value).map_err(|_| Gone)?;
+    }
+    session.write_response_header(Box::new(response)).await.map_err(|_| Gone)?;
+
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let socket = WebSocketStream::from_raw_socket(far, Role::Server, Some(config)).await;
+    let conversation = Conversation::new(Arc::clone(gateway), carrier, identity).hold(socket);
+    tokio::select! {
+        biased;
+        () = conversation => {}
+        () = carry(session, near) => {}
+    }
+    session.shutdown().await;
+    Ok(())
+}
+
+async fn refuse(session: &mut ServerSession, carrier: &Carrier, refusal: Refusal) -> Result<(), Gone> {
+    pump::send(session, &mut Upload::none(), refusal.answer(&carrier.request_id), false).await
+}
+
+/// Checks the handshake (RFC 6455 §4.2.1) and computes the accept value.
+fn accept_key(headers: &HeaderMap) -> Result<String, &'static str> {
+    if headers.get("sec-websocket-version").is_none_or(|v| v != "13") {
+        return Err("WebSocket version 13 is required");
+    }
+    let key = headers.get("sec-websocket-key").map(HeaderValue::as_bytes).unwrap_or_default();
+    let decoded = base64::engine::general_purpose::STANDARD.decode(key);
+    if headers.get_all("sec-websocket-key").iter().count() != 1 || decoded.map_or(0, |d| d.len()) != 16 {
+        return Err("the WebSocket key is malformed");
+    }
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, &[key, ACCEPT_GUID].concat());
+    Ok(base64::engine::general_purpose::STANDARD.encode(digest))
+}
+
+/// Moves raw bytes between the upgraded session and the frame codec until one side ends.
+async fn carry(session: &mut ServerSession, near: DuplexStream) {
+    let (mut from_codec, mut to_codec) = tokio::io::split(near);
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        tokio::select! {
+            read = session.read_body_or_idle(false) => match read {
+                Ok(Some(bytes)) => if to_codec.write_all(&bytes).await.is_err() { return },
+                Ok(None) | Err(_) => return,
+            },
+            read = from_codec.read(&mut buffer) => match read {
+                Ok(n) if n > 0 => {
+                    let bytes = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
+                    if session.write_response_body(bytes, false).await.is_err() { return }
+                }
+                Ok(_) | Err(_) => return,
+            },
+        }
+    }
+}
+
+/// One caller's conversation.
+struct Conversation {
+    gateway: Arc<Gateway>,
+    carrier: Carrier,
+    /// The credential, sent along with every call; empty until the caller is known.
+    identity: HeaderMap,
+    events: mpsc::Sender<Message>,
+    inbox: mpsc::Receiver<Message>,
+}
+
+enum Next {
+    Go,
+    Close(CloseCode, &'static str),
+}
+
+impl Conversation {
+    fn new(gateway: Arc<Gateway>, carrier: Carrier, identity: HeaderMap) -> Self {
+        let (events, inbox) = mpsc::channel(EVENTS_IN_FLIGHT);
+        Self { gateway, carrier, identity, events, inbox }
+    }
+
+    fn is_known(&self) -> bool {
+        !self.identity.is_empty()
+    }
+
+    /// Holds the conversation until it is closed.
+    async fn hold(mut self, mut socket: WebSocketStream<DuplexStream>) {
+        let hello = json!({
+            "event": "connected",
+            "message": "Connected to AgentOS.",
+            "requires_auth": !self.is_known(),
+        });
+        if socket.send(Message::text(hello.to_string())).await.is_err() {
+            return;
+        }
+        let known_by = tokio::time::Instant::now() + AUTHENTICATE_TIMEOUT;
+        let mut silent_rounds = 0_u8;
+        loop {
+            let next = tokio::select! {
+                message = socket.next() => {
+                    silent_rounds = 0;
+                    match message {
+                        Some(Ok(message)) => self.receive(message, &mut socket).await,
+                        Some(Err(WsError::Capacity(_))) => Next::Close(CloseCode::Size, "message too large"),
+                        Some(Err(_)) | None => return,
+                    }
+                }
+                Some(event) = self.inbox.recv() => {
+                    if socket.send(event).await.is_err() { return }
+                    Next::Go
+                }
+                () = tokio::time::sleep_until(known_by), if !self.is_known() => Next::Close(CloseCode::Policy, "not authenticated in time"),
+                () = tokio::time::sleep(PING_INTERVAL) => {
+                    silent_rounds += 1;
+                    if silent_rounds > 2 || socket.send(Message::Ping(Bytes::new())).await.is_err() { return }
+                    Next::Go
+                }
+            };
+            if let Next::Close(code, reason) = next {
+                let _ = socket.close(Some(CloseFrame { code, reason: reason.into() })).await;
+                return;
+            }
+        }
+    }
+
+    async fn receive(&mut self, message: Message, socket: &mut WebSocketStream<DuplexStream>) -> Next {
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Binary(_) => return Next::Close(CloseCode::Unsupported, "text messages only"),
+            Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_) => return Next::Go,
+        };
+        let Ok(incoming) = serde_json::from_str::<Incoming>(&text) else {
+            return Next::Close(CloseCode::Invalid, "not a JSON message");
+        };
+        let (reply, next) = self.answer(incoming).await;
+        if let Some(reply) = reply
+            && socket.send(Message::text(reply.to_string())).await.is_err()
+        {
+            return Next::Close(CloseCode::Away, "");
+        }
+        next
+    }
+
+    async fn answer(&mut self, incoming: Incoming) -> (Option<serde_json::Value>, Next) {
+        let error = |text: &str| (Some(json!({ "event": "error", "error": text })), Next::Go);
+        match incoming.action.as_deref() {
+            Some("ping") => (Some(json!({ "event": "pong" })), Next::Go),
+            Some("authenticate") => self.authenticate(incoming.token.as_deref()).await,
+            Some(_) if !self.is_known() => {
+                let text = "Authentication required. Send an authenticate action with a valid token.";
+                (Some(json!({ "event": "auth_required", "error": text })), Next::Go)
+            }
+            Some("start-workflow") => match &incoming.workflow_id {
+                None => error("workflow_id is required"),
+                Some(id) => {
+                    let path = format!("/{}/{}/runs", Kind::Workflow.plural(), encode_segment(id));
+                    let message = incoming.message.unwrap_or_default();
+                    let fields = [("message", Some(message)), ("session_id", incoming.session_id), ("stream", Some("true".into()))];
+                    self.start(path, &fields)
+                }
+            },
+            Some("reconnect") => match (&incoming.workflow_id, &incoming.run_id) {
+                (Some(workflow), Some(run)) => {
+                    let path = format!("/workflows/{}/runs/{}/resume", encode_segment(workflow), encode_segment(run));
+                    let index = incoming.last_event_index.map(|index| index.to_string());
+                    self.start(path, &[("last_event_index", index), ("session_id", incoming.session_id)])
+                }
+                (_, _) => error("workflow_id and run_id are required"),
+            },
+            Some(_) | None => error("unknown action"),
+        }
+    }
+
+    /// Takes a credential in band. It can be taken once: a socket does not change hands.
+    async fn authenticate(&mut self, token: Option<&str>) -> (Option<serde_json::Value>, Next) {
+        if self.is_known() {
+            return (None, Next::Close(CloseCode::Policy, "already authenticated"));
+        }
+        let value = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok());
+        let Some(value) = value else {
+            return (Some(json!({ "event": "auth_error", "error": "Token is required" })), Next::Go);
+        };
+        let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+        match self.gateway.authenticate(Door::WebSocket, &headers, &self.carrier, &http::Method::GET).await {
+            Ok(principal) => {
+                self.identity = headers;
+                let text = "Authentication successful.";
+                (Some(json!({ "event": "authenticated", "message": text, "user_id": &*principal.subject })), Next::Go)
+            }
+            Err(_) => {
+                (Some(json!({ "event": "auth_error", "error": "Invalid token" })), Next::Close(CloseCode::Policy, "invalid token"))
+            }
+        }
+    }
+
+    /// Starts a call whose events go to the socket. The run outlives the socket, as it does in AgentOS.
+    fn start(&self, path: String, fields: &[(&str, Option<String>)]) -> (Option<serde_json::Value>, Next) {
+        let error = |text: &str| (Some(json!({ "event": "error", "error": text })), Next::Go);
+        // Each run under way holds one sender beside our own.
+        if self.events.strong_count() > RUNS_MAX {
+            return error("too many runs on this socket");
+        }
+        let given = fields.iter().filter_map(|(name, value)| value.as_ref().map(|value| (*name, value)));
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(given).finish();
+        let mut headers = self.identity.clone();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        let call = Call {
+            door: Door::WebSocket,
+            request_id: uuid::Uuid::new_v4().to_string().into(),
+            method: http::Method::POST,
+            path,
+            query: None,
+            headers,
+            host: self.carrier.host.clone(),
+            peer: self.carrier.peer,
+            caller: Caller::ByHeaders,
+            cluster: None,
+            human: false,
+            body: Inbound::Full(body.into()),
+        };
+        let (gateway, events) = (Arc::clone(&self.gateway), self.events.clone());
+        let work = Box::pin(async move { relay(&gateway, call, events).await });
+        if self.gateway.detach("workflow socket run", work) { (None, Next::Go) } else { error("the gateway is shutting down") }
+    }
+}
+
+/// Serves a call and sends each event of its answer as one message; goes on reading when nobody listens any more.
+async fn relay(gateway: &Arc<Gateway>, call: Call, events: mpsc::Sender<Message>) {
+    let answer = gateway.serve(call).await;
+    let refused = answer.refused;
+    let is_stream = answer.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let mut body = answer.body;
+    let mut pending = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        let Ok(data) = frame.into_data() else { continue };
+        pending.extend_from_slice(&data);
+        while is_stream && let Some(at) = memchr::memmem::find(&pending, b"\n\n") {
+            let event: Vec<u8> = pending.drain(..at + 2).collect();
+            // Comments keep HTTP alive; a socket has pings.
+            if !event.starts_with(b":") {
+                let text = String::from_utf8_lossy(&event).into_owned();
+                // A closed socket does not end the run.
+                let _ = events.send(Message::text(text)).await;
+            }
+        }
+    }
+    if !is_stream {
+        let problem: serde_json::Value = serde_json::from_slice(&pending).unwrap_or_default();
+        let detail = problem.get("detail").cloned().unwrap_or_else(|| json!("the run could not be started"));
+        let _ = events.send(Message::text(json!({ "event": "error", "error": detail, "code": refused }).to_string())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_value_is_the_one_of_the_rfc() {
+        let mut headers = HeaderMap::new();
+        headers.insert("sec-websocket-version", HeaderValue::from_static("13"));
+        headers.insert("sec-websocket-key", HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ=="));
+        assert_eq!(accept_key(&headers).as_deref(), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        headers.insert("sec-websocket-key", HeaderValue::from_static("short"));
+        assert!(accept_key(&headers).is_err());
+    }
+}

@@ -1,0 +1,100 @@
+//! Owns building every stage from the configuration: the one place where modules meet.
+//! Does not bind or connect.
+//! Invariant: what `check` accepts, `run` can start.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+
+use crate::agentos::{Catalog, CatalogError};
+use crate::cache::Cache;
+use crate::cluster::{Clusters, SettingsErrors};
+use crate::config::Config;
+use crate::gateway::Snapshot;
+use crate::identity::{self, Identity, JWKS_BYTES_MAX, KeyFetch};
+use crate::outbound::{Client, FetchOptions};
+use crate::policy::{LoadErrors, Policies};
+use crate::proxy::{TlsAcceptor, TlsError};
+use crate::quota::{self, Quota};
+
+/// Deadline of one fetch of keys.
+const KEYS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What the modules themselves found wrong with their settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    /// Rows of `[[operation]]`.
+    #[error("{0}")]
+    Catalog(#[from] CatalogError),
+    /// Policies.
+    #[error("{0}")]
+    Policies(#[from] LoadErrors),
+    /// Issuers and API keys.
+    #[error("{0}")]
+    Identity(#[from] identity::SettingsError),
+    /// Plans.
+    #[error("{0}")]
+    Quota(#[from] quota::SettingsError),
+    /// Clusters and upstream credentials.
+    #[error("{0}")]
+    Clusters(#[from] SettingsErrors),
+    /// TLS of the main listener.
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+}
+
+/// Builds the stages and the TLS acceptor.
+///
+/// # Errors
+/// Every module that refuses its settings, not only the first.
+pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<TlsAcceptor>), Vec<ComposeError>> {
+    let mut errors: Vec<ComposeError> = Vec::new();
+    let catalog = noted(&mut errors, Catalog::with_rows(config.operations.clone()));
+    let policies = catalog.as_ref().and_then(|catalog| {
+        let rows: Vec<_> = catalog.rows().iter().collect();
+        noted(&mut errors, Policies::load(&config.policy, &rows))
+    });
+    let keys = Arc::new(Keys(client.clone()));
+    let identity = noted(&mut errors, Identity::new(config.identity.clone(), keys));
+    let quota = noted(&mut errors, Quota::new(config.quota.clone()));
+    let clusters = noted(&mut errors, Clusters::new(config.clusters.clone(), &config.tenants, &config.secrets));
+    let tls = match &config.proxy.tls {
+        None => None,
+        Some(tls) => noted(&mut errors, TlsAcceptor::new(tls)),
+    };
+    match (catalog, policies, identity, quota, clusters) {
+        (Some(catalog), Some(policies), Some(identity), Some(quota), Some(clusters)) if errors.is_empty() => {
+            let snapshot = Snapshot {
+                catalog: Arc::new(catalog),
+                identity: Arc::new(identity),
+                policies: Arc::new(policies),
+                quota: Arc::new(quota),
+                cache: Cache::new(&config.cache),
+                clusters: Arc::new(clusters),
+                limits: config.limits.clone(),
+            };
+            Ok((snapshot, tls))
+        }
+        (_, _, _, _, _) => Err(errors),
+    }
+}
+
+fn noted<T, E: Into<ComposeError>>(errors: &mut Vec<ComposeError>, built: Result<T, E>) -> Option<T> {
+    built.map_err(|error| errors.push(error.into())).ok()
+}
+
+/// Key sets come through the gateway's own client.
+struct Keys(Client);
+
+impl KeyFetch for Keys {
+    fn fetch(&self, url: &str) -> BoxFuture<'_, Result<Bytes, String>> {
+        let url = url.to_owned();
+        Box::pin(async move {
+            let options = FetchOptions { deadline: KEYS_TIMEOUT, bytes_max: JWKS_BYTES_MAX, headers: HeaderMap::new() };
+            let fetched = self.0.fetch(&url, &options).await.map_err(|error| error.to_string())?;
+            if fetched.status == 200 { Ok(fetched.body) } else { Err(format!("answered {}", fetched.status)) }
+        })
+    }
+}

@@ -1,0 +1,165 @@
+//! Owns the real AgentOS of the integration tests: the example application on agno from PyPI, a port chosen by the
+//! system, data in a temporary folder, killed on drop.
+//! Does not create virtual environments: `make venvs` does.
+#![allow(dead_code, reason = "a fixture offers more than each test takes")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// How long a replica may take to answer; a cold Python on a busy machine is slow.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The agno releases that the tests run: the oldest and the newest supported one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Agno {
+    /// 2.5.6
+    Oldest,
+    /// 3.1.10
+    Newest,
+}
+
+/// What is common to the replicas of one AgentOS.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    /// The release.
+    pub(crate) agno: Agno,
+    /// The secret of its tokens (HS256, audience `my-os`); `None` turns authorization off.
+    pub(crate) jwt_key: Option<String>,
+    /// Further variables, as the example documents them.
+    pub(crate) environment: Vec<(&'static str, String)>,
+}
+
+/// One running replica.
+pub(crate) struct AgentOs {
+    port: u16,
+    setup: Setup,
+    folder: Arc<TempDir>,
+    _child: Child,
+    _stdout: BufReader<ChildStdout>,
+}
+
+// === impl Agno ===
+
+impl Agno {
+    /// Both releases, for tests that run on each.
+    pub(crate) const ALL: [Self; 2] = [Self::Oldest, Self::Newest];
+
+    /// The release number.
+    pub(crate) fn version(self) -> &'static str {
+        match self {
+            Self::Oldest => "2.5.6",
+            Self::Newest => "3.1.10",
+        }
+    }
+
+    fn python(self) -> PathBuf {
+        let root = std::env::var_os("AGNO_VENVS").map_or_else(|| repository().to_owned(), PathBuf::from);
+        let python = root.join(format!(".venv-agno-{}/bin/python", self.version()));
+        assert!(python.exists(), "no agno {} to test with: run `make venvs`", self.version());
+        python
+    }
+}
+
+// === impl Setup ===
+
+impl Setup {
+    /// Authorization on with this secret, scheduler and traces off, slow answers short.
+    pub(crate) fn with_jwt(agno: Agno, jwt_key: &str) -> Self {
+        let environment = vec![("SLOW_CHUNKS", "20".to_owned()), ("SLOW_DELAY", "0.1".to_owned())];
+        Self { agno, jwt_key: Some(jwt_key.to_owned()), environment }
+    }
+
+    /// Authorization off: the bare AgentOS whose holes a test shows first.
+    pub(crate) fn open(agno: Agno) -> Self {
+        Self { jwt_key: None, ..Self::with_jwt(agno, "") }
+    }
+
+    /// Adds a variable.
+    pub(crate) fn and(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+}
+
+// === impl AgentOs ===
+
+impl AgentOs {
+    /// Starts a replica with a new database and waits until it answers.
+    pub(crate) async fn start(setup: Setup) -> Self {
+        Self::start_in(setup, Arc::new(TempDir::new().unwrap()), "first").await
+    }
+
+    /// Starts another replica over the same database.
+    pub(crate) async fn replica(&self) -> Self {
+        Self::start_in(self.setup.clone(), Arc::clone(&self.folder), "second").await
+    }
+
+    /// Its port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its origin, as an endpoint in a configuration.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    async fn start_in(setup: Setup, folder: Arc<TempDir>, name: &str) -> Self {
+        let log = folder.path().join(format!("{name}.log"));
+        let mut child = command(&setup, folder.path(), &log).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let read = tokio::time::timeout(START_DEADLINE, stdout.read_line(&mut line)).await;
+        let port = serde_json::from_str::<serde_json::Value>(&line)
+            .ok()
+            .and_then(|line| line.get("listening")?.as_u64())
+            .and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port else {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            panic!("agno {} did not start ({read:?}); it said:\n{said}", setup.agno.version());
+        };
+        Self { port, setup, folder, _child: child, _stdout: stdout }
+    }
+}
+
+fn command(setup: &Setup, folder: &Path, log: &Path) -> Command {
+    let mut command = Command::new(setup.agno.python());
+    command
+        .arg(repository().join("examples/agentos/app.py"))
+        .current_dir(folder)
+        .env("PORT", "0")
+        .env("DB", folder.join("agentos.db"))
+        .env("LANCE", folder.join("vectors"))
+        .env("AUTH", if setup.jwt_key.is_some() { "1" } else { "0" })
+        .env("JWT_KEY", setup.jwt_key.as_deref().unwrap_or_default())
+        .envs(setup.environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(log).unwrap())
+        .kill_on_drop(true);
+    command
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[tokio::test]
+async fn both_agno_releases_start_and_answer() {
+    for agno in Agno::ALL {
+        let os = AgentOs::start(Setup::open(agno)).await;
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", os.port())).await.unwrap();
+        let request = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request).await.unwrap();
+        let mut answer = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+}
