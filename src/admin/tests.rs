@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::secret::Secret;
 use crate::telemetry;
 
 struct Fixed(Result<(), String>);

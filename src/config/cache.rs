@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use crate::agentos::{Caching, Catalog};
+use crate::cache::{Rule, Settings};
 
 use super::reader::{At, Table, Value, nearest};
-use crate::cache::{Rule, Settings};
 
 /// Longest life of a kept answer.
 const TTL_MAX: Duration = Duration::from_hours(24);

@@ -214,7 +214,7 @@ fn endpoints(table: &Table<'_>) -> Option<Vec<Origin>> {
 
 fn endpoint(value: &Value<'_>) -> Option<Origin> {
     let text = value.string("a URL such as `\"http://127.0.0.1:7777\"`")?;
-    let help = || (!text.contains("://")).then(|| format!("did you mean `\"http://{text}\"`?"));
+    let help = || (!text.contains("://") && !text.contains('@')).then(|| format!("did you mean `\"http://{text}\"`?"));
     match text.parse::<Origin>() {
         Ok(origin) => Some(origin),
         Err(bad) => value.problem(format!("is no endpoint: {}", bad.reason), help()),
@@ -233,8 +233,15 @@ fn user_id(value: &Value<'_>) -> Option<UserIdTemplate> {
 }
 
 fn credential(value: &Value<'_>) -> Option<CredentialSettings> {
-    if value.text().is_some() {
-        return value.word(&[("none", CredentialSettings::None), ("forward", CredentialSettings::Forward)]);
+    match value.text() {
+        Some("none") => return Some(CredentialSettings::None),
+        Some("forward") => return Some(CredentialSettings::Forward),
+        // The text is not repeated: it may be the credential itself.
+        Some(_) => {
+            let help = "for a fixed key write `{ bearer = { env = \"OS_SECURITY_KEY\" } }`".to_owned();
+            return value.problem("is neither `none` nor `forward`", Some(help));
+        }
+        None => {}
     }
     if !value.is_table() {
         return value.wrong_type("`{ mint = … }`, `{ bearer = … }`, `\"none\"` or `\"forward\"`");

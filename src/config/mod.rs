@@ -20,10 +20,10 @@ mod server;
 mod telemetry;
 mod tenants;
 
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -97,8 +97,9 @@ pub fn load(path: &Path, env: &dyn Env) -> Result<(Config, Vec<Problem>), Proble
 ///
 /// # Errors
 /// A sentence that names the units there are.
-pub fn duration(text: &str) -> Result<std::time::Duration, String> {
-    units::DURATION.parse(text).map(std::time::Duration::from_millis).map_err(|bad| format!("{}\nhelp: {}", bad.what, bad.help))
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let millis = units::DURATION.parse(text);
+    millis.map(Duration::from_millis).map_err(|bad| format!("{}\nhelp: {}", bad.what, bad.help))
 }
 
 /// Reads every section before it gives up on any, so that one run finds all problems.
@@ -109,8 +110,11 @@ fn config(root: Table<'_>) -> Option<Config> {
     let identity = identity::read(&root, &tenants, &plans);
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
     let clusters = clusters::read(&root, &tenants, unknown);
-    contradict(&root, &plans, unknown);
     let (operations, catalog) = operations::read(&root);
+    contradict(&root, &plans, unknown);
+    if let (Some(catalog), Some(server)) = (&catalog, &server) {
+        hide(&root, catalog, &server.mcp.path);
+    }
     let policy = policy::read(&root);
     let cache = cache::read(&root, catalog.as_ref());
     let telemetry = telemetry::read(&root);
@@ -143,6 +147,17 @@ fn contradict(root: &Table<'_>, plans: &plans::Read, unknown: UnknownTenant) {
         let help = "write `default_plan` in `[quota]`, or `unknown_tenant = \"deny\"`".to_owned();
         let message = "`unknown_tenant` in `[identity]` is `default_plan`, but `[quota]` has no `default_plan`";
         root.source.problem(at, message, Some(help));
+    }
+}
+
+/// Reports a path of the MCP door that takes the place of AgentOS operations.
+fn hide(root: &Table<'_>, catalog: &Catalog, mcp: &str) {
+    let below =
+        |row: &&Operation| row.path.strip_prefix(mcp).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if let Some(row) = catalog.rows().iter().find(below) {
+        let at = root.get("mcp").map_or(0, |value| value.at);
+        let message = format!("`path` in `[mcp]` is `{mcp}`, which hides the operation `{}` (`{}`)", row.id, row.path);
+        root.source.problem(at, message, Some("write `path = \"/mcp\"`".to_owned()));
     }
 }
 

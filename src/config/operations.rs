@@ -54,48 +54,53 @@ fn operation(table: Table<'_>) -> Option<Operation> {
     let path = table.require("path", "\"/agents/{agent_id}\"").and_then(|v| template(&v));
     let resource = table.require("resource", "\"Agent\"").and_then(|v| v.word(&words(Resource::ALL, Resource::as_str)));
     let action = table.require("action", "\"read\"").and_then(|v| v.word(&words(Action::ALL, Action::as_str)));
-    let word = |key| table.get(key);
-    let reach = word("reach").and_then(|v| v.word(&words(Reach::ALL, Reach::as_str))).unwrap_or(Reach::OsWide);
-    let cost = word("cost").and_then(|v| v.word(&words(Cost::ALL, Cost::as_str))).unwrap_or(Cost::Light);
-    let body = word("body").and_then(|v| body(&v)).unwrap_or(Body::None);
-    let reply = word("reply").and_then(|v| v.word(&REPLIES)).unwrap_or(Reply::Json);
-    let cache = word("cache").and_then(|v| v.word(&CACHING)).unwrap_or(Caching::Never);
-    let affinity = word("affinity").and_then(|v| v.word(&AFFINITIES)).unwrap_or(Affinity::Any);
-    let versions = word("versions").and_then(|v| v.word(&VERSIONS)).unwrap_or(Versions::Both);
-    let destructive = word("destructive").and_then(|v| v.boolean()).unwrap_or(action == Some(Action::Delete));
-    let scopes = table.require("scope", "\"agents:read\"").and_then(|v| scopes(&v)).unwrap_or_default();
-    let list =
-        |key, each: &str| word(key).and_then(|v| v.strings(each)).map(|list| interned(list.iter().map(|s| s.value)));
-    let query = list("query", "the name of a query parameter").unwrap_or_default();
-    let purges = list("purges", "the id of an operation").unwrap_or_default();
-    let places = |key| word(key).and_then(|v| places(&v)).unwrap_or_default();
-    let (user_id, session_id, run_id) = (places("user_id"), places("session_id"), places("run_id"));
+    let scopes = table.require("scope", "\"agents:read\"").and_then(|v| scopes(&v));
+    let columns = columns(&table, action);
     table.close();
     Some(Operation {
         id: intern(id?),
-        upstream_ids: &[],
-        versions,
         method: method?,
         path: intern(path?),
         resource: resource?,
         action: action?,
-        scopes,
-        reach,
-        cost,
-        body,
-        reply,
-        query,
-        user_id,
-        session_id,
-        run_id,
-        cache,
-        purges,
-        affinity,
+        scopes: scopes?,
+        ..columns
+    })
+}
+
+/// The columns that have safe defaults; the others are placeholders.
+fn columns(table: &Table<'_>, action: Option<Action>) -> Operation {
+    let word = |key| table.get(key);
+    let list = |key, each: &str| {
+        let written = word(key).and_then(|v| v.strings(each));
+        written.map(|list| interned(list.iter().map(|item| item.value))).unwrap_or_default()
+    };
+    let places = |key| word(key).and_then(|v| places(&v)).unwrap_or_default();
+    Operation {
+        id: "",
+        upstream_ids: &[],
+        versions: word("versions").and_then(|v| v.word(&VERSIONS)).unwrap_or(Versions::Both),
+        method: Method::Get,
+        path: "",
+        resource: Resource::Os,
+        action: action.unwrap_or(Action::Read),
+        scopes: &[],
+        reach: word("reach").and_then(|v| v.word(&words(Reach::ALL, Reach::as_str))).unwrap_or(Reach::OsWide),
+        cost: word("cost").and_then(|v| v.word(&words(Cost::ALL, Cost::as_str))).unwrap_or(Cost::Light),
+        body: word("body").and_then(|v| body(&v)).unwrap_or(Body::None),
+        reply: word("reply").and_then(|v| v.word(&REPLIES)).unwrap_or(Reply::Json),
+        query: list("query", "the name of a query parameter"),
+        user_id: places("user_id"),
+        session_id: places("session_id"),
+        run_id: places("run_id"),
+        cache: word("cache").and_then(|v| v.word(&CACHING)).unwrap_or(Caching::Never),
+        purges: list("purges", "the id of an operation"),
+        affinity: word("affinity").and_then(|v| v.word(&AFFINITIES)).unwrap_or(Affinity::Any),
         list: None,
         tool: None,
-        destructive,
+        destructive: word("destructive").and_then(|v| v.boolean()).unwrap_or(action == Some(Action::Delete)),
         exposure: Exposure::Offered,
-    })
+    }
 }
 
 const REPLIES: [(&str, Reply); 5] = [

@@ -307,7 +307,9 @@ impl<'a> Value<'a> {
         let text = self.string(expected)?;
         let web = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
         let url = url::Url::parse(text).ok().filter(web);
-        url.or_else(|| self.problem(format!("is `{text}`, which is not {expected}"), None))
+        // What stands before `@` may be a password.
+        let shown = if text.contains('@') { "…" } else { text };
+        url.or_else(|| self.problem(format!("is `{shown}`, which is not {expected}"), None))
     }
 
     /// A path, relative to the file.

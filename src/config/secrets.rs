@@ -13,6 +13,9 @@ use super::reader::{At, Value};
 /// Largest secret file; a key or a PEM chain is far smaller.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
+/// Longest name of a variable; keys in hexadecimal are longer.
+const NAME_BYTES_MAX: usize = 60;
+
 /// Where environment variables come from. Tests pass a map.
 pub trait Env {
     /// The value of a variable, or `None` when it is unset or not UTF-8.
@@ -58,6 +61,13 @@ impl Value<'_> {
     }
 
     fn secret_of_variable(&self, name: &str) -> Option<At<Secret>> {
+        let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let plain = first && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !plain || name.len() > NAME_BYTES_MAX {
+            // The text is not repeated: it may be the secret itself.
+            let help = "write the variable's name, not its value: letters, digits and `_`".to_owned();
+            return self.problem("refers to something that is no environment variable", Some(help));
+        }
         match self.source.env.var(name) {
             Some(value) if !value.is_empty() => Some(self.at(Secret::new(value))),
             Some(_) => {

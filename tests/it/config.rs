@@ -71,6 +71,14 @@ fn every_problem_is_reported_whole_and_in_its_place() {
 }
 
 #[test]
+fn every_golden_file_has_its_fixture() {
+    let entries = fs::read_dir(root().join("tests/fixtures/config")).unwrap();
+    let paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    let orphan = |path: &&PathBuf| !path.with_extension("toml").exists() || !path.with_extension("errors").exists();
+    assert_eq!(paths.iter().filter(orphan).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+}
+
+#[test]
 fn the_shipped_configuration_loads_without_a_warning() {
     let (config, warnings) = read(&root().join("config.toml")).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(warnings, vec![]);
