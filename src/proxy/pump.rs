@@ -75,6 +75,11 @@ impl Upload {
         match session.read_body_or_idle(false).await {
             Ok(Some(chunk)) => {
                 permit.send(Ok(chunk));
+                // Asked again after the last byte, pingora would wait for the caller to go away.
+                if session.is_body_done() {
+                    self.ended = true;
+                    self.sender = None;
+                }
                 Ok(())
             }
             Ok(None) => {
