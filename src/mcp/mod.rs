@@ -1,5 +1,187 @@
-//! Placeholder head, replaced by the module's own.
+//! Owns DOOR 2: the MCP endpoint, through which clients list, run and steer what AgentOS offers.
+//! Does not authenticate (the HTTP door does, before it hands a request over) and does not decide (`gateway`); the
+//! only module that names `rmcp`.
+//! Invariants: a tool call becomes a `Call` and takes the same path as any other; sessions and run handles are bound
+//! to their principal; `tools/list` never asks AgentOS.
 
+mod path;
 pub mod settings;
 
+mod endpoint;
+mod narrowing;
+mod reader;
+mod sessions;
+
+mod bridge;
+mod progress;
+mod visit;
+
+mod ask;
+mod discovery;
+mod handle;
+mod routes;
+mod text;
+
+mod run;
+mod tools;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use rmcp::transport::streamable_http_server::session::SessionManager as _;
+use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
+use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::gateway::{LocalService, StreamBody};
+pub use path::Path;
 pub use settings::Settings;
+
+use bridge::Bridge;
+use discovery::Discovery;
+use narrowing::{Narrowing, Toolset};
+use sessions::Sessions;
+
+/// Largest request body.
+const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Messages that a session's channel holds; `reader` keeps it far from full.
+const CHANNEL_CAPACITY: usize = 64;
+/// How often idle sessions are looked for.
+const REAP_EVERY: Duration = Duration::from_secs(60);
+
+/// Takes a task over and runs it to its end; says `false`, and drops it, when there is no room.
+pub type Detach = Arc<dyn Fn(BoxFuture<'static, ()>) -> bool + Send + Sync>;
+
+/// Counts one request by method and protocol version, both from closed sets.
+pub type Counted = Arc<dyn Fn(&'static str, &'static str) + Send + Sync>;
+
+/// A toolset that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown toolset `{0}`")]
+pub struct UnknownToolset(pub String);
+
+/// What the server lends to the endpoint.
+#[derive(Clone)]
+pub struct Hooks {
+    /// Reads runs on that outlive their call.
+    pub detach: Detach,
+    /// Counts requests.
+    pub counted: Counted,
+}
+
+/// The MCP endpoint.
+pub struct McpService {
+    shared: Arc<Shared>,
+}
+
+/// What all requests of the endpoint share.
+struct Shared {
+    settings: Settings,
+    toolsets: Vec<Toolset>,
+    sessions: Sessions,
+    transport: StreamableHttpService<Bridge, LocalSessionManager>,
+    manager: Arc<LocalSessionManager>,
+    counted: Counted,
+    stop: CancellationToken,
+}
+
+/// What all tool calls share.
+struct Inner {
+    path: Arc<dyn Path>,
+    discovery: Discovery,
+    detach: Detach,
+}
+
+// === impl McpService ===
+
+impl McpService {
+    /// Builds the endpoint.
+    ///
+    /// # Errors
+    /// [`UnknownToolset`] for the first toolset that does not exist.
+    pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Result<Arc<Self>, UnknownToolset> {
+        let toolsets = settings.toolsets.iter().map(|name| Toolset::parse(name).ok_or(UnknownToolset(name.clone())));
+        let toolsets = toolsets.collect::<Result<Vec<Toolset>, _>>()?;
+        let Hooks { detach, counted } = hooks;
+        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
+        let stop = CancellationToken::new();
+        let mut manager = LocalSessionManager::default();
+        manager.session_config = session_config();
+        let manager = Arc::new(manager);
+        let config = transport_config(&settings.public_url, &stop);
+        let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
+        let sessions = Sessions::default();
+        let shared = Shared { settings, toolsets, sessions, transport, manager, counted, stop };
+        Ok(Arc::new(Self { shared: Arc::new(shared) }))
+    }
+
+    /// Closes idle sessions, for ever. The server runs it and drops it at drain.
+    pub async fn reap_loop(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REAP_EVERY).await;
+            for id in self.shared.sessions.take_idle() {
+                self.shared.end_session(&id).await;
+            }
+        }
+    }
+
+    /// Ends every session and listening stream: the server drains.
+    pub fn shutdown(&self) {
+        self.shared.stop.cancel();
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    async fn end_session(&self, id: &Arc<str>) {
+        if let Err(error) = self.manager.close_session(id).await {
+            tracing::debug!(%error, "closing a session failed");
+        }
+    }
+}
+
+impl LocalService for McpService {
+    fn owns(&self, path: &str) -> bool {
+        self.shared.settings.enabled && Narrowing::owns(&self.shared.settings.path, path)
+    }
+
+    fn call(&self, request: Request<StreamBody>) -> BoxFuture<'static, Response<StreamBody>> {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { endpoint::answer(&shared, request).await })
+    }
+}
+
+/// Sessions end by our own reaper: the library's idle timer would end calls that are merely silent.
+fn session_config() -> SessionConfig {
+    let mut config = SessionConfig::default();
+    config.keep_alive = None;
+    config.channel_capacity = CHANNEL_CAPACITY;
+    config
+}
+
+fn transport_config(public_url: &Url, stop: &CancellationToken) -> StreamableHttpServerConfig {
+    StreamableHttpServerConfig::default()
+        .with_json_response(true)
+        .with_max_request_body_bytes(BODY_BYTES_MAX)
+        .with_cancellation_token(stop.clone())
+        .with_allowed_hosts(allowed_hosts(public_url))
+        .with_allowed_origins(allowed_origins(public_url))
+}
+
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// The public host and loopback names. A name without a port stands for any port: a proxy in front may change it.
+fn allowed_hosts(public_url: &Url) -> Vec<String> {
+    LOOPBACK.into_iter().map(str::to_owned).chain(public_url.host_str().map(str::to_owned)).collect()
+}
+
+fn allowed_origins(public_url: &Url) -> Vec<String> {
+    let loopback = LOOPBACK.into_iter().flat_map(|host| [format!("http://{host}:*"), format!("https://{host}:*")]);
+    let public = public_url.host_str().zip(public_url.port_or_known_default());
+    let public = public.map(|(host, port)| format!("{}://{host}:{port}", public_url.scheme()));
+    loopback.chain(public).collect()
+}

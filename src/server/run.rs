@@ -16,15 +16,13 @@ use super::tasks::Tasks;
 use crate::admin::{self, AdminState, Readiness};
 use crate::config::Config;
 use crate::gateway::{Gateway, LocalService, Snapshot, Spawn};
-//MCP use crate::mcp::McpService;
+use crate::mcp::{self, McpService, UnknownToolset};
 use crate::outbound::{self, Client};
 use crate::proxy::{HttpDoor, TlsAcceptor};
 use crate::telemetry::{OpenError, Telemetry};
 
 /// Most connections of the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
-/// How often MCP sessions that nobody uses are looked for.
-const REAP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +41,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// A toolset of `[mcp]` does not exist.
+    #[error(transparent)]
+    Toolset(#[from] UnknownToolset),
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
     Signals(#[source] io::Error),
@@ -104,17 +105,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let (admin_listener, admin_address) = bind(config.admin.listen)?;
 
     let mut services: Vec<Arc<dyn LocalService>> = Vec::new();
-/*MCP
     if config.mcp.enabled {
-        let mcp = McpService::new(config.mcp.clone(), Arc::clone(&gateway) as _, spawn, Arc::clone(&telemetry));
-        let (reaped, stopping) = (Arc::clone(&mcp), tasks.clone());
-        tasks.spawn("mcp reaper", every(REAP_INTERVAL, stopping, move || {
-            let mcp = Arc::clone(&reaped);
-            async move { mcp.reap().await }
-        }));
-        services.push(mcp);
+        services.push(mcp(&tasks, &gateway, &telemetry, spawn, &config.mcp)?);
     }
-MCP*/
     let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
     background(&tasks, &gateway, &client, &telemetry);
     listen(&tasks, listener, config.server.connections_max, door, tls);
@@ -129,6 +122,31 @@ MCP*/
     }));
     tracing::info!(%address, %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
     Ok(Running { address, admin_address, gateway, tasks, drain_timeout: config.server.drain_timeout })
+}
+
+/// The MCP endpoint, with its reaper and its end at drain.
+fn mcp(
+    tasks: &Tasks,
+    gateway: &Arc<Gateway>,
+    telemetry: &Arc<Telemetry>,
+    spawn: Spawn,
+    settings: &mcp::Settings,
+) -> Result<Arc<dyn LocalService>, StartError> {
+    let counter = Arc::clone(telemetry);
+    let hooks = mcp::Hooks {
+        detach: Arc::new(move |work| spawn("mcp run", work)),
+        counted: Arc::new(move |method, version| counter.mcp_request(method, version)),
+    };
+    let path: Arc<dyn mcp::Path> = Arc::clone(gateway) as _;
+    let service = McpService::new(settings.clone(), path, hooks)?;
+    let (reaped, draining) = (Arc::clone(&service), tasks.clone());
+    tasks.spawn("mcp sessions", async move {
+        tokio::select! {
+            () = draining.stopped() => reaped.shutdown(),
+            () = Arc::clone(&reaped).reap_loop() => {}
+        }
+    });
+    Ok(service)
 }
 
 fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Arc<HttpDoor>, tls: Option<TlsAcceptor>) {

@@ -1,0 +1,81 @@
+//! Owns what the MCP library asks of a server: who we are, the tools of a caller, a tool call.
+//! Does not know HTTP (`endpoint`) and does not run tools (`tools`).
+//! Invariants: lists are computed per request and never ask AgentOS; an unknown tool is a protocol error, everything
+//! that goes wrong inside a tool is a result that the model reads.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use rmcp::model::{
+    CallToolRequestParams, CallToolResponse, ErrorData, Implementation, ListToolsResult, PaginatedRequestParams,
+    ProtocolVersion, ServerCapabilities, ServerConfig, Tool as McpTool,
+};
+use rmcp::service::RequestContext;
+use rmcp::{RoleServer, ServerHandler};
+use serde_json::Value;
+
+use super::Inner;
+use super::text;
+use super::tools;
+use super::visit::Visit;
+
+/// What is spoken: the revisions that clients in the field negotiate.
+const VERSIONS: &[ProtocolVersion] = &[
+    ProtocolVersion::V_2025_03_26,
+    ProtocolVersion::V_2025_06_18,
+    ProtocolVersion::V_2025_11_25,
+    ProtocolVersion::V_2026_07_28,
+];
+
+const INSTRUCTIONS: &str = "Agents, teams and workflows of AgentOS behind a gateway. Find one with list_agents, run it \
+    with run_agent, and wait for long runs with get_run. A paused run waits for a person: show what it waits for.";
+
+/// How long clients may keep a list of tools, in milliseconds.
+const LIST_TTL_MS: u64 = 30_000;
+
+/// One server object per request or session; all share what `Inner` holds.
+#[derive(Clone)]
+pub(super) struct Bridge(pub(super) Arc<Inner>);
+
+impl ServerHandler for Bridge {
+    fn get_info(&self) -> ServerConfig {
+        let server = Implementation::new("tollbridge", env!("CARGO_PKG_VERSION")).with_title("Tollbridge");
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+            .with_server_info(server)
+            .with_instructions(INSTRUCTIONS)
+    }
+
+    fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
+        Cow::Borrowed(VERSIONS)
+    }
+
+    async fn list_tools(
+        &self,
+        request: Option<PaginatedRequestParams>,
+        cx: RequestContext<RoleServer>,
+    ) -> Result<ListToolsResult, ErrorData> {
+        // Everything fits on one page, so every cursor is one that we did not give out.
+        if request.is_some_and(|page| page.cursor.is_some_and(|cursor| !cursor.is_empty())) {
+            return Err(ErrorData::invalid_params("unknown cursor", None));
+        }
+        let (visit, _) = Visit::of(&self.0, &cx)?;
+        let listed: Vec<McpTool> = tools::listed(&visit).map(tools::Tool::describe).collect();
+        let mut result = ListToolsResult::with_all_items(listed);
+        result.ttl_ms = Some(LIST_TTL_MS);
+        Ok(result)
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        cx: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let (visit, progress) = Visit::of(&self.0, &cx)?;
+        let tool = tools::find(&request.name).filter(|tool| visit.narrowing.allows(tool)).ok_or_else(|| {
+            ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
+        })?;
+        let arguments = Value::Object(request.arguments.unwrap_or_default());
+        let result = Box::pin(tools::call(tool, &visit, progress, arguments)).await;
+        Ok(result.unwrap_or_else(|failure| failure.result()).into())
+    }
+}

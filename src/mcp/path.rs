@@ -1,0 +1,55 @@
+//! Owns the one seam between the bridge and the gateway: what the bridge may ask of it.
+//! Does not know MCP, and gives no way around `serve`: every tool call is admitted like any other call.
+//! Invariant: nothing here reaches AgentOS except `serve`.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use crate::gateway::{Answer, Call, Gateway};
+use crate::principal::Principal;
+use crate::telemetry::Door;
+
+/// The gateway as the bridge sees it.
+pub trait Path: Send + Sync + 'static {
+    /// Admits the call, forwards it and hands back the answer as it comes.
+    ///
+    /// # Cancel safety
+    /// Dropping the future or the answer's body ends the exchange: AgentOS sees the disconnect.
+    fn serve(self: Arc<Self>, call: Call) -> BoxFuture<'static, Answer>;
+
+    /// Says whether policy would let the caller use the operation over MCP; `resource_id` is empty for collections.
+    /// For lists only: the call itself is decided by `serve`.
+    fn may(&self, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool;
+
+    /// The clusters that the caller may use, its default first.
+    fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>>;
+
+    /// Seals bytes for a purpose; only [`Path::open`] with the same purpose gives them back.
+    fn seal(&self, purpose: &str, bytes: &[u8]) -> String;
+
+    /// Opens what [`Path::seal`] made; `None` for anything else.
+    fn open(&self, purpose: &str, text: &str) -> Option<Vec<u8>>;
+}
+
+impl Path for Gateway {
+    fn serve(self: Arc<Self>, call: Call) -> BoxFuture<'static, Answer> {
+        Box::pin(async move { Gateway::serve(&self, call).await })
+    }
+
+    fn may(&self, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
+        Gateway::may(self, Door::Mcp, principal, cluster, operation, resource_id)
+    }
+
+    fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>> {
+        Gateway::clusters_for(self, principal)
+    }
+
+    fn seal(&self, purpose: &str, bytes: &[u8]) -> String {
+        Gateway::seal(self).seal(purpose, bytes)
+    }
+
+    fn open(&self, purpose: &str, text: &str) -> Option<Vec<u8>> {
+        Gateway::seal(self).open(purpose, text)
+    }
+}

@@ -1,0 +1,230 @@
+//! Owns what a paused run waits for: read from the shapes that AgentOS has for it, and answered in the same shapes.
+//! Does not decide whether an answer is allowed: the gateway guards `continue`.
+//! Invariant: an answer changes decisions and inputs only; tool names and arguments go back as AgentOS stored them.
+
+use serde_json::{Map, Value, json};
+
+use crate::agentos::operation::Kind;
+use crate::mcp::text;
+
+/// Most of the arguments that is shown.
+const ARGUMENTS_CHARS_MAX: usize = 600;
+const MESSAGE_CHARS_MAX: usize = 300;
+
+/// One thing that a run waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// `tool_call_id`, or the step's id.
+    pub(crate) id: String,
+    /// Tool or step.
+    pub(crate) name: String,
+    /// Arguments as JSON, cut; or the step's question.
+    pub(crate) detail: String,
+    /// The approval row that decides, if any.
+    pub(crate) approval_id: Option<String>,
+    /// What is wanted.
+    pub(crate) need: Need,
+}
+
+/// What would let a run go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A yes or a no.
+    Confirmation,
+    /// Values for these fields.
+    Input(Vec<String>),
+    /// The result of a tool that runs elsewhere.
+    Result,
+}
+
+/// Answers to what a run waits for.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    /// For plain confirmations.
+    pub(crate) confirm: Option<bool>,
+    /// By approval id: what the row says.
+    pub(crate) approvals: Vec<(String, bool)>,
+    /// By field name, or by id of the tool call for results.
+    pub(crate) inputs: Map<String, Value>,
+}
+
+/// Everything that an event or a stored run says it waits for.
+pub(crate) fn of(data: &Value) -> Vec<Waiting> {
+    let tools = items(data, "tools").filter_map(of_tool);
+    let tools: Vec<Waiting> = tools.collect();
+    let requirements = items(data, "requirements").filter(|r| r.get("confirmation").is_none_or(Value::is_null));
+    let requirements = requirements.filter_map(|r| of_tool(r.get("tool_execution")?));
+    let steps = items(data, "step_requirements").flat_map(of_step);
+    let mut all = tools;
+    // An agent lists the same calls twice: as tools and as requirements.
+    for waiting in requirements.chain(steps) {
+        if !all.iter().any(|known| known.id == waiting.id) {
+            all.push(waiting);
+        }
+    }
+    all
+}
+
+/// What a step waits for, from its requirement or its pause event.
+pub(crate) fn of_step(step: &Value) -> Vec<Waiting> {
+    let nested = items(step, "executor_requirements").filter_map(|r| of_tool(r.get("tool_execution").unwrap_or(r)));
+    let mut all: Vec<Waiting> = nested.collect();
+    let need = if is(step, "requires_user_input") && !is(step, "user_input") {
+        Some(Need::Input(input_names(step)))
+    } else if is(step, "requires_confirmation") && step.get("confirmed").is_none_or(Value::is_null) {
+        Some(Need::Confirmation)
+    } else {
+        None
+    };
+    if let Some(need) = need {
+        let question = string(step, "confirmation_message").or_else(|| string(step, "user_input_message"));
+        all.push(Waiting {
+            id: string(step, "step_id").unwrap_or_default(),
+            name: format!("step {}", string(step, "step_name").unwrap_or_default()),
+            detail: text::head(&text::line(&question.unwrap_or_default()), MESSAGE_CHARS_MAX),
+            approval_id: None,
+            need,
+        });
+    }
+    all
+}
+
+fn of_tool(tool: &Value) -> Option<Waiting> {
+    let open = |flag: &str, answer: &str| is(tool, flag) && tool.get(answer).is_none_or(Value::is_null);
+    let need = if open("requires_confirmation", "confirmed") {
+        Need::Confirmation
+    } else if open("requires_user_input", "answered") {
+        Need::Input(input_names(tool))
+    } else if open("external_execution_required", "result") {
+        Need::Result
+    } else {
+        return None;
+    };
+    let arguments = tool.get("tool_args").map(Value::to_string).unwrap_or_default();
+    Some(Waiting {
+        id: string(tool, "tool_call_id").unwrap_or_default(),
+        name: text::line(&string(tool, "tool_name").unwrap_or_default()),
+        detail: text::head(&text::line(&arguments), ARGUMENTS_CHARS_MAX),
+        approval_id: string(tool, "approval_id"),
+        need,
+    })
+}
+
+/// The field of `continue` that carries the answers, and its value, from the stored run.
+pub(crate) fn answered(kind: Kind, run: &Value, answers: &Answers) -> (&'static str, Value) {
+    let field = match kind {
+        Kind::Agent => "tools",
+        Kind::Team => "requirements",
+        Kind::Workflow => "step_requirements",
+    };
+    let mut list: Vec<Value> = items(run, field).cloned().collect();
+    for item in &mut list {
+        match kind {
+            Kind::Agent => answer_tool(item, answers),
+            Kind::Team => answer_requirement(item, answers),
+            Kind::Workflow => answer_step(item, answers),
+        }
+    }
+    (field, Value::Array(list))
+}
+
+fn answer_tool(tool: &mut Value, answers: &Answers) {
+    let Some(waiting) = of_tool(tool) else { return };
+    let confirm = match &waiting.approval_id {
+        Some(id) => answers.approvals.iter().find(|(known, _)| known == id).map(|(_, approved)| *approved),
+        None => answers.confirm,
+    };
+    match (waiting.need, confirm) {
+        (Need::Confirmation, Some(confirm)) => set(tool, "confirmed", json!(confirm)),
+        (Need::Input(_), _) => {
+            if fill_inputs(tool, answers) {
+                set(tool, "answered", json!(true));
+            }
+        }
+        (Need::Result, _) => {
+            if let Some(result) = answers.inputs.get(&waiting.id) {
+                set(tool, "result", json!(as_text(result)));
+            }
+        }
+        (Need::Confirmation, None) => {}
+    }
+}
+
+fn answer_requirement(requirement: &mut Value, answers: &Answers) {
+    let Some(tool) = requirement.get_mut("tool_execution") else { return };
+    answer_tool(tool, answers);
+    let (confirmed, result) = (tool.get("confirmed").cloned(), tool.get("result").cloned());
+    let schema = tool.get("user_input_schema").cloned();
+    let external = is(tool, "external_execution_required");
+    for (name, value) in [("confirmation", confirmed), ("user_input_schema", schema)] {
+        if let Some(value) = value.filter(|value| !value.is_null()) {
+            set(requirement, name, value);
+        }
+    }
+    if let Some(result) = result.filter(|result| external && !result.is_null()) {
+        set(requirement, "external_execution_result", result);
+    }
+}
+
+fn answer_step(step: &mut Value, answers: &Answers) {
+    if let Some(Value::Array(nested)) = step.get_mut("executor_requirements") {
+        nested.iter_mut().for_each(|requirement| answer_requirement(requirement, answers));
+    }
+    if is(step, "requires_user_input") {
+        let names = input_names(step);
+        let given = names.into_iter().filter_map(|name| answers.inputs.get(&name).map(|value| (name, value.clone())));
+        let given: Map<String, Value> = given.collect();
+        if !given.is_empty() {
+            set(step, "user_input", Value::Object(given));
+            set(step, "confirmed", json!(true));
+        }
+    } else if is(step, "requires_confirmation")
+        && step.get("confirmed").is_none_or(Value::is_null)
+        && let Some(confirm) = answers.confirm
+    {
+        set(step, "confirmed", json!(confirm));
+    }
+}
+
+/// Writes given values into the fields that ask for them; says whether any was written.
+fn fill_inputs(tool: &mut Value, answers: &Answers) -> bool {
+    let Some(Value::Array(fields)) = tool.get_mut("user_input_schema") else { return false };
+    let mut filled = false;
+    for field in fields {
+        let given = field.get("name").and_then(Value::as_str).and_then(|name| answers.inputs.get(name)).cloned();
+        if let Some(given) = given {
+            set(field, "value", given);
+            filled = true;
+        }
+    }
+    filled
+}
+
+fn input_names(data: &Value) -> Vec<String> {
+    items(data, "user_input_schema").filter_map(|field| string(field, "name")).collect()
+}
+
+fn items<'a>(data: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    data.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default().iter()
+}
+
+fn is(data: &Value, flag: &str) -> bool {
+    match data.get(flag) {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(_) => true,
+    }
+}
+
+fn string(data: &Value, field: &str) -> Option<String> {
+    data.get(field)?.as_str().map(str::to_owned)
+}
+
+fn set(object: &mut Value, field: &str, value: Value) {
+    if let Value::Object(map) = object {
+        map.insert(field.to_owned(), value);
+    }
+}
+
+fn as_text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

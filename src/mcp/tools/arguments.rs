@@ -1,0 +1,174 @@
+//! Owns the arguments of the tools as types, and the errors that a model can mend.
+//! Does not know what tools do with them.
+//! Invariant: an unknown or mistyped argument is refused by name.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::schema::{LIMIT_MAX, WAIT_MAX};
+use crate::agentos::operation::Kind;
+use crate::mcp::ask::Failure;
+use crate::mcp::text;
+
+/// Reads arguments.
+///
+/// # Errors
+/// A [`Failure::Argument`] that names what is wrong.
+pub(super) fn of<T: DeserializeOwned>(arguments: Value) -> Result<T, Failure> {
+    serde_json::from_value(arguments).map_err(|error| {
+        Failure::Argument(format!("the arguments do not fit: {}", text::head(&error.to_string(), 300)))
+    })
+}
+
+/// No arguments.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum KindWord {
+    Agent,
+    Team,
+    Workflow,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListAgents {
+    pub(super) kind: Option<KindWord>,
+    pub(super) query: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RunAgent {
+    pub(super) agent: String,
+    pub(super) message: String,
+    pub(super) kind: Option<KindWord>,
+    pub(super) session_id: Option<String>,
+    pub(super) wait_s: Option<f64>,
+    #[serde(default)]
+    pub(super) background: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetRun {
+    pub(super) run: String,
+    pub(super) wait_s: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RunOnly {
+    pub(super) run: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ContinueRun {
+    pub(super) run: String,
+    pub(super) confirm: Option<bool>,
+    pub(super) inputs: Option<Map<String, Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SearchKnowledge {
+    pub(super) query: String,
+    pub(super) knowledge: Option<String>,
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StatusWord {
+    Pending,
+    Approved,
+    Rejected,
+    All,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListApprovals {
+    pub(super) status: Option<StatusWord>,
+    pub(super) agent: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetApproval {
+    pub(super) approval_id: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Decision {
+    Approve,
+    Reject,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResolveApproval {
+    pub(super) approval_id: String,
+    pub(super) decision: Decision,
+    pub(super) note: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListSessions {
+    pub(super) kind: Option<KindWord>,
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetSession {
+    pub(super) session_id: String,
+}
+
+impl From<KindWord> for Kind {
+    fn from(word: KindWord) -> Self {
+        match word {
+            KindWord::Agent => Self::Agent,
+            KindWord::Team => Self::Team,
+            KindWord::Workflow => Self::Workflow,
+        }
+    }
+}
+
+/// The wait that was asked for, or the default. JSON has one kind of number, so `50.0` is fine.
+///
+/// # Errors
+/// When it is out of range.
+pub(super) fn wait(asked: Option<f64>, default: Duration) -> Result<Duration, Failure> {
+    let Some(seconds) = asked else { return Ok(default) };
+    let wait = Duration::try_from_secs_f64(seconds).ok().filter(|wait| *wait <= Duration::from_secs(WAIT_MAX));
+    wait.ok_or_else(|| Failure::Argument(format!("`wait_s` must be between 0 and {WAIT_MAX}")))
+}
+
+/// The number of rows that was asked for, or the default.
+///
+/// # Errors
+/// When it is out of range.
+pub(super) fn limit(asked: Option<f64>, default: usize) -> Result<usize, Failure> {
+    let Some(asked) = asked else { return Ok(default) };
+    #[allow(clippy::cast_precision_loss, reason = "LIMIT_MAX is small")]
+    let found = (1..=LIMIT_MAX).find(|n| *n as f64 == asked);
+    found.ok_or_else(|| Failure::Argument(format!("`limit` must be a whole number from 1 to {LIMIT_MAX}")))
+}
+
+/// A text that must say something.
+///
+/// # Errors
+/// When it is blank.
+pub(super) fn said<'a>(what: &str, text: &'a str) -> Result<&'a str, Failure> {
+    if text.trim().is_empty() { Err(Failure::Argument(format!("`{what}` must not be empty"))) } else { Ok(text) }
+}

@@ -1,0 +1,128 @@
+//! Owns the input schemas of the tools, written out by hand.
+//! Does not check arguments (`arguments` does, by type).
+//! Invariants: no `$ref`, no nesting that clients stumble over, `additionalProperties: false` everywhere.
+
+use serde_json::{Value, json};
+
+/// Longest wait that a caller may ask for, in seconds.
+pub(super) const WAIT_MAX: u64 = 600;
+/// Most rows that a caller may ask for.
+pub(super) const LIMIT_MAX: usize = 50;
+
+fn object(properties: Value, required: &[&str]) -> Value {
+    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+}
+
+fn text(description: &str) -> Value {
+    json!({"type": "string", "description": description})
+}
+
+fn kind(description: &str) -> Value {
+    json!({"type": "string", "enum": ["agent", "team", "workflow"], "description": description})
+}
+
+fn run() -> Value {
+    text("The `run` handle that run_agent returned.")
+}
+
+fn wait() -> Value {
+    let description = "How long to wait for the end, in seconds. The default suits the client.";
+    json!({"type": "integer", "minimum": 0, "maximum": WAIT_MAX, "description": description})
+}
+
+fn limit(default: usize) -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": default})
+}
+
+/// No arguments.
+pub(super) fn nothing() -> Value {
+    json!({"type": "object", "properties": {}, "additionalProperties": false})
+}
+
+pub(super) fn list_agents() -> Value {
+    object(
+        json!({"kind": kind("Only this kind."), "query": text("Only those whose id, name or description has this.")}),
+        &[],
+    )
+}
+
+pub(super) fn run_agent() -> Value {
+    object(
+        json!({
+            "agent": text("Id of an agent, team or workflow, as list_agents gives it."),
+            "message": text("What to do."),
+            "kind": kind("Needed only when the id is ambiguous; saves a look-up."),
+            "session_id": text("Continue this conversation; a new one otherwise."),
+            "wait_s": wait(),
+            "background": {"type": "boolean", "description": "Start the run and return its handle at once."},
+        }),
+        &["agent", "message"],
+    )
+}
+
+pub(super) fn get_run() -> Value {
+    object(json!({"run": run(), "wait_s": wait()}), &["run"])
+}
+
+pub(super) fn run_only() -> Value {
+    object(json!({"run": run()}), &["run"])
+}
+
+pub(super) fn continue_run() -> Value {
+    object(
+        json!({
+            "run": run(),
+            "confirm": {"type": "boolean", "description": "The user's answer to plain confirmations."},
+            "inputs": {
+                "type": "object",
+                "description": "Values by field name, or results by tool call id, as the paused run asked for them.",
+                "additionalProperties": true,
+            },
+        }),
+        &["run"],
+    )
+}
+
+pub(super) fn search_knowledge() -> Value {
+    object(
+        json!({
+            "query": text("What to look for."),
+            "knowledge": text("Id of one knowledge base, as list_knowledge gives it."),
+            "limit": limit(10),
+        }),
+        &["query"],
+    )
+}
+
+pub(super) fn list_approvals() -> Value {
+    object(
+        json!({
+            "status": {"type": "string", "enum": ["pending", "approved", "rejected", "all"], "default": "pending"},
+            "agent": text("Only those of this agent, team or workflow."),
+        }),
+        &[],
+    )
+}
+
+pub(super) fn get_approval() -> Value {
+    object(json!({"approval_id": text("As list_approvals or a paused run gives it.")}), &["approval_id"])
+}
+
+pub(super) fn resolve_approval() -> Value {
+    object(
+        json!({
+            "approval_id": text("As list_approvals or a paused run gives it."),
+            "decision": {"type": "string", "enum": ["approve", "reject"]},
+            "note": text("Why, for the record."),
+        }),
+        &["approval_id", "decision"],
+    )
+}
+
+pub(super) fn list_sessions() -> Value {
+    object(json!({"kind": kind("Only sessions with this kind."), "limit": limit(20)}), &[])
+}
+
+pub(super) fn get_session() -> Value {
+    object(json!({"session_id": text("As list_sessions gives it.")}), &["session_id"])
+}

@@ -1,0 +1,154 @@
+//! Owns one MCP request as tools see it: who calls, from where, with which clusters, and how to report progress.
+//! Does not run tools (`tools`).
+//! Invariant: a visit lives for one request; nothing of it is kept for the next one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+use rmcp::ErrorData;
+use rmcp::RoleServer;
+use rmcp::service::RequestContext;
+use tokio_util::sync::CancellationToken;
+
+use super::Inner;
+use super::ask::{Asker, Failure};
+use super::handle::RunHandle;
+use super::narrowing::Narrowing;
+use super::progress::Progress;
+use super::reader::Reader;
+use crate::gateway::Carrier;
+use crate::principal::Principal;
+
+/// Longest id of a component, session, run, approval or knowledge base.
+const ID_CHARS_MAX: usize = 200;
+/// How long a run is followed before it is handed back as a handle, for clients that give up after a minute.
+const BUDGET: Duration = Duration::from_secs(50);
+/// The same for clients that are known to wait.
+const BUDGET_PATIENT: Duration = Duration::from_secs(240);
+/// Clients that wait for five minutes and take progress as a sign of life.
+const PATIENT: [&str; 2] = ["claude-code", "codex"];
+
+/// One request.
+pub(super) struct Visit {
+    pub(super) inner: Arc<Inner>,
+    pub(super) asker: Asker,
+    pub(super) narrowing: Narrowing,
+    /// Never empty.
+    pub(super) clusters: Vec<Arc<str>>,
+    pub(super) ct: CancellationToken,
+    /// How long a run is followed unless the call says otherwise.
+    pub(super) budget: Duration,
+}
+
+impl Visit {
+    /// Reads the request.
+    ///
+    /// # Errors
+    /// An internal error when the door put no principal or carrier into it.
+    pub(super) fn of(inner: &Arc<Inner>, cx: &RequestContext<RoleServer>) -> Result<(Self, Progress), ErrorData> {
+        let missing = || ErrorData::internal_error("the request has no caller", None);
+        let parts = cx.extensions.get::<http::request::Parts>().ok_or_else(missing)?;
+        let principal = parts.extensions.get::<Arc<Principal>>().cloned().ok_or_else(missing)?;
+        let carrier = parts.extensions.get::<Carrier>().cloned().ok_or_else(missing)?;
+        let narrowing = parts.extensions.get::<Narrowing>().cloned().ok_or_else(missing)?;
+        let reader = parts.extensions.get::<Arc<Reader>>().cloned().ok_or_else(missing)?;
+        let clusters = inner.path.clusters_for(&principal);
+        let client = cx.client_info().map(|info| info.name.to_ascii_lowercase()).unwrap_or_default();
+        let patient = PATIENT.iter().any(|name| client.starts_with(name));
+        let path = Arc::clone(&inner.path);
+        let visit = Self {
+            inner: Arc::clone(inner),
+            asker: Asker { path, principal, carrier, trace: trace(cx) },
+            narrowing,
+            clusters,
+            ct: cx.ct.clone(),
+            budget: if patient { BUDGET_PATIENT } else { BUDGET },
+        };
+        let progress = Progress::new(cx.peer.clone(), cx.meta.get_progress_token(), reader);
+        Ok((visit, progress))
+    }
+
+    /// The caller.
+    pub(super) fn principal(&self) -> &Principal {
+        &self.asker.principal
+    }
+
+    /// How an id is written for this caller: `cluster/id` where it may use several clusters.
+    pub(super) fn name(&self, cluster: &str, id: &str) -> String {
+        if self.clusters.len() > 1 { format!("{cluster}/{id}") } else { id.to_owned() }
+    }
+
+    /// Reads an id that may name its cluster; `None` when it does not and there are several.
+    ///
+    /// # Errors
+    /// A text for the model when the id cannot be one, or the cluster is none of the caller's.
+    pub(super) fn place(&self, what: &str, text: &str) -> Result<(Option<Arc<str>>, String), Failure> {
+        match text.split_once('/') {
+            Some((cluster, id)) => {
+                let cluster = self.clusters.iter().find(|name| &***name == cluster).ok_or_else(|| {
+                    Failure::Argument(format!("`{what}` names an unknown cluster `{}`", super::text::head(cluster, 80)))
+                })?;
+                Ok((Some(Arc::clone(cluster)), id_of(what, id)?))
+            }
+            None => {
+                let only = self.clusters.first().filter(|_| self.clusters.len() == 1);
+                Ok((only.map(Arc::clone), id_of(what, text)?))
+            }
+        }
+    }
+
+    /// The same, with the caller's default cluster where none is named.
+    ///
+    /// # Errors
+    /// See [`Visit::place`], and a failure for a caller without clusters.
+    pub(super) fn place_or_default(&self, what: &str, text: &str) -> Result<(Arc<str>, String), Failure> {
+        let (cluster, id) = self.place(what, text)?;
+        let cluster = cluster.or_else(|| self.clusters.first().cloned()).ok_or_else(no_cluster)?;
+        Ok((cluster, id))
+    }
+
+    /// The clusters to ask: the named one or all.
+    ///
+    /// # Errors
+    /// When the caller has none.
+    pub(super) fn clusters_or(&self, named: Option<Arc<str>>) -> Result<Vec<Arc<str>>, Failure> {
+        let clusters = named.map_or_else(|| self.clusters.clone(), |cluster| vec![cluster]);
+        if clusters.is_empty() { Err(no_cluster()) } else { Ok(clusters) }
+    }
+
+    /// Opens a `run` handle of this caller.
+    ///
+    /// # Errors
+    /// One failure for every handle that is not the caller's.
+    pub(super) fn run(&self, text: &str) -> Result<RunHandle, Failure> {
+        RunHandle::open(&*self.inner.path, self.principal(), text)
+    }
+}
+
+fn no_cluster() -> Failure {
+    Failure::Argument("you may not use any cluster".to_owned())
+}
+
+/// Checks an id: it becomes one path segment.
+///
+/// # Errors
+/// A text for the model.
+pub(super) fn id_of(what: &str, id: &str) -> Result<String, Failure> {
+    let id = id.trim();
+    let length_fits = (1..=ID_CHARS_MAX).contains(&id.chars().count());
+    let plain = !id.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'));
+    if length_fits && plain && !matches!(id, "." | "..") {
+        return Ok(id.to_owned());
+    }
+    Err(Failure::Argument(format!("`{what}` must be an id of 1 to {ID_CHARS_MAX} characters without slashes")))
+}
+
+/// The trace context that the client sent in `_meta`.
+fn trace(cx: &RequestContext<RoleServer>) -> HeaderMap {
+    let fields = [("traceparent", cx.meta.get_traceparent()), ("tracestate", cx.meta.get_tracestate())];
+    fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((http::HeaderName::from_static(name), HeaderValue::from_str(value?).ok()?)))
+        .collect()
+}
