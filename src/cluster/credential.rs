@@ -190,12 +190,18 @@ impl Minter {
 fn grant(user: &UpstreamUser, operation: &Operation) -> Grant {
     let one_approval = operation.resource == Resource::Approval && operation.path.contains('{');
     let schedule_write = operation.resource == Resource::Schedule && operation.action == Action::Write;
+    let through = Kind::ALL.iter().find(|kind| operation.path.starts_with(&format!("/{}/{{", kind.plural())));
     let extra: &[&str] = match (one_approval, schedule_write) {
         // With user isolation AgentOS 3 shows an approval to its requester and to admins only, and lets
         // admins alone resolve it. Whose approval it is has been checked by then.
         (true, _) => &[ADMIN],
         (false, true) => RUN_ANY,
-        (false, false) => &[],
+        // Whatever goes through a component is checked twice by 3.x: the route's scope, then `run` or `read`.
+        (false, false) => through.map_or(&[], |kind| match kind {
+            Kind::Agent => &["agents:read", "agents:run"],
+            Kind::Team => &["teams:read", "teams:run"],
+            Kind::Workflow => &["workflows:read", "workflows:run"],
+        }),
     };
     Grant { user: Some(user.clone()), scopes: operation.scopes, extra }
 }
