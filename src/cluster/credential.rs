@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::jwt::{BadKey, MintAlgorithm, Signer};
 use super::user_id::UpstreamUser;
-use crate::agentos::operation::{Action, Operation, Resource};
+use crate::agentos::operation::{Action, Kind, Operation, Resource};
 use crate::secret::Secret;
 
 /// How long a minted token lives.
@@ -190,7 +190,8 @@ impl Minter {
 fn grant(user: &UpstreamUser, operation: &Operation) -> Grant {
     let one_approval = operation.resource == Resource::Approval && operation.path.contains('{');
     let schedule_write = operation.resource == Resource::Schedule && operation.action == Action::Write;
-    let through = Kind::ALL.iter().find(|kind| operation.path.starts_with(&format!("/{}/{{", kind.plural())));
+    let (first, rest) = operation.path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    let through = Kind::ALL.iter().find(|kind| kind.plural() == first && rest.starts_with('{'));
     let extra: &[&str] = match (one_approval, schedule_write) {
         // With user isolation AgentOS 3 shows an approval to its requester and to admins only, and lets
         // admins alone resolve it. Whose approval it is has been checked by then.
