@@ -173,13 +173,15 @@ impl Minter {
     }
 
     fn mint(&self, grant: &Grant, now: u64, exp: u64) -> Option<HeaderValue> {
+        let more = grant.extra.iter().filter(|scope| !grant.scopes.contains(scope));
+        let scopes = grant.scopes.iter().chain(more);
         let claims = Claims {
             iss: "tollbridge",
             sub: grant.user.as_ref().map(UpstreamUser::as_str),
             aud: &self.audience,
             iat: now.saturating_sub(BACKDATE.as_secs()),
             exp,
-            scopes: grant.scopes.iter().chain(grant.extra).copied().collect(),
+            scopes: scopes.copied().collect(),
         };
         let claims = serde_json::to_vec(&claims).ok()?;
         bearer(&self.signer.token(&claims).ok()?)

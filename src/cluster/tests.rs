@@ -208,7 +208,7 @@ fn minted_tokens_name_the_user_and_the_row_s_scopes() {
     let (_, header, claims, _) = parts(&value);
     assert_eq!(header, json!({"alg": "HS256", "typ": "JWT"}));
     let expected = json!({"iss": "tollbridge", "sub": "acme~alice", "aud": "my-os", "iat": 970, "exp": 1300,
-        "scopes": ["agents:run"]});
+        "scopes": ["agents:run", "agents:read"]});
     assert_eq!(claims, expected);
     let (_, _, lookup, _) = parts(&cluster.lookup_authorization(at(1000)).unwrap());
     let expected = json!({"iss": "tollbridge", "aud": "my-os", "iat": 970, "exp": 1300, "scopes": ["agent_os:admin"]});
