@@ -115,22 +115,26 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     follow_run(ground, &mut facts, query, payload, session_is_mine)?;
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
-        Resource::Memory | Resource::Learning | Resource::Trace | Resource::Schedule | Resource::Evaluation
-            if operation.reach == Reach::Owned && !facts.resource_id.is_empty() =>
-        {
-            let path = format!("/{}/{}", collection(operation.resource), encode(&facts.resource_id));
-            let owner = row_owner(ground, operation.resource, &facts.resource_id.clone(), &[path]).await?;
-            if owner == Owner::Absent {
-                return Err(not_found());
-            }
-            claim(ground, &mut facts, owner, true)?;
-        }
-        Resource::Knowledge => knowledge::check(ground, &facts.resource_id).await?,
+        Resource::Knowledge => knowledge::check(ground).await?,
         Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
         | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
-        | Resource::Learning | Resource::Os => {}
+        | Resource::Learning | Resource::Os => own_row(ground, &mut facts).await?,
     }
     Ok(facts)
+}
+
+/// Learns who owns the one row that the call names, where rows of its kind have owners.
+async fn own_row(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
+    let operation = ground.operation();
+    let Some(rows) = operation.resource.owned_rows() else { return Ok(()) };
+    if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/{rows}/{}", encode(&facts.resource_id));
+    match row_owner(ground, operation.resource, &facts.resource_id, &[path]).await? {
+        Owner::Absent => Err(not_found()),
+        owner => claim(ground, facts, owner, true),
+    }
 }
 
 /// Takes an owner into the facts, or refuses what the caller's tenant must not know about.
@@ -267,20 +271,6 @@ fn message_bytes(payload: &Payload) -> u64 {
     match payload {
         Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
         Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
-    }
-}
-
-/// Where a single row of the resource is read.
-fn collection(resource: Resource) -> &'static str {
-    match resource {
-        Resource::Memory => "memories",
-        Resource::Learning => "learnings",
-        Resource::Trace => "traces",
-        Resource::Schedule => "schedules",
-        Resource::Evaluation => "eval-runs",
-        Resource::Agent | Resource::Team | Resource::Workflow => "agents",
-        Resource::Knowledge | Resource::Session | Resource::Run | Resource::Approval | Resource::Component
-        | Resource::Os => "sessions",
     }
 }
 

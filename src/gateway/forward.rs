@@ -57,7 +57,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
-        Rule::Pass | Rule::PerItem | Rule::Config => reply(gateway, &mut admitted, &mut exchange).await,
+        Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
         Ok(Replied::Whole(answer)) => {
