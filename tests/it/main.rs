@@ -4,4 +4,5 @@
 mod agno;
 mod config;
 mod fake;
+mod stack;
 mod tidy;
