@@ -278,6 +278,11 @@ impl Raw {
         String::from_utf8_lossy(&std::mem::take(&mut self.seen)).into_owned()
     }
 
+    /// Everything until the gateway closes, if it has closed or closes within a moment.
+    pub(crate) async fn try_rest(&mut self) -> Option<String> {
+        tokio::time::timeout(std::time::Duration::from_millis(20), self.rest()).await.ok()
+    }
+
     async fn fill(&mut self) -> bool {
         let mut buffer = vec![0; 64 * 1024];
         // A reset ends the reading as a close does; what came before it counts.
