@@ -233,3 +233,33 @@ async fn foreign_hosts_and_origins_are_refused() {
         assert_eq!(response.status(), status, "{origin}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_session_is_reaped_and_one_with_a_call_in_flight_is_not() {
+    let feed = super::double::Feed::new();
+    let fixture = Fixture::new(Script::new().stream("POST main /agents/web/runs", feed.clone()));
+    let (idle, busy) = (fixture.legacy("alice").await, fixture.legacy("bob").await);
+    fixture.readers.refuse(true);
+    feed.started();
+    let run = json!({"name": "run_agent", "arguments": {"agent": "web", "kind": "agent", "message": "x"}});
+    let response = busy.request("tools/call", run, None).await;
+    let reaper = fixture.service.clone().reap_loop();
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2 * 3_600), reaper).await;
+    let ping = json!({"jsonrpc": "2.0", "id": 1, "method": "ping"}).to_string();
+    let version = [("mcp-protocol-version", LEGACY)];
+    assert_eq!(idle.send("POST", &version, ping.clone()).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(busy.send("POST", &version, ping).await.status(), StatusCode::OK);
+    feed.completed("done");
+    let messages = Messages::of(response).rest().await;
+    assert_eq!(super::texts(&messages.last().unwrap()["result"])[0], "done");
+}
+
+#[tokio::test]
+async fn a_panic_ends_one_call_with_an_answer() {
+    let fixture = Fixture::new(Script::new().with("GET main /config", |_| panic!("on purpose")));
+    for client in [fixture.modern("alice"), fixture.legacy("alice").await] {
+        let answer = client.ask("tools/call", json!({"name": "list_knowledge", "arguments": {}})).await;
+        assert_eq!(answer["error"], json!({"code": -32603, "message": "internal error"}));
+        assert_eq!(client.tools().await, ALL);
+    }
+}
