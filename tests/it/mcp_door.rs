@@ -41,8 +41,9 @@ fn run_assistant(more: &[(&str, Value)]) -> Value {
     arguments
 }
 
-/// A run that AgentOS has started, with the answer to its start under way.
-async fn started<'a>(client: &McpClient<'a>, gate: &Gate, more: &[(&str, Value)]) -> Messages {
+/// A run that AgentOS has started and half said: the head of an answer goes out with the first progress.
+async fn started(client: &McpClient<'_>, gate: &Gate, more: &[(&str, Value)]) -> Messages {
+    gate.open_once();
     gate.open_once();
     client.open(client.calling("run_agent", run_assistant(more), Some("p"))).await
 }
@@ -55,10 +56,10 @@ async fn progress_arrives_before_the_run_ends() {
         stack.os().pin("POST", RUNS, reply);
         let client = McpClient::of(&stack, era, &Who::alice()).await;
         let mut messages = started(&client, &gate, &[]).await;
-        gate.open_once();
         let first = messages.next().await.unwrap();
         assert_eq!(first["method"], "notifications/progress", "{era:?}: {first}");
-        assert_eq!(first["params"]["progressToken"], "p", "{era:?}");
+        let said = (&first["params"]["progressToken"], &first["params"]["message"]);
+        assert_eq!(said, (&json!("p"), &json!("half")), "{era:?}");
         // AgentOS has not said more than half of it: the gate is closed.
         gate.open();
         let told = Told::of(&messages.last().await);
@@ -236,7 +237,6 @@ async fn a_modern_client_that_leaves_cancels_the_run() {
     stack.os().pin("POST", RUNS, reply);
     let client = McpClient::modern(&stack, &Who::alice());
     let mut messages = started(&client, &gate, &[]).await;
-    gate.open_once();
     messages.next().await.unwrap();
     drop(messages);
     stack.os().wait_for_abort(RUNS).await;
