@@ -4,7 +4,9 @@
 mod agno;
 mod config;
 mod fake;
+mod http_bodies;
 mod http_framing;
+mod http_headers;
 mod http_refusals;
 mod mcp_client;
 mod mcp_door;
