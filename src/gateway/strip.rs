@@ -12,9 +12,12 @@ use crate::cluster::Cluster;
 use crate::principal::TenantId;
 
 /// How fields that hold an upstream user id begin, compact and spaced.
-const NEEDLES: [&str; 6] = [
+const NEEDLES: [&str; 8] = [
     "\"user_id\":\"",
     "\"user_id\": \"",
+    // The session state that AgentOS 2.x keeps for every run.
+    "\"current_user_id\":\"",
+    "\"current_user_id\": \"",
     "\"resolved_by\":\"",
     "\"resolved_by\": \"",
     "\"requested_by\":\"",
