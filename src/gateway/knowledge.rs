@@ -8,19 +8,17 @@ use super::admit::Ground;
 use super::body::Payload;
 use super::facts::{self, not_found};
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::Resource;
+use crate::agentos::{Query, Resource};
 use crate::cluster::Knowledge;
 
-/// Checks that a content row belongs to the caller's tenant.
+/// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is meant.
 ///
 /// # Errors
 /// `not_found` when it does not, or does not exist.
-pub(super) async fn check(ground: &Ground<'_>, content_id: &str) -> Result<(), Refusal> {
+pub(super) async fn check(ground: &Ground<'_>, query: &Query) -> Result<(), Refusal> {
     let Some(key) = key(ground) else { return Ok(()) };
-    if content_id.is_empty() || !ground.operation().path.contains("{content_id}") {
-        return Ok(());
-    }
-    let path = format!("/knowledge/content/{}", facts::encode(content_id));
+    let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
+    let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);
     let Some(row) = facts::look_up(ground, &path).await? else { return Err(not_found()) };
     if belongs(&row, key, ground.principal.tenant.as_str()) { Ok(()) } else { Err(not_found()) }
 }
@@ -43,25 +41,25 @@ pub(super) fn key<'a>(ground: &'a Ground<'_>) -> Option<&'a str> {
 /// # Errors
 /// `field_not_allowed` when the caller's own filter or metadata has a shape that the tenant's cannot join.
 pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refusal> {
-    if ground.operation().resource != Resource::Knowledge {
-        return Ok(());
-    }
     let Some(key) = key(ground) else { return Ok(()) };
     let tenant = ground.principal.tenant.as_str();
-    match (ground.operation().id, payload) {
+    let operation = ground.operation();
+    if operation.resource != Resource::Knowledge {
+        return Ok(());
+    }
+    match (operation.id, payload) {
         ("search_knowledge", Payload::Json(search)) => {
-            let filters = joined(search.get("filters"), key, tenant, "filters")?;
+            let given = search.get("filters").map_err(|_| unreadable("filters"))?;
+            let filters = joined(given, key, tenant, "filters")?;
             search.set("filters", &Value::Object(filters));
         }
         ("upload_content" | "upload_remote_content" | "update_content", Payload::Form(form)) => {
             let given = match form.text("metadata").filter(|text| !text.trim().is_empty()) {
                 None => None,
-                Some(text) => Some(serde_json::from_str(text).map_err(|_| {
-                    Refusal::new(Code::FormMalformed, Stage::Request).saying("field `metadata` is not valid JSON")
-                })?),
+                Some(text) => Some(serde_json::from_str(text).map_err(|_| unreadable("metadata"))?),
             };
             // An update that leaves the metadata alone keeps the mark that is there.
-            if given.is_none() && ground.operation().id == "update_content" {
+            if given.is_none() && operation.id == "update_content" {
                 return Ok(());
             }
             let metadata = joined(given, key, tenant, "metadata")?;
@@ -70,6 +68,10 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
         (_, _) => {}
     }
     Ok(())
+}
+
+fn unreadable(field: &str) -> Refusal {
+    Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"))
 }
 
 fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<Map<String, Value>, Refusal> {
