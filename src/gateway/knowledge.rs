@@ -8,7 +8,7 @@ use super::admit::Ground;
 use super::body::Payload;
 use super::facts::{self, not_found};
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Query, Resource};
+use crate::agentos::{Action, Cost, Query, Resource};
 use crate::cluster::Knowledge;
 
 /// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is meant.
@@ -45,6 +45,10 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
     let tenant = ground.principal.tenant.as_str();
     let operation = ground.operation();
     if operation.resource != Resource::Knowledge {
+        // Agents search by themselves. AgentOS passes this field into the run, where it wins over what the model asks.
+        if let (Action::Run, Cost::Model, Payload::Form(form)) = (operation.action, operation.cost, payload) {
+            form.set("knowledge_filters", &json!({ key: tenant }).to_string());
+        }
         return Ok(());
     }
     match (operation.id, payload) {
