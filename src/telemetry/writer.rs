@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 
@@ -135,7 +135,11 @@ impl Drain {
         // Waits for the first line; then lets more of them gather, and writes when nothing waits any more.
         while let Ok(first) = queue.recv() {
             self.take(first);
-            std::thread::park_timeout(GATHER);
+            let until = Instant::now() + GATHER;
+            // The channel parks and unparks this thread too: a token that it left behind must not end the wait.
+            while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                std::thread::park_timeout(left);
+            }
             while let Ok(next) = queue.try_recv() {
                 self.take(next);
             }
