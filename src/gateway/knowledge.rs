@@ -70,9 +70,8 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
 /// The metadata that a form gives, if it gives any.
 fn written(form: &Form, field: &str) -> Result<Option<Value>, Refusal> {
     let Some(text) = form.text(field).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
-    let malformed = |_| {
-        Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"))
-    };
+    let malformed =
+        |_| Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"));
     serde_json::from_str(text).map(Some).map_err(malformed)
 }
 
@@ -81,7 +80,8 @@ fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
         Some(Value::Array(_) | Value::String(_) | Value::Number(_) | Value::Bool(_)) => {
-            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{field}` must be an object here")));
+            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request)
+                .saying(format!("field `{field}` must be an object here")));
         }
     };
     map.insert(key.to_owned(), tenant.into());
