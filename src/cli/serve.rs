@@ -8,7 +8,8 @@ use crate::server::{self, Threads};
 use crate::telemetry;
 
 /// What is logged to stderr: state changes of ours, warnings of everybody else.
-const LOG_FILTER: &str = "warn,tollbridge=info";
+/// rmcp logs bodies, session ids and callers' mistakes.
+const LOG_FILTER: &str = "warn,rmcp=off,tollbridge=info";
 
 /// Serves until a signal.
 pub(super) fn run(path: &Path) -> Ended {

@@ -58,6 +58,11 @@ pub(super) fn can_be_tenant_wide(operation: &Operation) -> bool {
     operation.resource == Resource::Approval && operation.list.is_some_and(|list| list.scope == ListScope::Tenant)
 }
 
+/// Says whether the items of a list decide for themselves who sees them.
+pub(super) fn decides_per_item(operation: &Operation) -> bool {
+    operation.list.is_some_and(|list| list.scope == ListScope::PerItem)
+}
+
 /// How the reply is narrowed.
 pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) -> Rule {
     if !operation.lists_within.is_empty() {

@@ -230,14 +230,11 @@ impl FormStream {
         Ok(out.freeze())
     }
 
-    /// Only files and fields that decide nothing may come after the first 48 KiB.
+    /// Only files may come after the first 48 KiB.
     fn admit_late(&self, head: &PartHead) -> Result<(), Refusal> {
-        if !self.rest.allowed.contains(&head.name.as_str()) {
-            return Err(super::body::field_not_allowed(&head.name));
-        }
+        super::body::check_part(head, self.rest.allowed)?;
         if head.filename.is_none() {
-            return Err(Refusal::new(Code::FieldTooLate, Stage::Request)
-                .saying(format!("field `{}` came after the first 48 KiB of the body", super::body::shown(&head.name))));
+            return Err(super::body::field_too_late(&head.name));
         }
         Ok(())
     }

@@ -371,7 +371,12 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
                 let body = collect(response.into_body(), REPLY_BYTES_MAX).await?;
                 serde_json::from_slice(&body).map(Some).map_err(|e| stage(Code::UpstreamInvalid).because(e.to_string()))
             }
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(None),
+            StatusCode::NOT_FOUND => Ok(None),
+            // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
+            // does not count as absent.
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                Err(stage(Code::NotFound).because(format!("look-up of `{target}` answered {}", response.status())))
+            }
             other => Err(stage(Code::UpstreamInvalid).because(format!("look-up of `{target}` answered {other}"))),
         }
     };

@@ -9,16 +9,17 @@ use super::body::Payload;
 use super::facts::{self, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::Mark;
+use crate::agentos::{Action, Cost, Mark, Query};
 use crate::cluster::Knowledge;
 
-/// Checks that the content row which the path names belongs to the caller's tenant.
+/// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is meant.
 ///
 /// # Errors
 /// `not_found` when it does not, or does not exist.
-pub(super) async fn check(ground: &Ground<'_>) -> Result<(), Refusal> {
-    let (Some(key), Some(content_id)) = (key(ground), ground.matched.params.get("content_id")) else { return Ok(()) };
-    let path = format!("/knowledge/content/{}", facts::encode(content_id));
+pub(super) async fn check(ground: &Ground<'_>, query: &Query) -> Result<(), Refusal> {
+    let Some(key) = key(ground) else { return Ok(()) };
+    let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
+    let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);
     let Some(row) = facts::look_up(ground, &path).await? else { return Err(not_found()) };
     if belongs(&row, key, ground.principal.tenant.as_str()) { Ok(()) } else { Err(not_found()) }
 }
@@ -41,11 +42,20 @@ pub(super) fn key<'a>(ground: &'a Ground<'_>) -> Option<&'a str> {
 /// # Errors
 /// `field_not_allowed` when the caller's own filter or metadata has a shape that the tenant's cannot join.
 pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refusal> {
-    let (Some(mark), Some(key)) = (ground.operation().mark, key(ground)) else { return Ok(()) };
+    let Some(key) = key(ground) else { return Ok(()) };
     let tenant = ground.principal.tenant.as_str();
+    let operation = ground.operation();
+    let Some(mark) = operation.mark else {
+        // Agents search by themselves. AgentOS passes this field into the run, where it wins over what the model asks.
+        if let (Action::Run, Cost::Model, Payload::Form(form)) = (operation.action, operation.cost, payload) {
+            form.set("knowledge_filters", &json!({ key: tenant }).to_string());
+        }
+        return Ok(());
+    };
     match (mark, payload) {
         (Mark::Filter(field), Payload::Json(search)) => {
-            let filters = joined(search.get(field), key, tenant, field)?;
+            let given = search.get(field).map_err(|_| unreadable(field))?;
+            let filters = joined(given, key, tenant, field)?;
             search.set(field, &Value::Object(filters));
             Ok(())
         }
@@ -70,9 +80,11 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
 /// The metadata that a form gives, if it gives any.
 fn written(form: &Form, field: &str) -> Result<Option<Value>, Refusal> {
     let Some(text) = form.text(field).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
-    let malformed =
-        |_| Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"));
-    serde_json::from_str(text).map(Some).map_err(malformed)
+    serde_json::from_str(text).map(Some).map_err(|_| unreadable(field))
+}
+
+fn unreadable(field: &str) -> Refusal {
+    Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"))
 }
 
 fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<Map<String, Value>, Refusal> {
@@ -80,8 +92,7 @@ fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
         Some(Value::Array(_) | Value::String(_) | Value::Number(_) | Value::Bool(_)) => {
-            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request)
-                .saying(format!("field `{field}` must be an object here")));
+            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{field}` must be an object here")));
         }
     };
     map.insert(key.to_owned(), tenant.into());

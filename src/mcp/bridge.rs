@@ -4,8 +4,10 @@
 //! that goes wrong inside a tool is a result that the model reads.
 
 use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, ErrorData, Implementation, ListToolsResult, PaginatedRequestParams,
     ProtocolVersion, ServerCapabilities, ServerConfig, Tool as McpTool,
@@ -75,7 +77,14 @@ impl ServerHandler for Bridge {
             ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
         })?;
         let arguments = Value::Object(request.arguments.unwrap_or_default());
-        let result = Box::pin(tools::call(tool, &visit, progress, arguments)).await;
-        Ok(result.unwrap_or_else(|failure| failure.result()).into())
+        let call = Box::pin(tools::call(tool, &visit, progress, arguments));
+        // The library answers nothing when a handler panics: its client would wait for ever.
+        match AssertUnwindSafe(call).catch_unwind().await {
+            Ok(result) => Ok(result.unwrap_or_else(|failure| failure.result()).into()),
+            Err(_) => {
+                tracing::error!(tool = tool.name, request_id = %visit.asker.carrier.request_id, "a tool call panicked");
+                Err(ErrorData::internal_error("internal error", None))
+            }
+        }
     }
 }

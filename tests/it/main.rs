@@ -4,4 +4,15 @@
 mod agno;
 mod config;
 mod fake;
+mod http_bodies;
+mod http_framing;
+mod http_headers;
+mod http_refusals;
+mod mcp_client;
+mod mcp_door;
+mod real_agno;
+mod real_people;
+mod real_stack;
+mod stack;
 mod tidy;
+mod twin;

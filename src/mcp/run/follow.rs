@@ -25,9 +25,11 @@ use crate::mcp::visit::Visit;
 
 /// Longest reading on of a run that was handed back.
 const DRAIN_MAX: Duration = Duration::from_secs(3_600);
-/// Longest reading on after a terminal event; the stream ends right behind it.
+/// Longest reading on after a terminal event, before the client gets its result: the stream ends right behind it.
+const TAIL_FIRST: Duration = Duration::from_millis(100);
+/// The same by somebody else, afterwards.
 const TAIL_MAX: Duration = Duration::from_secs(30);
-/// The same where nobody reads on for us.
+/// The same where nobody else takes it.
 const TAIL_WAIT: Duration = Duration::from_secs(2);
 /// When nobody would take the stream over, ask again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -58,7 +60,10 @@ pub(crate) enum Followed {
 
 /// Why the reading stopped.
 enum Stop {
+    /// The run is over; its stream may not be.
     Ended,
+    /// The stream is over.
+    Drained,
     Budget,
     Cancelled,
 }
@@ -114,6 +119,7 @@ impl Follow<'_> {
                     self.finish(body, &view).await;
                     return Followed::Stands(view);
                 }
+                Stop::Drained => return Followed::Stands(view),
                 Stop::Cancelled => {
                     self.cancel(&view).await;
                     return Followed::Abandoned;
@@ -150,7 +156,10 @@ impl Follow<'_> {
                         events.push(&data).iter().for_each(|event| self.note(view.apply(event)));
                     }
                     // A break without words of the gateway's own looks like an early end.
-                    Some(Err(_)) | None => view.end_of_stream(),
+                    Some(Err(_)) | None => {
+                        view.end_of_stream();
+                        return Stop::Drained;
+                    }
                 },
             }
         }
@@ -173,8 +182,11 @@ impl Follow<'_> {
     }
 
     /// Reads the rest of a stream whose run is over, so that the exchange settles as complete.
-    async fn finish(&mut self, body: AnswerBody, view: &RunView) {
+    async fn finish(&mut self, mut body: AnswerBody, view: &RunView) {
         debug_assert!(view.ended(), "a stream is finished after its run");
+        if timeout(TAIL_FIRST, rest(&mut body)).await.is_ok() {
+            return;
+        }
         if let Err(body) = hand_over(&self.visit.inner.detach, body, TAIL_MAX) {
             drain(body, TAIL_WAIT).await;
         }
@@ -216,5 +228,9 @@ fn hand_over(detach: &Detach, body: AnswerBody, limit: Duration) -> Result<(), A
 }
 
 async fn drain(mut body: AnswerBody, limit: Duration) {
-    let _ = timeout(limit, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+    let _ = timeout(limit, rest(&mut body)).await;
+}
+
+async fn rest(body: &mut AnswerBody) {
+    while let Some(Ok(_)) = body.frame().await {}
 }

@@ -244,3 +244,73 @@ fn tool_name(data: &Value) -> Option<String> {
 fn step_name(data: &Value) -> Option<String> {
     data.get("step_name")?.as_str().map(text::line)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn view(kind: Kind, events: &[(&str, Value)]) -> RunView {
+        let mut view = RunView::new(kind);
+        for (name, data) in events {
+            view.apply(&SseEvent { name: (*name).to_owned(), data: data.to_string() });
+        }
+        view.end_of_stream();
+        view
+    }
+
+    #[test]
+    fn the_first_end_is_the_end() {
+        let run = |content: Value| json!({"run_id": "r", "session_id": "s", "content": content});
+        let cancelled = [
+            ("RunStarted", run(Value::Null)),
+            ("RunContent", run(json!("half"))),
+            ("RunCancelled", json!({"run_id": "r", "reason": "asked to"})),
+            ("RunCompleted", run(json!("half"))),
+        ];
+        let view = view(Kind::Agent, &cancelled);
+        assert_eq!((view.status.clone(), view.answer()), (Status::Cancelled, "half"));
+    }
+
+    #[test]
+    fn a_workflow_of_2_x_pauses_without_an_event_of_its_own() {
+        let events = [
+            ("WorkflowStarted", json!({"run_id": "w", "session_id": "s"})),
+            (
+                "StepPaused",
+                json!({"run_id": "w", "step_id": "1", "step_name": "Publish", "requires_confirmation": true}),
+            ),
+        ];
+        let view = view(Kind::Workflow, &events);
+        assert_eq!((view.status, view.waiting.len()), (Status::Paused, 1));
+    }
+
+    #[test]
+    fn an_oversized_last_event_leaves_the_text_so_far() {
+        let mut view = RunView::new(Kind::Agent);
+        let mut apply = |name: &str, data: &str| {
+            view.apply(&SseEvent { name: name.to_owned(), data: data.to_owned() });
+        };
+        apply("RunStarted", r#"{"run_id":"r","session_id":"s"}"#);
+        apply("RunContent", r#"{"run_id":"r","content":"all of it"}"#);
+        apply("RunCompleted", "");
+        assert_eq!((view.status.clone(), view.answer()), (Status::Completed, "all of it"));
+    }
+
+    #[test]
+    fn stored_runs_are_read_by_their_status_word() {
+        for (word, status) in [
+            ("PENDING", Status::Running),
+            ("RUNNING", Status::Running),
+            ("PAUSED", Status::Paused),
+            ("COMPLETED", Status::Completed),
+            ("cancelled", Status::Cancelled),
+            ("ERROR", Status::Failed("boom".to_owned())),
+            ("NEW WORD", Status::Running),
+        ] {
+            let view = RunView::stored(Kind::Agent, &json!({"status": word, "content": "boom"}));
+            assert_eq!(view.status, status, "{word}");
+        }
+    }
+}

@@ -228,3 +228,89 @@ fn set(object: &mut Value, field: &str, value: Value) {
 fn as_text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::indexing_slicing, reason = "a test may panic")]
+    use super::*;
+
+    fn call(id: &str) -> Value {
+        json!({"tool_call_id": id, "tool_name": "rm", "tool_args": {"path": "/x"}, "requires_confirmation": true,
+            "confirmed": null})
+    }
+
+    fn confirm(confirm: bool) -> Answers {
+        Answers { confirm: Some(confirm), ..Answers::default() }
+    }
+
+    #[test]
+    fn one_call_that_is_listed_twice_waits_once() {
+        let paused = json!({"tools": [call("c1")], "requirements": [{"id": "q", "tool_execution": call("c1")}]});
+        let expected = Waiting {
+            id: "c1".to_owned(),
+            name: "rm".to_owned(),
+            detail: r#"{"path":"/x"}"#.to_owned(),
+            approval_id: None,
+            need: Need::Confirmation,
+        };
+        assert_eq!(of(&paused), [expected]);
+        let mut decided = call("c1");
+        decided["confirmed"] = json!(false);
+        assert_eq!(of(&json!({"tools": [decided], "requirements": null})), []);
+    }
+
+    #[test]
+    fn a_team_is_answered_by_requirements() {
+        let run = json!({"requirements": [{"id": "q", "member_run_id": "m", "tool_execution": call("c1")}]});
+        assert_eq!(of(&run).len(), 1);
+        let (field, sent) = answered(Kind::Team, &run, &confirm(true));
+        let mut tool = call("c1");
+        tool["confirmed"] = json!(true);
+        let requirement = json!({"id": "q", "member_run_id": "m", "tool_execution": tool, "confirmation": true});
+        assert_eq!((field, sent), ("requirements", json!([requirement])));
+    }
+
+    #[test]
+    fn a_workflow_is_answered_by_steps_and_their_executors() {
+        let nested = json!({"id": "q", "tool_execution": call("c1")});
+        let steps = json!([
+            {"step_id": "1", "step_name": "Publish", "requires_confirmation": true, "confirmed": null,
+                "confirmation_message": "Go?"},
+            {"step_id": "2", "step_name": "Ask", "requires_user_input": true, "user_input": null,
+                "user_input_schema": [{"name": "city", "value": null}]},
+            {"step_id": "3", "requires_confirmation": false, "executor_requirements": [nested]},
+        ]);
+        let run = json!({"step_requirements": steps});
+        let needs: Vec<(String, Need)> = of(&run).into_iter().map(|w| (w.name, w.need)).collect();
+        let input = Need::Input(vec!["city".to_owned()]);
+        let confirmation = || Need::Confirmation;
+        assert_eq!(
+            needs,
+            [("step Publish".into(), confirmation()), ("step Ask".into(), input), ("rm".into(), confirmation())]
+        );
+        let mut answers = confirm(false);
+        answers.inputs.insert("city".to_owned(), json!("Rome"));
+        let (field, sent) = answered(Kind::Workflow, &run, &answers);
+        assert_eq!(field, "step_requirements");
+        assert_eq!((&sent[0]["confirmed"], &sent[1]["user_input"]), (&json!(false), &json!({"city": "Rome"})));
+        assert_eq!(sent[2]["executor_requirements"][0]["tool_execution"]["confirmed"], json!(false));
+    }
+
+    #[test]
+    fn inputs_and_results_go_where_they_were_asked_for_and_arguments_stay() {
+        let tools = json!([
+            {"tool_call_id": "c1", "tool_name": "book", "tool_args": {"day": 1}, "requires_user_input": true,
+                "user_input_schema": [{"name": "city", "value": null}, {"name": "hotel", "value": null}]},
+            {"tool_call_id": "c2", "tool_name": "shell", "tool_args": {}, "external_execution_required": true},
+        ]);
+        let run = json!({"tools": tools});
+        let needs: Vec<Need> = of(&run).into_iter().map(|w| w.need).collect();
+        assert_eq!(needs, [Need::Input(vec!["city".to_owned(), "hotel".to_owned()]), Need::Result]);
+        let inputs = json!({"city": "Rome", "c2": {"exit": 0}, "tool_args": {"day": 9}, "unknown": 1});
+        let Value::Object(inputs) = inputs else { unreachable!("an object") };
+        let (_, sent) = answered(Kind::Agent, &run, &Answers { inputs, ..Answers::default() });
+        assert_eq!(sent[0]["user_input_schema"][0], json!({"name": "city", "value": "Rome"}));
+        assert_eq!((&sent[0]["answered"], &sent[0]["tool_args"]), (&json!(true), &json!({"day": 1})));
+        assert_eq!(sent[1]["result"], json!("{\"exit\":0}"));
+    }
+}

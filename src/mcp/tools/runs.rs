@@ -17,13 +17,13 @@ use crate::mcp::progress::Progress;
 use crate::mcp::routes::{self, Deed, pairs};
 use crate::mcp::run::follow::{Follow, Followed};
 use crate::mcp::run::report::Report;
-use crate::mcp::run::view::RunView;
+use crate::mcp::run::view::{RunView, Status};
 use crate::mcp::run::waiting::{self, Answers, Need};
 use crate::mcp::visit::{Visit, id_of};
 
-/// The first polls of a run come this far apart, later ones up to [`POLL_SLOW`]: each one spends rate.
+/// The first polls of a run come this far apart, later ones up to [`POLL_FACTOR_MAX`] times as far: each spends rate.
 const POLL: Duration = Duration::from_secs(1);
-const POLL_SLOW: Duration = Duration::from_secs(5);
+const POLL_FACTOR_MAX: u32 = 5;
 
 pub(super) async fn run_agent(
     visit: &Visit,
@@ -123,7 +123,7 @@ enum Prepared {
 async fn prepare(visit: &Visit, handle: &RunHandle, arguments: ContinueRun) -> Result<Prepared, Failure> {
     let run = stored(visit, handle).await?;
     let view = RunView::stored(handle.kind, &run);
-    if view.status != crate::mcp::run::view::Status::Paused {
+    if view.status != Status::Paused {
         return Ok(Prepared::NotPaused(view));
     }
     let mut answers =
@@ -183,7 +183,7 @@ impl Poll<'_> {
     async fn until_ended(&mut self) -> Result<(RunView, bool), Failure> {
         let mut count = 0_u32;
         loop {
-            let mut pause = POLL * (1 + count / 5).min(5);
+            let mut pause = POLL * (1 + count / 5).min(POLL_FACTOR_MAX);
             count += 1;
             let last = match stored(self.visit, self.handle).await {
                 Ok(run) => {
@@ -201,7 +201,7 @@ impl Poll<'_> {
                 }
                 Err(failure) => return Err(failure),
             };
-            let next = Instant::now() + pause.min(POLL_SLOW.max(pause));
+            let next = Instant::now() + pause;
             if next > self.deadline {
                 self.sleep_until(self.deadline).await;
                 return Ok(last);

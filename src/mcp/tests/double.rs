@@ -1,0 +1,250 @@
+//! Owns the scripted gateway: answers by method and path, and a record of what was asked.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, StatusCode, header};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound};
+use crate::mcp::Path;
+use crate::principal::Principal;
+
+/// One call as the gateway got it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// `METHOD cluster /path?query`
+    pub(super) line: String,
+    pub(super) body: String,
+    pub(super) headers: Vec<(String, String)>,
+}
+
+type Script1 = Box<dyn FnMut(&Asked) -> Answer + Send>;
+
+/// Answers calls from a script. What is not in it is `not_found`.
+pub(super) struct Script {
+    routes: Mutex<HashMap<String, Script1>>,
+    asked: watch::Sender<Vec<Asked>>,
+    denied: HashSet<&'static str>,
+    allowed_ids: HashSet<&'static str>,
+    clusters: Vec<Arc<str>>,
+}
+
+impl Script {
+    pub(super) fn new() -> Self {
+        Self {
+            routes: Mutex::default(),
+            asked: watch::Sender::new(vec![]),
+            denied: HashSet::new(),
+            allowed_ids: HashSet::new(),
+            clusters: vec!["main".into()],
+        }
+    }
+
+    pub(super) fn clusters(mut self, names: &[&str]) -> Self {
+        self.clusters = names.iter().map(|name| Arc::from(*name)).collect();
+        self
+    }
+
+    /// Policy refuses the operation, except for ids that are allowed.
+    pub(super) fn deny(mut self, operations: &[&'static str]) -> Self {
+        self.denied.extend(operations);
+        self
+    }
+
+    pub(super) fn allow_id(mut self, id: &'static str) -> Self {
+        self.allowed_ids.insert(id);
+        self
+    }
+
+    /// Answers a line with a function.
+    pub(super) fn with(self, line: &str, answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+        self.routes.lock().insert(line.to_owned(), Box::new(answer));
+        self
+    }
+
+    /// Answers a line with JSON.
+    pub(super) fn json(self, line: &str, value: Value) -> Self {
+        self.with(line, move |_| answer(200, "application/json", value.to_string()))
+    }
+
+    /// Answers a line with a stream that the test feeds; each use takes the next one.
+    pub(super) fn stream(self, line: &str, feed: Feed) -> Self {
+        let mut body = Some(feed.body());
+        self.with(line, move |_| event_stream(body.take().unwrap_or_else(|| AnswerBody::full(""))))
+    }
+
+    /// Gives a line a new stream.
+    pub(super) fn replace_stream(&self, line: &str, feed: Feed) {
+        let mut body = Some(feed.body());
+        let script = move |_: &Asked| event_stream(body.take().unwrap_or_else(|| AnswerBody::full("")));
+        self.routes.lock().insert(line.to_owned(), Box::new(script));
+    }
+
+    /// Every call so far.
+    pub(super) fn lines(&self) -> Vec<String> {
+        self.asked.borrow().iter().map(|asked| asked.line.clone()).collect()
+    }
+
+    pub(super) fn last(&self) -> Asked {
+        self.asked.borrow().last().cloned().unwrap()
+    }
+
+    /// Waits until a line was asked.
+    pub(super) async fn asked(&self, line: &str) {
+        let mut seen = self.asked.subscribe();
+        seen.wait_for(|all| all.iter().any(|asked| asked.line == line)).await.unwrap();
+    }
+}
+
+impl Path for Script {
+    fn serve(self: Arc<Self>, call: Call) -> BoxFuture<'static, Answer> {
+        Box::pin(async move {
+            let body = match call.body {
+                Inbound::Empty => Bytes::new(),
+                Inbound::Full(bytes) => bytes,
+                Inbound::Stream { body, .. } => body.collect().await.unwrap().to_bytes(),
+            };
+            let query = call.query.map(|query| format!("?{query}")).unwrap_or_default();
+            let cluster = call.cluster.unwrap();
+            let headers = call.headers.iter().map(|(k, v)| (k.to_string(), v.to_str().unwrap().to_owned()));
+            let asked = Asked {
+                line: format!("{} {cluster} {}{query}", call.method, call.path),
+                body: String::from_utf8(body.to_vec()).unwrap(),
+                headers: headers.collect(),
+            };
+            self.asked.send_modify(|all| all.push(asked.clone()));
+            match self.routes.lock().get_mut(&asked.line) {
+                Some(script) => script(&asked),
+                None => refusal(404, "not_found", "there is no such thing", None),
+            }
+        })
+    }
+
+    fn may(&self, _: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+        !self.denied.contains(operation) || self.allowed_ids.contains(resource_id)
+    }
+
+    fn clusters_for(&self, _: &Principal) -> Vec<Arc<str>> {
+        self.clusters.clone()
+    }
+
+    fn seal(&self, purpose: &str, bytes: &[u8]) -> String {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{purpose}.{hex}")
+    }
+
+    fn open(&self, purpose: &str, text: &str) -> Option<Vec<u8>> {
+        let hex = text.strip_prefix(purpose)?.strip_prefix('.')?;
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
+    }
+}
+
+/// Feeds one event stream.
+#[derive(Clone)]
+pub(super) struct Feed(
+    Arc<Mutex<Option<mpsc::UnboundedSender<Bytes>>>>,
+    Arc<Mutex<Option<mpsc::UnboundedReceiver<Bytes>>>>,
+);
+
+impl Feed {
+    pub(super) fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self(Arc::new(Mutex::new(Some(sender))), Arc::new(Mutex::new(Some(receiver))))
+    }
+
+    /// Sends one event in AgentOS's shape.
+    pub(super) fn event(&self, name: &str, mut data: Value) {
+        data["event"] = json!(name);
+        self.bytes(&format!("event: {name}\ndata: {data}\n\n"));
+    }
+
+    pub(super) fn bytes(&self, bytes: &str) {
+        let _ = self.0.lock().as_ref().unwrap().send(Bytes::copy_from_slice(bytes.as_bytes()));
+    }
+
+    /// The first event of an agent's run.
+    pub(super) fn started(&self) {
+        self.event("RunStarted", json!({"run_id": "r1", "session_id": "s1", "agent_id": "web"}));
+    }
+
+    /// The last event of an agent's run.
+    pub(super) fn completed(&self, content: &str) {
+        self.event("RunCompleted", json!({"run_id": "r1", "session_id": "s1", "content": content}));
+        self.end();
+    }
+
+    pub(super) fn end(&self) {
+        self.0.lock().take();
+    }
+
+    /// Waits until nobody reads any more.
+    pub(super) async fn dropped(&self) {
+        let sender = self.0.lock().clone().unwrap();
+        sender.closed().await;
+    }
+
+    fn body(&self) -> AnswerBody {
+        let receiver = self.1.lock().take().unwrap();
+        let frames = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            let bytes = receiver.recv().await?;
+            Some((Ok::<_, BodyBroken>(Frame::data(bytes)), receiver))
+        });
+        AnswerBody::stream(http_body_util::StreamBody::new(frames).boxed_unsync())
+    }
+}
+
+/// Whoever reads abandoned streams on.
+#[derive(Default)]
+pub(super) struct Readers {
+    tasks: Mutex<JoinSet<()>>,
+    refusing: Mutex<bool>,
+}
+
+impl Readers {
+    pub(super) fn refuse(&self, refusing: bool) {
+        *self.refusing.lock() = refusing;
+    }
+
+    pub(super) fn count(&self) -> usize {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.len()
+    }
+
+    pub(super) fn take(&self, task: BoxFuture<'static, ()>) -> bool {
+        if *self.refusing.lock() {
+            return false;
+        }
+        self.tasks.lock().spawn(task);
+        true
+    }
+}
+
+pub(super) fn answer(status: u16, content_type: &str, body: impl Into<Bytes>) -> Answer {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, content_type.parse().unwrap());
+    let status = StatusCode::from_u16(status).unwrap();
+    Answer { status, headers, body: AnswerBody::full(body), refused: None }
+}
+
+pub(super) fn event_stream(body: AnswerBody) -> Answer {
+    Answer { body, ..answer(200, "text/event-stream; charset=utf-8", "") }
+}
+
+pub(super) fn refusal(status: u16, code: &'static str, detail: &str, retry_after: Option<u64>) -> Answer {
+    let problem = json!({"status": status, "code": code, "detail": detail, "request_id": "req-1"});
+    let mut answer = answer(status, "application/problem+json", problem.to_string());
+    answer.refused = Some(code);
+    if let Some(seconds) = retry_after {
+        answer.headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    answer
+}
