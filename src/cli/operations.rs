@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Mark, Operation, Place, Reply,
-    Version, Versions,
+    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Mark, Operation, Place, Reply, Version,
+    Versions,
 };
 
 /// How data is printed.

@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Catalog, Cost, Method, Operation, Place, Reach, Reply, Resource,
-    Version, Versions,
+    Action, Affinity, Body, Caching, Catalog, Cost, Method, Operation, Place, Reach, Reply, Resource, Version, Versions,
 };
 
 use super::reader::{At, Table, Value};

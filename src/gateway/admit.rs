@@ -27,6 +27,7 @@ use crate::cache::{self, FillGuard, Key, Lookup, Partition};
 use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
+use crate::quota::Pass;
 use crate::telemetry::CacheResult;
 
 /// Longest wait for another caller who is fetching the same answer.
@@ -74,6 +75,15 @@ pub(super) struct Admitted {
     _ticket: (),
 }
 
+/// A call whose operation, caller and cluster are known, and whose rate is spent.
+struct Arrived {
+    path: CanonicalPath,
+    matched: Matched,
+    principal: Arc<Principal>,
+    cluster: Arc<Cluster>,
+    pass: Pass,
+}
+
 /// The circumstances of a call, as policies see them.
 #[derive(Clone)]
 pub(super) struct View {
@@ -104,7 +114,7 @@ fn is_true(text: &str) -> bool {
     matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
 }
 
-/// Decides one call, stage by stage. Longer than a screen, because its order is what must be read in one piece.
+/// Decides one call: operation, caller, cluster and rate here, what needs the request itself in `decide`.
 ///
 /// # Errors
 /// The first stage that says no.
@@ -114,7 +124,7 @@ fn is_true(text: &str) -> bool {
 pub(super) async fn admit(
     gateway: &Gateway,
     snapshot: &Arc<Snapshot>,
-    mut call: Call,
+    call: Call,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
     let (path, matched) = arrival::operation(snapshot, &call, exchange)?;
@@ -128,14 +138,40 @@ pub(super) async fn admit(
     if operation.exposure.is_local() {
         return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
     }
+    decide(gateway, snapshot, call, Arrived { path, matched, principal, cluster, pass }, exchange).await
+}
 
+/// Reads the request, learns the facts, asks policy, cache and quota, and chooses an endpoint.
+///
+/// Longer than a screen: the order of these stages is what must be read in one piece.
+///
+/// # Errors
+/// The first stage that says no.
+///
+/// # Cancel safety
+/// Safe: what was reserved is given back by its guard.
+async fn decide(
+    gateway: &Gateway,
+    snapshot: &Arc<Snapshot>,
+    mut call: Call,
+    arrived: Arrived,
+    exchange: &mut Exchange,
+) -> Result<Verdict, Refusal> {
+    let Arrived { path, matched, principal, cluster, pass } = arrived;
+    let operation = matched.operation;
     let user = arrival::upstream_user(&cluster, &principal)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     let ground = Ground {
-        gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user,
+        gateway,
+        snapshot,
+        view: &view,
+        principal: &principal,
+        cluster: &cluster,
+        matched: &matched,
+        user: &user,
     };
     let facts = facts::gather(&ground, &query, &payload).await?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
@@ -159,11 +195,26 @@ pub(super) async fn admit(
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
     let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
-    let (snapshot, principal) = (Arc::clone(snapshot), Arc::clone(&principal));
-    let cluster = Arc::clone(&cluster);
     Ok(Verdict::Admitted(Box::new(Admitted {
-        snapshot, matched, principal, cluster, user, acting, path, query, headers, caller_token, payload, picked,
-        run_id, lease, fill, tenant_wide, answer_headers, view, _ticket: (),
+        snapshot: Arc::clone(snapshot),
+        matched,
+        principal,
+        cluster,
+        user,
+        acting,
+        path,
+        query,
+        headers,
+        caller_token,
+        payload,
+        picked,
+        run_id,
+        lease,
+        fill,
+        tenant_wide,
+        answer_headers,
+        view,
+        _ticket: (),
     })))
 }
 
@@ -204,7 +255,13 @@ impl Ground<'_> {
     }
 
     /// Asks the policies about this operation on one resource.
-    pub(super) fn decide(&self, operation: &'static Operation, id: &str, facts: &Facts, owner: Option<&str>) -> Decision {
+    pub(super) fn decide(
+        &self,
+        operation: &'static Operation,
+        id: &str,
+        facts: &Facts,
+        owner: Option<&str>,
+    ) -> Decision {
         let settings = &self.cluster.settings;
         self.snapshot.policies.decide(&Ask {
             principal: self.principal,
@@ -317,7 +374,9 @@ impl Ground<'_> {
     fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
         let want = match (self.operation().affinity, facts.tag, &facts.session) {
             (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
-            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => Want::Session(session),
+            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => {
+                Want::Session(session)
+            }
             (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
         };
         self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))

@@ -95,7 +95,8 @@ pub(super) fn cluster(
     let cluster = match &call.cluster {
         Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
         None => {
-            let header = call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
+            let header =
+                call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
             snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
         }
     };

@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Kind, Mark, Method, Own, Place, Reach, Reply,
-};
+use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Mark, Method, Own, Place, Reach, Reply};
 
 fn find(method: &str, path: &str) -> Result<Matched, NotMatched> {
     let path = CanonicalPath::parse(path).unwrap();
@@ -204,7 +202,10 @@ fn every_rule_is_reached() {
         (Operation { scopes: &["widgets"], ..get }, "scope `widgets` must read `resource:action`"),
         (Operation { scopes: &[], ..get }, "no scope grants it"),
         (Operation { exposure: Exposure::Off(""), ..get }, "an operation that is off must say why"),
-        (Operation { exposure: Exposure::Local(Own::Health), ..get }, "only the gateway's own rows are answered locally"),
+        (
+            Operation { exposure: Exposure::Local(Own::Health), ..get },
+            "only the gateway's own rows are answered locally",
+        ),
         (path("widgets"), "path `widgets` must start with `/` and have no empty segment"),
         (path("/widgets/"), "path `/widgets/` must start with `/` and have no empty segment"),
         (path("/widgets/../x"), "path `/widgets/../x` has a dot segment"),
