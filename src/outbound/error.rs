@@ -105,6 +105,11 @@ impl SendError {
         }
     }
 
+    /// Says whether an idle connection had died: nothing is known against the peer, a new connection may do.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Reset { reused: true, .. })
+    }
+
     /// Says whether any request, idempotent or not, may be sent again: nothing of it was sent.
     pub fn is_safe_to_retry(&self) -> bool {
         self.retry() == Retry::Always
