@@ -8,5 +8,7 @@ mod http_bodies;
 mod http_framing;
 mod http_headers;
 mod http_refusals;
+mod http_retries;
+mod http_streams;
 mod stack;
 mod tidy;
