@@ -22,7 +22,7 @@ use super::runs::{self, Background};
 use super::stream::{self, Settlement};
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cache::{self, Stored};
-use crate::cluster::{Cluster, Outcome, Want};
+use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
 use crate::usage::Meter;
@@ -192,7 +192,7 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         let (spare, outgoing) = outgoing(payload);
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
-        let options = options(admitted);
+        let options = options(admitted, exchange.event.attempts);
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
@@ -205,22 +205,37 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         }
         let name = &admitted.cluster.settings.name;
         gateway.telemetry.upstream_error(name, &admitted.picked.endpoint().address, error.kind());
-        admitted.picked.report(if error.retry() == Retry::Always { Outcome::ConnectFailed } else { Outcome::Broke });
-        let again = match error.retry() {
-            Retry::Always => true,
-            Retry::Idempotent => is_idempotent(admitted.operation()),
-            Retry::Never => false,
-        };
-        let next = admitted.cluster.pick(Want::Except(&tried));
-        match (again && exchange.event.attempts < ATTEMPTS_MAX, spare, next) {
-            (true, Some(spare), Ok(picked)) => {
+        if !error.is_stale() {
+            admitted.picked.report(if error.retry() == Retry::Always { Outcome::ConnectFailed } else { Outcome::Broke });
+        }
+        let next = next(admitted, &tried, &error).filter(|_| exchange.event.attempts < ATTEMPTS_MAX);
+        match (spare, next) {
+            (Some(spare), Some(picked)) => {
                 admitted.picked = picked;
                 payload = spare;
                 retag(admitted, &mut payload);
             }
-            (_, _, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
+            (_, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
         }
     }
+}
+
+/// Where a failed call may be tried again: another endpoint, or the same one when only its old connection was dead.
+fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError) -> Option<Picked> {
+    let again = match error.retry() {
+        Retry::Always => true,
+        Retry::Idempotent => is_idempotent(admitted.operation()),
+        Retry::Never => false,
+    };
+    if !again {
+        return None;
+    }
+    // Only the replica that holds a run knows it: another one would answer 200 and do nothing.
+    let movable = admitted.operation().affinity != Affinity::FollowsRun;
+    if movable && let Ok(picked) = admitted.cluster.pick(Want::Except(tried)) {
+        return Some(picked);
+    }
+    error.is_stale().then(|| admitted.cluster.pick(Want::Tag(admitted.picked.endpoint().tag)).ok()).flatten()
 }
 
 /// A run that moves to another endpoint needs an id that names it.
@@ -317,13 +332,14 @@ fn streamed(mut form: FormStream, failed: FailedForm) -> RequestBody {
     http_body_util::StreamBody::new(frames).boxed_unsync()
 }
 
-fn options(admitted: &Admitted) -> SendOptions {
+fn options(admitted: &Admitted, attempt: u32) -> SendOptions {
     let timeouts = &admitted.cluster.settings.timeouts;
+    // A run must not be sent twice, so it must not meet a connection that is just being closed; nor must a second try.
+    let fresh = admitted.operation().cost == Cost::Model || attempt > 1;
     SendOptions {
         connect_timeout: timeouts.connect,
         header_timeout: timeouts.response_header,
-        // A run must not be sent twice, so it must not meet a connection that is just being closed.
-        freshness: if admitted.operation().cost == Cost::Model { Freshness::Fresh } else { Freshness::Pooled },
+        freshness: if fresh { Freshness::Fresh } else { Freshness::Pooled },
     }
 }
 
@@ -355,35 +371,63 @@ fn invalid(reason: &str) -> Refusal {
 /// # Errors
 /// Upstream refusals; nothing is assumed about a row that could not be read.
 pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &str) -> Result<Option<Value>, Refusal> {
-    let stage = |code| Refusal::new(code, Stage::Facts);
-    let mut request = Request::get(target).body(outbound::empty()).map_err(|e| stage(Code::Internal).because(e.to_string()))?;
-    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
-        request.headers_mut().insert(header::AUTHORIZATION, credential);
-    }
-    let timeouts = &cluster.settings.timeouts;
-    let options = SendOptions { connect_timeout: timeouts.connect, header_timeout: LOOK_UP_TIMEOUT, freshness: Freshness::Pooled };
-    let picked = cluster.pick(Want::Any).map_err(|no| stage(Code::NoEndpoint).because(no.to_string()))?;
     let work = async {
-        let response = gateway.client.send(&picked.endpoint().origin, request, &options).await;
-        let response = response.map_err(|e| stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")))?;
+        let response = match ask(gateway, cluster, target, Freshness::Pooled).await {
+            // Reading twice does no harm; a pooled connection may have been closed meanwhile.
+            Err((_, Retry::Always | Retry::Idempotent)) => ask(gateway, cluster, target, Freshness::Fresh).await,
+            other => other,
+        };
+        let response = response.map_err(|(refusal, _)| refusal)?;
         match response.status() {
             StatusCode::OK => {
                 let body = collect(response.into_body(), REPLY_BYTES_MAX).await?;
-                serde_json::from_slice(&body).map(Some).map_err(|e| stage(Code::UpstreamInvalid).because(e.to_string()))
+                let row = serde_json::from_slice(&body).map(Some);
+                row.map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))
             }
             StatusCode::NOT_FOUND => Ok(None),
             // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
             // does not count as absent.
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(stage(Code::NotFound).because(format!("look-up of `{target}` answered {}", response.status())))
+                let why = format!("look-up of `{target}` answered {}", response.status());
+                Err(Refusal::new(Code::NotFound, Stage::Facts).because(why))
             }
-            other => Err(stage(Code::UpstreamInvalid).because(format!("look-up of `{target}` answered {other}"))),
+            other => {
+                let why = format!("look-up of `{target}` answered {other}");
+                Err(Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(why))
+            }
         }
     };
     match tokio::time::timeout(LOOK_UP_TIMEOUT, work).await {
         Ok(found) => found,
-        Err(_) => Err(stage(Code::UpstreamTimeout).because(format!("look-up of `{target}` took too long"))),
+        Err(_) => {
+            Err(Refusal::new(Code::UpstreamTimeout, Stage::Facts).because(format!("look-up of `{target}` took too long")))
+        }
     }
+}
+
+/// Sends one look-up; with the refusal it says what may be tried again.
+async fn ask(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    target: &str,
+    freshness: Freshness,
+) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
+    let stage = |code| Refusal::new(code, Stage::Facts);
+    let request = Request::get(target).body(outbound::empty());
+    let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
+    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
+        request.headers_mut().insert(header::AUTHORIZATION, credential);
+    }
+    let connect_timeout = cluster.settings.timeouts.connect;
+    let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };
+    let picked = cluster.pick(Want::Any).map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    gateway.client.send(&picked.endpoint().origin, request, &options).await.map_err(|e| {
+        let retry = e.retry();
+        if retry == Retry::Always {
+            picked.report(Outcome::ConnectFailed);
+        }
+        (stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")), retry)
+    })
 }
 
 /// Pages through a list with the lookup identity, keeps the tenant's rows, and builds the caller's page from them.

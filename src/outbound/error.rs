@@ -105,6 +105,11 @@ impl SendError {
         }
     }
 
+    /// Says whether an idle connection had died: nothing is known against the peer, a new connection may do.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Reset { reused: true, .. })
+    }
+
     /// The word used in the `kind` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {
