@@ -118,9 +118,11 @@ fn next_field(fields: &AhoCorasick, text: &[u8], from: usize) -> Option<(usize, 
 /// Length of the longest end of `text` that is the beginning of a field.
 fn tail(text: &[u8]) -> usize {
     let longest = NEEDLES.iter().map(|needle| needle.len() - 1).max().unwrap_or(0).min(text.len());
+    let last = text.get(text.len() - longest..).unwrap_or_default();
     let begins = |end: &[u8]| NEEDLES.iter().any(|needle| needle.as_bytes().starts_with(end));
-    let end = |n: &usize| text.get(text.len() - n..).unwrap_or_default();
-    (1..=longest).rev().find(|n| end(n).starts_with(b"\"") && begins(end(n))).unwrap_or(0)
+    // Every field begins with a quote: only those are looked at.
+    let quotes = memchr::memchr_iter(b'"', last);
+    quotes.map(|at| last.get(at..).unwrap_or_default()).find(|end| begins(end)).map_or(0, <[u8]>::len)
 }
 
 #[cfg(test)]
