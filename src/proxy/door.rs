@@ -89,9 +89,10 @@ impl HttpDoor {
         };
         let connection = Connection::new(transport, peer);
         if connection.is_http2() {
-            self.serve_http2(connection, peer, shutdown).await;
+            Box::pin(self.serve_http2(connection, peer, shutdown)).await;
         } else {
-            self.serve_http1(connection, peer, shutdown).await;
+            // One connection is large; its task should not be moved about.
+            Box::pin(self.serve_http1(connection, peer, shutdown)).await;
         }
     }
 

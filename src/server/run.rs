@@ -153,7 +153,7 @@ fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Ar
     let stopping = tasks.stopping();
     tasks.spawn("http", accept("http", listener, connections_max, tasks.clone(), move |stream, peer| {
         let (door, tls, stopping) = (Arc::clone(&door), tls.clone(), stopping.clone());
-        async move { door.serve(stream, peer, tls, &stopping).await }
+        async move { Box::pin(door.serve(stream, peer, tls, &stopping)).await }
     }));
 }
 

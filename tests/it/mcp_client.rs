@@ -96,7 +96,8 @@ impl<'a> McpClient<'a> {
 
     /// A request of a method with the client's token and session.
     pub(crate) fn bare(&self, method: &str) -> Ask {
-        let ask = Ask::new(method, self.path).bearer(&self.token).header("accept", "application/json, text/event-stream");
+        let ask =
+            Ask::new(method, self.path).bearer(&self.token).header("accept", "application/json, text/event-stream");
         match &self.session {
             Some(session) => ask.header("mcp-session-id", session).header("mcp-protocol-version", LEGACY),
             None => ask,

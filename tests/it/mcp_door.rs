@@ -71,8 +71,19 @@ async fn progress_arrives_before_the_run_ends() {
 async fn the_list_of_tools_depends_on_the_caller() {
     let stack = Stack::start().await;
     let all = [
-        "cancel_run", "continue_run", "get_approval", "get_run", "get_session", "list_agents", "list_approvals",
-        "list_knowledge", "list_sessions", "resolve_approval", "run_agent", "search_knowledge", "whoami",
+        "cancel_run",
+        "continue_run",
+        "get_approval",
+        "get_run",
+        "get_session",
+        "list_agents",
+        "list_approvals",
+        "list_knowledge",
+        "list_sessions",
+        "resolve_approval",
+        "run_agent",
+        "search_knowledge",
+        "whoami",
     ];
     let without = |hidden: &[&str]| all.into_iter().filter(|name| !hidden.contains(name)).collect::<Vec<_>>();
     let runs = ["cancel_run", "continue_run", "resolve_approval", "run_agent"];
@@ -188,12 +199,12 @@ async fn a_cancel_reaches_the_endpoint_that_holds_the_run() {
         assert!(!Told::of(&client.open(ask).await.last().await).is_error);
         let line = stack.access_line(&format!("cancel-{n}")).await;
         let run = line["run_id"].as_str().unwrap();
-        let holder = stack.fakes().iter().position(|fake| {
-            fake.requests_to(RUNS).iter().any(|request| request.form().get("run_id") == Some(run))
-        });
-        let cancelled = stack.fakes().iter().position(|fake| {
-            !fake.requests_to(&format!("{RUNS}/{run}/cancel")).is_empty()
-        });
+        let holder = stack
+            .fakes()
+            .iter()
+            .position(|fake| fake.requests_to(RUNS).iter().any(|request| request.form().get("run_id") == Some(run)));
+        let cancelled =
+            stack.fakes().iter().position(|fake| !fake.requests_to(&format!("{RUNS}/{run}/cancel")).is_empty());
         assert!(holder.is_some() && holder == cancelled, "run {run}: {holder:?} holds it, {cancelled:?} was asked");
         holders[holder.unwrap()] += 1;
     }
@@ -219,7 +230,8 @@ async fn a_run_survives_the_end_of_patience() {
     let (reply, gate) = paced("r-1", "s-1");
     stack.os().pin("POST", RUNS, reply);
     let client = McpClient::modern(&stack, &Who::alice());
-    let ask = client.calling("run_agent", run_assistant(&[("wait_s", json!(0))]), None).header("x-request-id", "patient");
+    let ask =
+        client.calling("run_agent", run_assistant(&[("wait_s", json!(0))]), None).header("x-request-id", "patient");
     gate.open_once();
     let told = Told::of(&client.open(ask).await.last().await);
     assert_eq!(told.field("status"), "running", "{}", told.text);
@@ -259,7 +271,8 @@ async fn clients_that_accept_anything_are_served() {
 async fn a_body_over_four_mebibytes_is_refused() {
     let stack = Stack::start().await;
     let client = McpClient::modern(&stack, &Who::alice());
-    let large = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"x": "y".repeat(4 * 1024 * 1024)}});
+    let large =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"x": "y".repeat(4 * 1024 * 1024)}});
     assert_eq!(stack.send(client.post(&large)).await.status, 413);
     assert!(!client.call("whoami", json!({})).await.is_error, "and the gateway goes on");
 }

@@ -45,8 +45,16 @@ impl Real {
 
     /// Sends a request to AgentOS itself, with a token that says `sub`: what a gateway is there to prevent.
     pub(crate) async fn bare(&self, subject: &str, ask: Ask) -> Got {
-        let scopes = ["agents:read", "agents:run", "sessions:read", "sessions:write", "memories:read",
-            "memories:write", "approvals:read"].map(str::to_owned);
+        let scopes = [
+            "agents:read",
+            "agents:run",
+            "sessions:read",
+            "sessions:write",
+            "memories:read",
+            "memories:write",
+            "approvals:read",
+        ]
+        .map(str::to_owned);
         let what = Mint {
             issuer: "https://anybody.test",
             audience: "my-os",

@@ -131,7 +131,11 @@ impl Stage<'_> {
         let (verb, kind) = run_verb(row.id);
         match (verb, kind) {
             ("list", Some(kind)) => {
-                return Some(Twin::one("list_agents", json!({"kind": kind.as_str()}), Ask::get(&format!("/{}", kind.plural()))));
+                return Some(Twin::one(
+                    "list_agents",
+                    json!({"kind": kind.as_str()}),
+                    Ask::get(&format!("/{}", kind.plural())),
+                ));
             }
             ("create", Some(kind)) => return Some(self.create(kind)),
             ("get" | "cancel" | "continue", Some(kind)) => return Some(self.run(verb, kind).await),
@@ -144,9 +148,7 @@ impl Stage<'_> {
                 let body = json!({"query": "what", "max_results": 10, "meta": {"limit": 10, "page": 1}});
                 Twin::one("search_knowledge", json!({"query": "what"}), Ask::post("/knowledge/search").json(&body))
             }
-            "list_approvals" => {
-                Twin::one("list_approvals", json!({}), Ask::get("/approvals?limit=100&status=pending"))
-            }
+            "list_approvals" => Twin::one("list_approvals", json!({}), Ask::get("/approvals?limit=100&status=pending")),
             "get_approval" => {
                 let approval = self.approval().await;
                 Twin::one("get_approval", json!({"approval_id": approval}), Ask::get(&format!("/approvals/{approval}")))
@@ -172,8 +174,7 @@ impl Stage<'_> {
 
     fn create(&self, kind: Kind) -> Twin {
         let (component, session) = (component(kind), self.owner.session());
-        let arguments =
-            json!({"agent": component, "kind": kind.as_str(), "message": "hello", "session_id": session});
+        let arguments = json!({"agent": component, "kind": kind.as_str(), "message": "hello", "session_id": session});
         let ask = Ask::post(&format!("/{}/{component}/runs", kind.plural()));
         let ask = ask.field("stream", "true").field("session_id", &session).field("message", "hello");
         Twin::one("run_agent", arguments, ask)
@@ -191,9 +192,11 @@ impl Stage<'_> {
         let read = Ask::get(&format!("{base}?session_id={session}"));
         match verb {
             "get" => Twin::one("get_run", json!({"run": handle, "wait_s": 0}), read),
-            "cancel" => {
-                Twin::one("cancel_run", json!({"run": handle}), Ask::post(&format!("{base}/cancel?session_id={session}")))
-            }
+            "cancel" => Twin::one(
+                "cancel_run",
+                json!({"run": handle}),
+                Ask::post(&format!("{base}/cancel?session_id={session}")),
+            ),
             _ => {
                 let answers = match kind {
                     Kind::Agent => "tools",
