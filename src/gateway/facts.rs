@@ -131,7 +131,7 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
             }
             claim(ground, &mut facts, owner, true)?;
         }
-        Resource::Knowledge => knowledge::check(ground, query).await?,
+        Resource::Knowledge => knowledge::check(ground, query, payload).await?,
         Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
         | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
         | Resource::Learning | Resource::Os => {}

@@ -17,6 +17,7 @@ mod snapshot;
 
 mod admit;
 mod facts;
+mod address;
 mod knowledge;
 mod shape;
 
