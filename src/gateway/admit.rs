@@ -298,7 +298,7 @@ impl Ground<'_> {
                     return Ok(policies);
                 }
                 let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
-                let code = if foreign && facts.approval.is_none() { Code::NotFound } else { Code::Forbidden };
+                let code = if foreign && !self.may_see_approval(facts) { Code::NotFound } else { Code::Forbidden };
                 let named: Vec<&str> = policies.iter().map(|p| &**p).collect();
                 let why = match (errors, named.is_empty()) {
                     (true, _) => "a policy failed to evaluate".to_owned(),
@@ -308,6 +308,13 @@ impl Ground<'_> {
                 Err(Refusal::new(code, Stage::Policy).because(why))
             }
         }
+    }
+
+    /// Says whether the call is about an approval that the caller may read: then the refusal need not hide it.
+    fn may_see_approval(&self, facts: &Facts) -> bool {
+        let read = self.snapshot.catalog.get("get_approval").filter(|_| facts.approval.is_some());
+        let decide = |read| self.decide(read, &facts.resource_id, facts, facts.owner.as_deref());
+        read.is_some_and(|read| matches!(decide(read), Decision::Allow { .. }))
     }
 
     /// Says whether a list may show the rows of everybody in the caller's tenant.

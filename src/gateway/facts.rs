@@ -121,7 +121,7 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     follow_run(ground, &mut facts, query, payload, session_is_mine).await?;
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
-        Resource::Knowledge => knowledge::check(ground, query).await?,
+        Resource::Knowledge => knowledge::check(ground, query, payload).await?,
         Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
         | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
         | Resource::Learning | Resource::Os => own_row(ground, &mut facts, query).await?,

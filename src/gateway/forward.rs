@@ -171,9 +171,10 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
     }
     if status.is_success() {
         lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
-    } else {
+    } else if status.is_client_error() {
         lease.waive();
     }
+    // Else AgentOS failed, perhaps after its models had answered: the run pays what was reserved.
 }
 
 /// One model's tokens in the words of telemetry.

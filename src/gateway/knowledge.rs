@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::address;
 use super::admit::Ground;
 use super::body::Payload;
 use super::facts::{self, not_found};
@@ -12,11 +13,17 @@ use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Action, Cost, Mark, Query};
 use crate::cluster::Knowledge;
 
-/// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is meant.
+/// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is
+/// meant, and that AgentOS is not sent to fetch from its own network.
 ///
 /// # Errors
-/// `not_found` when it does not, or does not exist.
-pub(super) async fn check(ground: &Ground<'_>, query: &Query) -> Result<(), Refusal> {
+/// `not_found` when it does not, or does not exist; those of [`address::check`].
+pub(super) async fn check(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<(), Refusal> {
+    if let Payload::Form(form) = payload
+        && let Some(url) = form.text("url").filter(|url| !url.is_empty())
+    {
+        address::check(url).await?;
+    }
     let Some(key) = key(ground) else { return Ok(()) };
     let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
     let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);

@@ -18,6 +18,7 @@ mod snapshot;
 mod admit;
 mod arrival;
 mod facts;
+mod address;
 mod knowledge;
 mod shape;
 

@@ -51,6 +51,7 @@ async fn a_form_reaches_upstream_with_our_own_ids() {
             ("stream", "false"),
             ("user_id", "acme~alice"),
             ("run_id", &run_id),
+            ("knowledge_filters", r#"{"tenant":"acme"}"#),
         ]
         .into();
         assert_eq!(form.0.len(), expected.len(), "{what}: {form:?}");
@@ -298,7 +299,7 @@ async fn late_parts_of_an_upload_meet_the_same_rules() {
     let runs: Vec<_> = stack.os().requests().into_iter().filter(|seen| seen.answered).collect();
     assert_eq!(runs.len(), 1);
     let names: Vec<String> = runs[0].form().0.into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["run_id", "user_id", "message", "stream", "files", "files"]);
+    assert_eq!(names, ["run_id", "knowledge_filters", "user_id", "message", "stream", "files", "files"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! Does not hold tests itself.
 
 mod agno;
+mod attack_isolation;
 mod config;
 mod fake;
 mod http_bodies;
