@@ -65,7 +65,9 @@ fn no_address() -> Refusal {
 }
 
 fn not_public(why: &'static str) -> Refusal {
-    Refusal::new(Code::Forbidden, Stage::Request).saying("field `url` must be a public http or https address").because(why)
+    Refusal::new(Code::Forbidden, Stage::Request)
+        .saying("field `url` must be a public http or https address")
+        .because(why)
 }
 
 /// Says whether an address is reachable from anywhere (IANA special-purpose registries).
@@ -109,17 +111,48 @@ mod tests {
 
     #[tokio::test]
     async fn only_public_addresses_pass() {
-        for good in ["http://93.184.215.14/a?b=c", "https://[2606:2800:21f:cb07::1]:8443/", r#"["http://8.8.8.8/","https://1.1.1.1/"]"#] {
+        for good in [
+            "http://93.184.215.14/a?b=c",
+            "https://[2606:2800:21f:cb07::1]:8443/",
+            r#"["http://8.8.8.8/","https://1.1.1.1/"]"#,
+        ] {
             assert!(check(good).await.is_ok(), "{good}");
         }
         for bad in [
-            "http://127.0.0.1/", "http://127.1/", "http://2130706433/", "http://0x7f.0.0.1/", "http://0177.0.0.1/",
-            "http://localhost:7777/", "http://0/", "http://10.0.0.1/", "http://172.16.0.1/", "http://192.168.1.1/",
-            "http://169.254.169.254/latest/meta-data/", "http://100.64.0.1/", "http://224.0.0.1/",
-            "http://[::1]/", "http://[::]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:a9fe:a9fe]/",
-            "http://[fd00::1]/", "http://[fe80::1]/", "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/",
-            "file:///etc/passwd", "gopher://8.8.8.8/", "ftp://8.8.8.8/", "http://a:b@8.8.8.8/", "http://8.8.8.8\\@127.0.0.1/",
-            " http://8.8.8.8/", "http:///", "", "8.8.8.8", "{}", "1", r#"["http://8.8.8.8/","http://127.0.0.1/"]"#, r#"[1]"#,
+            "http://127.0.0.1/",
+            "http://127.1/",
+            "http://2130706433/",
+            "http://0x7f.0.0.1/",
+            "http://0177.0.0.1/",
+            "http://localhost:7777/",
+            "http://0/",
+            "http://10.0.0.1/",
+            "http://172.16.0.1/",
+            "http://192.168.1.1/",
+            "http://169.254.169.254/latest/meta-data/",
+            "http://100.64.0.1/",
+            "http://224.0.0.1/",
+            "http://[::1]/",
+            "http://[::]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[fd00::1]/",
+            "http://[fe80::1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://[2002:7f00:1::]/",
+            "file:///etc/passwd",
+            "gopher://8.8.8.8/",
+            "ftp://8.8.8.8/",
+            "http://a:b@8.8.8.8/",
+            "http://8.8.8.8\\@127.0.0.1/",
+            " http://8.8.8.8/",
+            "http:///",
+            "",
+            "8.8.8.8",
+            "{}",
+            "1",
+            r#"["http://8.8.8.8/","http://127.0.0.1/"]"#,
+            r#"[1]"#,
         ] {
             assert!(check(bad).await.is_err(), "{bad}");
         }

@@ -52,7 +52,9 @@ pub(super) async fn read(
         return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
     }
     if !matches!(inbound, Inbound::Empty) && headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity") {
-        return Err(Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("content encodings are not accepted"));
+        return Err(
+            Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("content encodings are not accepted")
+        );
     }
     let content_type = headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap_or("?"));
     match operation.body {
@@ -112,7 +114,9 @@ async fn json(
         }
         Err(NotAnObject::Duplicate(name)) => return Err(field_duplicated(&name)),
         Err(NotAnObject::Malformed(why)) => {
-            return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the body is not valid JSON").because(why));
+            return Err(Refusal::new(Code::FormMalformed, Stage::Request)
+                .saying("the body is not valid JSON")
+                .because(why));
         }
     };
     if let Some(name) = object.names().find(|name| !allowed.is_empty() && !allowed.contains(name)) {

@@ -107,7 +107,8 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         message_bytes: message_bytes(payload),
         ..Facts::default()
     };
-    let sessions = if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
+    let sessions =
+        if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
     for session in &sessions {
         let owner = session_owner(ground, session, query).await?;
@@ -122,9 +123,19 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
         Resource::Knowledge => knowledge::check(ground, query, payload).await?,
-        Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
-        | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
-        | Resource::Learning | Resource::Os => own_row(ground, &mut facts, query).await?,
+        Resource::Agent
+        | Resource::Team
+        | Resource::Workflow
+        | Resource::Session
+        | Resource::Run
+        | Resource::Memory
+        | Resource::Approval
+        | Resource::Trace
+        | Resource::Schedule
+        | Resource::Component
+        | Resource::Evaluation
+        | Resource::Learning
+        | Resource::Os => own_row(ground, &mut facts, query).await?,
     }
     Ok(facts)
 }
@@ -151,7 +162,9 @@ fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
-            let Some(subject) = ground.cluster.caller_of(&user, &ground.principal.tenant) else { return Err(not_found()) };
+            let Some(subject) = ground.cluster.caller_of(&user, &ground.principal.tenant) else {
+                return Err(not_found());
+            };
             // A run inside somebody else's session would be stored under a wrong name, or lost.
             if !is_resource {
                 return Err(not_found());
@@ -207,7 +220,8 @@ async fn follow_run(
     }
     // AgentOS cancels and resumes any run that it holds, whatever session is named beside it.
     let mine = facts.tag.is_some()
-        || (session_is_mine && (operation.affinity != Affinity::FollowsRun || is_stored_in_session(ground, facts).await?));
+        || (session_is_mine
+            && (operation.affinity != Affinity::FollowsRun || is_stored_in_session(ground, facts).await?));
     if mine {
         facts.owner = Some(ground.principal.subject.to_string());
         Ok(())
@@ -218,7 +232,8 @@ async fn follow_run(
 
 /// Says whether AgentOS keeps the run in the session that the call names.
 async fn is_stored_in_session(ground: &Ground<'_>, facts: &Facts) -> Result<bool, Refusal> {
-    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session) else {
+    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session)
+    else {
         return Ok(false);
     };
     let (component, run, session) = (encode(component), encode(run), encode(session));
@@ -229,8 +244,8 @@ async fn is_stored_in_session(ground: &Ground<'_>, facts: &Facts) -> Result<bool
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
     let path = format!("/approvals/{}", encode(&facts.resource_id));
     let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
-    let mut row: ApprovalRow =
-        serde_json::from_value(row).map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
+    let mut row: ApprovalRow = serde_json::from_value(row)
+        .map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
     let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
     claim(ground, facts, owner, true)?;
     row.requested_by.clone_from(&facts.owner);
@@ -296,7 +311,9 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
             (Place::Path(name), _) => ids.extend(ground.matched.params.get(name).map(str::to_owned)),
             (Place::Query(name), _) => ids.extend(query.get(name).map(str::to_owned)),
             (Place::Form(name), Payload::Form(form)) => ids.extend(form.text(name).map(str::to_owned)),
-            (Place::Json(name), Payload::Json(object)) => ids.extend(strings(object.get(name).map_err(|_| not_an_id())?)?),
+            (Place::Json(name), Payload::Json(object)) => {
+                ids.extend(strings(object.get(name).map_err(|_| not_an_id())?)?)
+            }
             (Place::Form(_) | Place::Json(_), _) => {}
         }
     }

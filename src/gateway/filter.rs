@@ -71,7 +71,9 @@ pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) 
     match operation.list {
         Some(list) if list.scope == ListScope::PerItem => Rule::PerItem,
         Some(list) if list.scope == ListScope::Tenant && tenant_wide => Rule::TenantRows,
-        Some(list) if list.scope == ListScope::Marked && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) => {
+        Some(list)
+            if list.scope == ListScope::Marked && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) =>
+        {
             Rule::MarkedRows
         }
         Some(_) | None => Rule::Pass,
@@ -98,7 +100,13 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, mut headers: HeaderMa
 impl<'a> Eye<'a> {
     pub(super) fn of_ground(ground: &'a Ground<'_>) -> Self {
         let (snapshot, cluster) = (&**ground.snapshot, ground.cluster);
-        Self { snapshot, principal: ground.principal, cluster, operation: ground.operation(), view: ground.view.clone() }
+        Self {
+            snapshot,
+            principal: ground.principal,
+            cluster,
+            operation: ground.operation(),
+            view: ground.view.clone(),
+        }
     }
 
     pub(super) fn of_admitted(admitted: &'a Admitted) -> Self {
@@ -142,7 +150,8 @@ impl<'a> Eye<'a> {
 
     fn items(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|e| unreadable(&e))?;
-        let shown: Vec<&RawValue> = items.iter().copied().filter(|item| self.shows_item(self.operation, item)).collect();
+        let shown: Vec<&RawValue> =
+            items.iter().copied().filter(|item| self.shows_item(self.operation, item)).collect();
         if shown.len() == items.len() {
             return Ok(body);
         }
@@ -156,7 +165,8 @@ impl<'a> Eye<'a> {
         let mut object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
         for (field, operation) in self.operation.lists_within {
             let operation = self.snapshot.catalog.get(operation).ok_or_else(|| {
-                Refusal::new(Code::Internal, Stage::Forward).because(format!("no row `{operation}` decides about `{field}`"))
+                Refusal::new(Code::Internal, Stage::Forward)
+                    .because(format!("no row `{operation}` decides about `{field}`"))
             })?;
             match object.get_mut(*field) {
                 Some(Value::Array(items)) => items.retain(|item| {

@@ -10,7 +10,7 @@ use http_body::{Body as _, Frame};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::call::StreamBody;
-use super::multipart::{Event, PartHead, Parser};
+use super::multipart::{Event, Parser, PartHead};
 use super::refusal::{Code, Refusal, Stage};
 
 /// Everything but unreserved characters is percent-encoded in an urlencoded form.
@@ -247,7 +247,9 @@ pub(super) fn malformed(error: super::multipart::Malformed) -> Refusal {
 
 fn write_part_head(out: &mut BytesMut, boundary: &str, head: &PartHead) {
     let quoted = |text: &str| text.replace('"', "%22").replace(['\r', '\n'], " ");
-    out.put_slice(format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{}\"", quoted(&head.name)).as_bytes());
+    out.put_slice(
+        format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{}\"", quoted(&head.name)).as_bytes(),
+    );
     if let Some(filename) = &head.filename {
         out.put_slice(format!("; filename=\"{}\"", quoted(filename)).as_bytes());
     }

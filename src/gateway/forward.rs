@@ -66,7 +66,8 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
         }
         Ok(Replied::Stream { status, headers, body }) => {
             exchange.served(status.as_u16());
-            let is_events = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+            let is_events =
+                headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
             let settlement = Settlement::new(Arc::clone(gateway), admitted, exchange);
             let body = if is_events { stream::events(body, settlement) } else { stream::opaque(body, settlement) };
             Answer { status, headers, body, refused: None }
@@ -146,7 +147,13 @@ pub(super) fn purge(admitted: &Admitted) {
 }
 
 /// Charges a run whose reply is whole, or hands its lease over when the run goes on.
-fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut Exchange, status: StatusCode, body: &[u8]) {
+fn settle_whole(
+    gateway: &Arc<Gateway>,
+    admitted: &mut Admitted,
+    exchange: &mut Exchange,
+    status: StatusCode,
+    body: &[u8],
+) {
     let Some(mut lease) = admitted.lease.take() else { return };
     let mut meter = Meter::new();
     meter.json(body);
@@ -157,7 +164,12 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
         exchange.event.run_id = Some(seen.run_id.clone());
         let minted = admitted.run_id.map(|id| id.to_string());
         if minted.as_deref() != Some(&seen.run_id) {
-            gateway.runs.learn(&admitted.cluster.settings.name, &seen.run_id, &admitted.user, admitted.picked.endpoint().tag);
+            gateway.runs.learn(
+                &admitted.cluster.settings.name,
+                &seen.run_id,
+                &admitted.user,
+                admitted.picked.endpoint().tag,
+            );
         }
     }
     if status == StatusCode::ACCEPTED
@@ -183,7 +195,11 @@ pub(super) fn tokens(model: &crate::usage::ModelUsage) -> ModelTokens {
 }
 
 /// Sends the call, again on another endpoint where that is safe.
-async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchange) -> Result<Response<ResponseBody>, Refusal> {
+async fn send(
+    gateway: &Gateway,
+    admitted: &mut Admitted,
+    exchange: &mut Exchange,
+) -> Result<Response<ResponseBody>, Refusal> {
     let mut payload = std::mem::replace(&mut admitted.payload, Payload::None);
     let mut tried = Vec::new();
     loop {
@@ -207,7 +223,11 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         let name = &admitted.cluster.settings.name;
         gateway.telemetry.upstream_error(name, &admitted.picked.endpoint().address, error.kind());
         if !error.is_stale() {
-            admitted.picked.report(if error.retry() == Retry::Always { Outcome::ConnectFailed } else { Outcome::Broke });
+            admitted.picked.report(if error.retry() == Retry::Always {
+                Outcome::ConnectFailed
+            } else {
+                Outcome::Broke
+            });
         }
         let next = next(admitted, &tried, &error).filter(|_| exchange.event.attempts < ATTEMPTS_MAX);
         match (spare, next) {
@@ -280,7 +300,11 @@ fn outgoing(payload: Payload) -> (Option<Payload>, Option<(String, Outgoing)>) {
 
 type FailedForm = Arc<parking_lot::Mutex<Option<Refusal>>>;
 
-fn request(admitted: &Admitted, outgoing: Option<(String, Outgoing)>, failed: &FailedForm) -> Result<Request<RequestBody>, Refusal> {
+fn request(
+    admitted: &Admitted,
+    outgoing: Option<(String, Outgoing)>,
+    failed: &FailedForm,
+) -> Result<Request<RequestBody>, Refusal> {
     let (content_type, body) = match outgoing {
         None => (None, outbound::empty()),
         Some((content_type, Outgoing::Whole(bytes))) => (Some(content_type), outbound::full(bytes)),
@@ -401,7 +425,8 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
     match tokio::time::timeout(LOOK_UP_TIMEOUT, work).await {
         Ok(found) => found,
         Err(_) => {
-            Err(Refusal::new(Code::UpstreamTimeout, Stage::Facts).because(format!("look-up of `{target}` took too long")))
+            Err(Refusal::new(Code::UpstreamTimeout, Stage::Facts)
+                .because(format!("look-up of `{target}` took too long")))
         }
     }
 }
@@ -421,7 +446,8 @@ async fn ask(
     }
     let connect_timeout = cluster.settings.timeouts.connect;
     let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };
-    let picked = cluster.pick(Want::Any).map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    let picked =
+        cluster.pick(Want::Any).map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
     gateway.client.send(&picked.endpoint().origin, request, &options).await.map_err(|e| {
         let retry = e.retry();
         if retry == Retry::Always {

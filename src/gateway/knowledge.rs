@@ -99,7 +99,8 @@ fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
         Some(Value::Array(_) | Value::String(_) | Value::Number(_) | Value::Bool(_)) => {
-            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{field}` must be an object here")));
+            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request)
+                .saying(format!("field `{field}` must be an object here")));
         }
     };
     map.insert(key.to_owned(), tenant.into());

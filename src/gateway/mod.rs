@@ -15,10 +15,10 @@ mod multipart;
 mod exchange;
 mod snapshot;
 
+mod address;
 mod admit;
 mod arrival;
 mod facts;
-mod address;
 mod knowledge;
 mod shape;
 

@@ -132,7 +132,11 @@ impl Gateway {
                 let outlives = operation.cost == Cost::Model
                     && !admitted.streams()
                     && matches!(operation.reply, Reply::Json | Reply::SseIfStream);
-                if outlives { self.detached(*admitted, exchange).await } else { forward::forward(self, *admitted, exchange).await }
+                if outlives {
+                    self.detached(*admitted, exchange).await
+                } else {
+                    forward::forward(self, *admitted, exchange).await
+                }
             }
             Err(refusal) => {
                 exchange.refused(&refusal);

@@ -149,7 +149,8 @@ mod tests {
             timeouts: Timeouts::default(),
             tenants: vec![TenantId::new("acme").unwrap()],
         };
-        let clusters = Clusters::new(vec![settings], &BTreeMap::new(), &[Secret::new("0123456789abcdef0123456789abcdef")]);
+        let clusters =
+            Clusters::new(vec![settings], &BTreeMap::new(), &[Secret::new("0123456789abcdef0123456789abcdef")]);
         UserStripper::new(clusters.unwrap().iter().next().unwrap(), &TenantId::new("acme").unwrap())
     }
 

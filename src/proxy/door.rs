@@ -21,9 +21,7 @@ use super::head::{self, BadHead, Head, HeadLimits};
 use super::pump::{self, Gone, Upload};
 use super::tls::TlsAcceptor;
 use super::websocket;
-use crate::gateway::{
-    Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id,
-};
+use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
 use crate::telemetry::{Door, Telemetry};
 
 /// Silence on a kept-alive connection before it is closed.

@@ -293,10 +293,16 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{host}X : b\r\n\r\n"), "field_name"),
             (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), "field_without_colon"),
             (format!("GET / HTTP/1.1\r\n{host}\tfolded: x\r\n\r\n"), "field_name"),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), "content_length_duplicated"),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+                "content_length_duplicated",
+            ),
             (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5, 5\r\n\r\n"), "content_length"),
             (format!("POST / HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n"), "content_length"),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                "framing_ambiguous",
+            ),
             (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n"), "transfer_encoding"),
             (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: xchunked\r\n\r\n"), "transfer_encoding"),
             (format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),

@@ -33,7 +33,9 @@ async fn a_foreign_session_does_not_hide_among_own_ones() {
     session(stack.os(), "bobs", "acme~bob");
     session(stack.os(), "eves", "globex~eve");
     no_session(stack.os(), "none");
-    for ids in [r#"["bobs","mine"]"#, r#"["mine","bobs"]"#, r#"["eves","mine"]"#, r#"["mine","eves"]"#, r#"["mine","none"]"#] {
+    for ids in
+        [r#"["bobs","mine"]"#, r#"["mine","bobs"]"#, r#"["eves","mine"]"#, r#"["mine","eves"]"#, r#"["mine","none"]"#]
+    {
         assert_not_found(ids, &stack.send(bulk_delete(ids)).await);
     }
     // Not readable here is not absent there.
@@ -133,7 +135,6 @@ async fn agents_search_only_the_knowledge_of_the_callers_tenant() {
     // The caller's own filters never pass.
     let forged = Ask::run("assistant").field("message", "hi").field("knowledge_filters", "{}").by(&Who::alice());
     assert_eq!(stack.send(forged).await.json()["code"], "field_not_allowed");
-
 }
 
 #[tokio::test]

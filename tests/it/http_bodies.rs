@@ -37,7 +37,11 @@ async fn a_form_reaches_upstream_with_our_own_ids() {
     for (what, kind, body) in [
         ("multipart", MULTIPART, multipart),
         ("urlencoded", "application/x-www-form-urlencoded", urlencoded),
-        ("parameters", "application/x-www-form-urlencoded; charset=UTF-8", "message=hi+%26+%3Cthere%3E%0D%0A&stream=false".into()),
+        (
+            "parameters",
+            "application/x-www-form-urlencoded; charset=UTF-8",
+            "message=hi+%26+%3Cthere%3E%0D%0A&stream=false".into(),
+        ),
     ] {
         let before = stack.os().requests().len();
         let got = stack.send(Ask::run("assistant").body(kind, body).by(&Who::alice())).await;
@@ -113,7 +117,8 @@ async fn bodies_that_can_be_read_two_ways_never_reach_upstream() {
         let got = stack.send(ask.by(&Who::alice())).await;
         assert_eq!((got.status, got.code()), (415, "media_type_unsupported".to_owned()), "{what}: {got:?}");
     }
-    let boundaries = ["multipart/form-data", "multipart/form-data; boundary=b; boundary=c", "multipart/form-data; boundary="];
+    let boundaries =
+        ["multipart/form-data", "multipart/form-data; boundary=b; boundary=c", "multipart/form-data; boundary="];
     for kind in boundaries {
         let got = stack.send(Ask::run("assistant").body(kind, form(&[hi()])).by(&Who::alice())).await;
         assert_eq!((got.status, got.code()), (400, "form_malformed".to_owned()), "{kind}: {got:?}");
@@ -157,7 +162,11 @@ async fn bodies_over_their_limits_are_refused() {
         ("a text field", Ask::run("assistant").body(MULTIPART, form(&[field("message", &long(9 << 10))])), 413),
         ("an urlencoded form", Ask::run("assistant").field("message", &long(9 << 10)), 413),
         ("JSON", Ask::post("/knowledge/search").json(&json!({"query": long(5 << 10)})), 413),
-        ("a declared length", Ask::run("assistant").body(MULTIPART, form(&[hi(), file("files", &long(300 << 10))])), 413),
+        (
+            "a declared length",
+            Ask::run("assistant").body(MULTIPART, form(&[hi(), file("files", &long(300 << 10))])),
+            413,
+        ),
         ("field after field", Ask::run("assistant").body(MULTIPART, form(&many)), 400),
     ];
     for (what, ask, status) in cases {
@@ -184,15 +193,26 @@ fn chunk(data: &str) -> String {
 async fn a_chunked_body_over_the_limit_is_cut_off() {
     let stack = Stack::with(Settings::new().set("[server.limits]", "body_bytes", "\"256KiB\"")).await;
     // A file that streams, and fields that would be collected: one after the other, none of them large.
-    let endless_file = format!("{}--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"f\"\r\n\r\n", field("message", "hi"));
+    let endless_file = format!(
+        "{}--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"f\"\r\n\r\n",
+        field("message", "hi")
+    );
     let piece = "x".repeat(16 << 10);
     for (what, start, next) in [
         ("a file", endless_file, piece.clone()),
-        ("fields", String::new(), format!("{piece}\r\n--b\r\nContent-Disposition: form-data; name=\"message\"\r\n\r\n")),
+        (
+            "fields",
+            String::new(),
+            format!("{piece}\r\n--b\r\nContent-Disposition: form-data; name=\"message\"\r\n\r\n"),
+        ),
     ] {
         let mut raw = stack.raw().await;
         raw.write(chunked_head()).await;
-        let start = if start.is_empty() { "--b\r\nContent-Disposition: form-data; name=\"message\"\r\n\r\n".into() } else { start };
+        let start = if start.is_empty() {
+            "--b\r\nContent-Disposition: form-data; name=\"message\"\r\n\r\n".into()
+        } else {
+            start
+        };
         raw.write(chunk(&start)).await;
         for _ in 0..64 {
             raw.write(chunk(&next)).await;
@@ -217,7 +237,10 @@ async fn an_upload_streams_while_upstream_reads() {
     let stack = Stack::over(&[url], Settings::new()).await;
     let mut raw = stack.raw().await;
     raw.write(chunked_head()).await;
-    let start = format!("{}--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"big.bin\"\r\n\r\n", field("message", "hi"));
+    let start = format!(
+        "{}--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"big.bin\"\r\n\r\n",
+        field("message", "hi")
+    );
     raw.write(chunk(&start)).await;
     let piece = "\u{1}".repeat(PIECE);
     for _ in 0..2 {

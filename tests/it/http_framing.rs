@@ -51,7 +51,9 @@ async fn ambiguous_heads_are_refused_and_nothing_reaches_upstream() {
     for length in ["+5", "-5", "0x5", "5 5", "", "5;", "18446744073709551621"] {
         cases.push(("an odd length", format!("{post}Content-Length: {length}\r\n\r\nhello")));
     }
-    for encoding in ["xchunked", "chunked, identity", "identity", "gzip, chunked", "chunked;q=1", "\"chunked\"", "\x0bchunked", ""] {
+    for encoding in
+        ["xchunked", "chunked, identity", "identity", "gzip, chunked", "chunked;q=1", "\"chunked\"", "\x0bchunked", ""]
+    {
         cases.push(("an odd encoding", format!("{post}Transfer-Encoding: {encoding}\r\n\r\n{smuggled}")));
     }
     for host in ["", "a/b", "a?b", "a b", "a,b", "u@a", "a:port", "a:99999", "[::1", "a\\b", "a#b", ":80"] {
@@ -198,12 +200,18 @@ async fn a_connection_serves_on_after_a_refusal() {
     for (what, request, status) in [
         ("without body", format!("GET /nowhere HTTP/1.1\r\n{good}\r\n"), "404"),
         ("body unread", format!("POST /nowhere HTTP/1.1\r\n{good}{form}\r\n{body}"), "404"),
-        ("body read", format!("POST /agents/assistant/runs HTTP/1.1\r\n{good}{form}\r\n{body}&evil=1").replace(
-            &format!("Content-Length: {}", body.len()),
-            &format!("Content-Length: {}", body.len() + 7),
-        ), "400"),
+        (
+            "body read",
+            format!("POST /agents/assistant/runs HTTP/1.1\r\n{good}{form}\r\n{body}&evil=1")
+                .replace(&format!("Content-Length: {}", body.len()), &format!("Content-Length: {}", body.len() + 7)),
+            "400",
+        ),
         ("wrong method", format!("DELETE /agents HTTP/1.1\r\n{good}\r\n"), "405"),
-        ("unauthenticated, body unread", format!("POST /agents/assistant/runs HTTP/1.1\r\nHost: a\r\n{form}\r\n{body}"), "401"),
+        (
+            "unauthenticated, body unread",
+            format!("POST /agents/assistant/runs HTTP/1.1\r\nHost: a\r\n{form}\r\n{body}"),
+            "401",
+        ),
     ] {
         let mut raw = stack.raw().await;
         raw.write(request).await;
@@ -277,7 +285,9 @@ async fn an_upgrade_outside_of_the_websocket_route_is_no_tunnel() {
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let hidden = format!("GET /agents/records HTTP/1.1\r\n{}\r\n", good());
-    for upgrade in [upgrade, "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"] {
+    for upgrade in
+        [upgrade, "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"]
+    {
         let mut raw = stack.raw().await;
         raw.write(format!("GET /agents/assistant HTTP/1.1\r\n{}{upgrade}\r\n{hidden}", good())).await;
         let (head, _) = raw.answer().await;

@@ -7,7 +7,8 @@ use crate::fake::Reply;
 use crate::stack::{Ask, Stack, Who};
 
 /// The only headers that upstream ever sees.
-const UP: [&str; 7] = ["accept", "accept-language", "authorization", "content-length", "content-type", "host", "traceparent"];
+const UP: [&str; 7] =
+    ["accept", "accept-language", "authorization", "content-length", "content-type", "host", "traceparent"];
 
 #[tokio::test]
 async fn no_header_of_the_caller_but_the_allowed_ones_reaches_upstream() {
@@ -117,7 +118,8 @@ async fn a_request_id_is_kept_when_it_is_plain_and_minted_when_not() {
         assert_eq!(Some(id) == given, kept, "{given:?} became {id}");
         assert!(kept || uuid::Uuid::parse_str(id).is_ok(), "{given:?} became {id}");
     }
-    let twice = stack.send(Ask::get("/agents").by(&Who::alice()).header("x-request-id", "a").header("x-request-id", "b")).await;
+    let twice =
+        stack.send(Ask::get("/agents").by(&Who::alice()).header("x-request-id", "a").header("x-request-id", "b")).await;
     assert!(twice.header("x-request-id").is_some());
 }
 

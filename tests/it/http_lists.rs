@@ -9,7 +9,8 @@ use crate::stack::{Ask, Got, Settings, Stack, Who};
 
 fn ids(got: &Got) -> Vec<String> {
     let ids = got.json();
-    ids.as_array().map_or_else(Vec::new, |items| items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect())
+    ids.as_array()
+        .map_or_else(Vec::new, |items| items.iter().map(|item| item["id"].as_str().unwrap().to_owned()).collect())
 }
 
 #[tokio::test]
@@ -56,7 +57,10 @@ async fn ten_callers_at_once_cost_one_request() {
 
 #[tokio::test]
 async fn knowledge_is_kept_per_caller_and_forgotten_after_an_upload() {
-    let stack = Stack::with(Settings::new().add("[[cache.rules]]", &[("operation", "\"search_knowledge\""), ("ttl", "\"5m\"")])).await;
+    let stack = Stack::with(
+        Settings::new().add("[[cache.rules]]", &[("operation", "\"search_knowledge\""), ("ttl", "\"5m\"")]),
+    )
+    .await;
     let alice = Who::new("alice").role("admin");
     let search = |who: &Who| Ask::post("/knowledge/search").json(&json!({"query": "tolls"})).by(who);
     let count = || stack.os().requests_to("/knowledge/search").len();
@@ -71,9 +75,12 @@ async fn knowledge_is_kept_per_caller_and_forgotten_after_an_upload() {
         assert_eq!((got.status, count()), (200, fetched), "{who:?}: {got:?}");
     }
     // Each search carries the filter of its tenant.
-    let tenants: Vec<Value> = stack.os().requests_to("/knowledge/search").iter().map(|seen| {
-        serde_json::from_slice::<Value>(&seen.body).unwrap()["filters"]["tenant"].clone()
-    }).collect();
+    let tenants: Vec<Value> = stack
+        .os()
+        .requests_to("/knowledge/search")
+        .iter()
+        .map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap()["filters"]["tenant"].clone())
+        .collect();
     assert_eq!(tenants, ["acme", "acme", "globex"]);
 
     stack.os().pin("POST", "/knowledge/content", Reply::json(202, &json!({"id": "c-1"})));
@@ -89,7 +96,11 @@ async fn knowledge_is_kept_per_caller_and_forgotten_after_an_upload() {
 async fn rows_of_others_do_not_exist() {
     let stack = Stack::start().await;
     let session = |id: &str, user: Value| {
-        stack.os().pin("GET", &format!("/sessions/{id}"), Reply::json(200, &json!({"session_id": id, "user_id": user})));
+        stack.os().pin(
+            "GET",
+            &format!("/sessions/{id}"),
+            Reply::json(200, &json!({"session_id": id, "user_id": user})),
+        );
     };
     session("globex", json!("globex~eve"));
     session("bobs", json!("acme~bob"));
@@ -104,7 +115,12 @@ async fn rows_of_others_do_not_exist() {
         ("a session of nobody", Ask::get("/sessions/nobodys"), &alice, 404),
         ("deleting it", Ask::new("DELETE", "/sessions/globex"), &alice, 404),
         ("a run in it", Ask::run("assistant").field("message", "hi").field("session_id", "globex"), &alice, 404),
-        ("a run in a colleague's", Ask::run("assistant").field("message", "hi").field("session_id", "bobs"), &admin, 404),
+        (
+            "a run in a colleague's",
+            Ask::run("assistant").field("message", "hi").field("session_id", "bobs"),
+            &admin,
+            404,
+        ),
         ("a run nobody started", Ask::get("/agents/assistant/runs/r-1?session_id=globex"), &alice, 404),
         ("a cancel of it", Ask::post("/agents/assistant/runs/r-1/cancel"), &alice, 404),
     ];
@@ -150,14 +166,19 @@ async fn approvals_are_those_of_the_tenant() {
     }
     let approver = Who::new("carol").role("approver");
     let got = stack.send(Ask::get("/approvals").by(&approver)).await;
-    let shown: Vec<(String, String)> = got.json()["data"].as_array().unwrap().iter().map(|row| {
-        (row["id"].as_str().unwrap().to_owned(), row["user_id"].as_str().unwrap().to_owned())
-    }).collect();
+    let shown: Vec<(String, String)> = got.json()["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["id"].as_str().unwrap().to_owned(), row["user_id"].as_str().unwrap().to_owned()))
+        .collect();
     let pair = |id: &str, user: &str| (id.to_owned(), user.to_owned());
     assert_eq!(shown, [pair("a-1", "alice"), pair("a-2", "bob")]);
     assert_eq!(got.json()["meta"]["total_count"], 2);
 
-    let resolve = |id: &str| Ask::post(&format!("/approvals/{id}/resolve")).json(&json!({"status": "approved", "resolved_by": "eve"}));
+    let resolve = |id: &str| {
+        Ask::post(&format!("/approvals/{id}/resolve")).json(&json!({"status": "approved", "resolved_by": "eve"}))
+    };
     for (what, who, id, status) in [
         ("another tenant's", &approver, "g-1", 404),
         ("her own", &Who::new("alice").role("approver"), "a-1", 403),

@@ -47,7 +47,10 @@ async fn a_run_slot_comes_back_when_its_caller_leaves() {
     assert_eq!(got.json()["limit"]["limit"], 2);
     // Reads need no slot; another tenant has its own.
     assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200);
-    assert_eq!(stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status, 200);
+    assert_eq!(
+        stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status,
+        200
+    );
 
     drop(open.pop());
     stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 1.0).await;
@@ -62,7 +65,9 @@ async fn a_run_slot_comes_back_when_its_caller_leaves() {
 async fn a_run_slot_comes_back_after_every_failure() {
     let settings = plan("concurrent_runs", "1").set("[clusters.timeouts]", "response_header", "\"50ms\"");
     let stack = Stack::with(settings).await;
-    for reply in [Reply::reset_at_once(), Reply::never(), Reply::garbage(), Reply::detail(500, "boom"), Reply::broken_sse(&[])] {
+    for reply in
+        [Reply::reset_at_once(), Reply::never(), Reply::garbage(), Reply::detail(500, "boom"), Reply::broken_sse(&[])]
+    {
         stack.os().script(reply);
         let got = stack.open(run()).await.rest().await;
         assert!(!got.0.contains("too_many_runs"), "{got:?}");
@@ -84,7 +89,10 @@ async fn an_exhausted_budget_stops_runs_and_nothing_else() {
         }
     }
     assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200);
-    assert_eq!(stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status, 200);
+    assert_eq!(
+        stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status,
+        200
+    );
 }
 
 #[tokio::test]

@@ -77,7 +77,11 @@ async fn of_the_request(reached: &mut Reached) {
     let stack = Stack::before(vec![FakeAgentOs::start_as(Line::V2).await], Settings::new()).await;
     let alice = Who::alice();
     let expired = Who::alice().token_at(SystemTime::now() - Duration::from_secs(7200));
-    stack.os().pin("GET", "/sessions/theirs", Reply::json(200, &json!({"session_id": "theirs", "user_id": "globex~eve"})));
+    stack.os().pin(
+        "GET",
+        "/sessions/theirs",
+        Reply::json(200, &json!({"session_id": "theirs", "user_id": "globex~eve"})),
+    );
     let cases = [
         ("path_not_canonical", Ask::get("/agents/a%2Fb").by(&alice)),
         ("credential_ambiguous", Ask::get("/agents").by(&alice).by(&alice)),
@@ -122,7 +126,8 @@ async fn of_the_body(reached: &mut Reached) {
     for (code, ask) in cases {
         reached.check(code, &stack.send(ask.by(&alice)).await);
     }
-    let answered: Vec<_> = stack.os().requests().into_iter().filter(|request| !request.aborted && request.answered).collect();
+    let answered: Vec<_> =
+        stack.os().requests().into_iter().filter(|request| !request.aborted && request.answered).collect();
     assert_eq!(answered, []);
 }
 
@@ -187,7 +192,8 @@ async fn of_upstream(reached: &mut Reached) {
         ("jwks_url", "\"http://127.0.0.1:1/keys\""),
         ("tenants", "[\"globex\"]"),
     ];
-    let settings = Settings::new().set("[[identity.issuers]]", "tenants", "[\"acme\"]").add("[[identity.issuers]]", issuer);
+    let settings =
+        Settings::new().set("[[identity.issuers]]", "tenants", "[\"acme\"]").add("[[identity.issuers]]", issuer);
     let stack = Stack::with(settings).await;
     let part = |json: serde_json::Value| {
         use base64::Engine as _;
@@ -204,7 +210,8 @@ fn the_refusal_table_is_the_golden_one() {
     for row in Code::ALL.iter().map(|code| code.row()) {
         let help = row.help.unwrap_or("-");
         let loudness = format!("{:?}", row.loudness).to_lowercase();
-        writeln!(table, "{} | {} | {loudness} | {} | {} | {help}", row.code, row.status, row.title, row.detail).unwrap();
+        writeln!(table, "{} | {} | {loudness} | {} | {} | {help}", row.code, row.status, row.title, row.detail)
+            .unwrap();
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/refusals.txt");
     if ProcessEnv.var("UPDATE_GOLDEN").is_some() {

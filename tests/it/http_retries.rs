@@ -96,7 +96,9 @@ async fn a_run_takes_a_connection_of_its_own() {
     }
     let seen = stack.os().requests();
     let runs: Vec<usize> = seen.iter().filter(|r| r.path() == RUNS).map(|r| r.connection).collect();
-    let before = |at: usize| seen.iter().take_while(|r| r.connection != runs[at] || r.path() != RUNS).any(|r| r.connection == runs[at]);
+    let before = |at: usize| {
+        seen.iter().take_while(|r| r.connection != runs[at] || r.path() != RUNS).any(|r| r.connection == runs[at])
+    };
     assert!(!before(0) && !before(1), "{seen:?}");
 }
 

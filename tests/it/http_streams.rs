@@ -25,7 +25,8 @@ fn stream() -> Ask {
 /// The data of the last event of a stream, which must be an error event.
 fn error_of(text: &str) -> Value {
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
-    let data = last.strip_prefix("event: error\ndata: ").unwrap_or_else(|| panic!("no error event at the end of {text:?}"));
+    let data =
+        last.strip_prefix("event: error\ndata: ").unwrap_or_else(|| panic!("no error event at the end of {text:?}"));
     serde_json::from_str(data).unwrap()
 }
 
@@ -102,7 +103,8 @@ async fn a_run_without_stream_outlives_its_caller() {
     drop(raw);
     // AgentOS goes on with such a run, whoever waits: it must stay on our books until it ends.
     gate.open();
-    let seen = stack.os().wait_for("the end of the run", |seen| seen.iter().any(|r| r.path() == RUNS && r.answered)).await;
+    let seen =
+        stack.os().wait_for("the end of the run", |seen| seen.iter().any(|r| r.path() == RUNS && r.answered)).await;
     assert!(seen.iter().all(|request| !request.aborted));
     let line = stack.access_line("gone").await;
     assert_eq!((&line["code"], &line["run_id"]), (&json!("ok"), &json!("r-1")), "{line}");
@@ -137,9 +139,11 @@ async fn a_broken_stream_ends_in_an_error_event() {
 
 #[tokio::test]
 async fn a_stream_lives_no_longer_than_it_may() {
-    let settings = Settings::new()
-        .set("[clusters.timeouts]", "stream_idle", "\"150ms\"")
-        .set("[clusters.timeouts]", "stream_max", "\"150ms\"");
+    let settings = Settings::new().set("[clusters.timeouts]", "stream_idle", "\"150ms\"").set(
+        "[clusters.timeouts]",
+        "stream_max",
+        "\"150ms\"",
+    );
     let stack = Stack::with(settings).await;
     let (reply, gate) = Reply::paced_sse(&events());
     stack.os().script(reply);
@@ -225,6 +229,9 @@ async fn every_exchange_is_told_once() {
     }
     let line = stack.access_line("streamed").await;
     assert_eq!(line["gen_ai.usage.input_tokens"], json!(3), "{line}");
-    assert!(line["run_id"].is_string() && line["tenant"] == "acme" && line["operation"] == "create_agent_run", "{line}");
+    assert!(
+        line["run_id"].is_string() && line["tenant"] == "acme" && line["operation"] == "create_agent_run",
+        "{line}"
+    );
     assert!(!text.contains("message") && !text.contains("eyJ"), "a prompt or a token is in the log: {text}");
 }

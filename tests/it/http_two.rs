@@ -31,7 +31,11 @@ async fn with_tls() -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
     (Stack::with(settings).await, folder, roots)
 }
 
-async fn tls(stack: &Stack, roots: rustls::RootCertStore, alpn: &[&[u8]]) -> tokio_rustls::client::TlsStream<TcpStream> {
+async fn tls(
+    stack: &Stack,
+    roots: rustls::RootCertStore,
+    alpn: &[&[u8]],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
@@ -48,7 +52,8 @@ async fn speak<S>(stream: S) -> (Sender, JoinSet<()>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = within("a handshake", http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.unwrap();
+    let (sender, connection) =
+        within("a handshake", http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let _ = connection.await;
@@ -59,7 +64,8 @@ where
 fn request(method: &str, target: &str, body: &'static str) -> Request<Full<Bytes>> {
     let builder = Request::builder().method(method).uri(target).version(Version::HTTP_2);
     let builder = builder.header("authorization", format!("Bearer {}", Who::alice().token()));
-    let builder = if body.is_empty() { builder } else { builder.header("content-type", "application/x-www-form-urlencoded") };
+    let builder =
+        if body.is_empty() { builder } else { builder.header("content-type", "application/x-www-form-urlencoded") };
     builder.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
 }
 
@@ -78,7 +84,10 @@ async fn http2_is_spoken_over_tls_where_the_client_offers_it() {
     let (mut sender, _tasks) = speak(tls(&stack, roots.clone(), &[b"h2", b"http/1.1"]).await).await;
     let response = send(&mut sender, request("GET", "https://localhost/agents", "")).await;
     assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
-    assert!(response.headers().contains_key("x-request-id") && !response.headers().contains_key("server"), "{response:?}");
+    assert!(
+        response.headers().contains_key("x-request-id") && !response.headers().contains_key("server"),
+        "{response:?}"
+    );
     assert!(text(response).await.contains("assistant"));
     let run = request("POST", "https://localhost/agents/assistant/runs", "message=hi&stream=false");
     assert!(text(send(&mut sender, run).await).await.contains("echo: hi"));

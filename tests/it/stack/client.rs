@@ -262,9 +262,11 @@ impl Raw {
     pub(crate) async fn answer(&mut self) -> (String, String) {
         let head = self.until("\r\n\r\n").await;
         let lower = head.to_ascii_lowercase();
-        let length = lower.split("content-length:").nth(1).and_then(|rest| rest.split("\r\n").next()).map_or(0, |text| {
-            text.trim().parse::<usize>().unwrap()
-        });
+        let length = lower
+            .split("content-length:")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next())
+            .map_or(0, |text| text.trim().parse::<usize>().unwrap());
         while self.seen.len() < length {
             assert!(self.fill().await, "closed inside a body: {head}");
         }
