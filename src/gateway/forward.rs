@@ -57,7 +57,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
-        Rule::Pass | Rule::PerItem | Rule::Config => reply(gateway, &mut admitted, &mut exchange).await,
+        Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
         Ok(Replied::Whole(answer)) => {
@@ -384,10 +384,13 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
                 let row = serde_json::from_slice(&body).map(Some);
                 row.map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))
             }
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(None),
+            StatusCode::NOT_FOUND => Ok(None),
+            // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
+            // does not count as absent.
             other => {
-                let why = format!("look-up of `{target}` answered {other}");
-                Err(Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(why))
+                let absent = matches!(other, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
+                let code = if absent { Code::NotFound } else { Code::UpstreamInvalid };
+                Err(Refusal::new(code, Stage::Facts).because(format!("look-up of `{target}` answered {other}")))
             }
         }
     };

@@ -110,11 +110,6 @@ impl SendError {
         matches!(self, Self::Reset { reused: true, .. })
     }
 
-    /// Says whether any request, idempotent or not, may be sent again: nothing of it was sent.
-    pub fn is_safe_to_retry(&self) -> bool {
-        self.retry() == Retry::Always
-    }
-
     /// The word used in the `kind` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {
