@@ -412,13 +412,10 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
             StatusCode::NOT_FOUND => Ok(None),
             // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
             // does not count as absent.
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
-                let why = format!("look-up of `{target}` answered {}", response.status());
-                Err(Refusal::new(Code::NotFound, Stage::Facts).because(why))
-            }
             other => {
-                let why = format!("look-up of `{target}` answered {other}");
-                Err(Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(why))
+                let absent = matches!(other, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
+                let code = if absent { Code::NotFound } else { Code::UpstreamInvalid };
+                Err(Refusal::new(code, Stage::Facts).because(format!("look-up of `{target}` answered {other}")))
             }
         }
     };
