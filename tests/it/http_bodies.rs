@@ -233,7 +233,8 @@ async fn an_upload_streams_while_upstream_reads() {
     let url = format!("http://{}", upstream.local_addr().unwrap());
     // The probes take connections of this listener too: it answers them and waits for the upload.
     let (first_byte, seen_first) = tokio::sync::oneshot::channel();
-    let receiver = tokio::spawn(receive(upstream, first_byte));
+    let mut receiver = tokio::task::JoinSet::new();
+    receiver.spawn(receive(upstream, first_byte));
     let stack = Stack::over(&[url], Settings::new()).await;
     let mut raw = stack.raw().await;
     raw.write(chunked_head()).await;
@@ -255,7 +256,7 @@ async fn an_upload_streams_while_upstream_reads() {
     raw.write("0\r\n\r\n").await;
     let (head, body) = raw.answer().await;
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}{body}");
-    let uploaded = crate::stack::within("the whole upload", receiver).await.unwrap();
+    let uploaded = crate::stack::within("the whole upload", receiver.join_next()).await.unwrap().unwrap();
     assert_eq!(uploaded, PIECE * PIECES);
 }
 

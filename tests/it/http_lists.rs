@@ -182,7 +182,7 @@ async fn approvals_are_those_of_the_tenant() {
     for (what, who, id, status) in [
         ("another tenant's", &approver, "g-1", 404),
         ("her own", &Who::new("alice").role("approver"), "a-1", 403),
-        ("an operator's", &Who::new("dave").role("operator"), "a-1", 403),
+        ("an operator's", &Who::new("dave").role("operator"), "a-1", 404),
         ("a colleague's", &approver, "a-1", 200),
     ] {
         let got = stack.send(resolve(id).by(who)).await;
