@@ -9,4 +9,5 @@ mod http_framing;
 mod http_headers;
 mod http_refusals;
 mod stack;
+mod starlette;
 mod tidy;
