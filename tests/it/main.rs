@@ -3,11 +3,13 @@
 
 mod agno;
 mod config;
+mod corpora;
 mod fake;
 mod http_bodies;
 mod http_framing;
 mod http_headers;
 mod http_refusals;
+mod real_holes;
 mod stack;
 mod starlette;
 mod tidy;
