@@ -8,10 +8,13 @@ use super::head;
 /// # Panics
 /// When an accepted head can be read two ways.
 pub fn head(data: &[u8]) {
+    // As it is read from a socket: up to the first blank line.
+    let Some(end) = memchr::memmem::find(data, b"\r\n\r\n") else { return };
+    let data = data.get(..end + 4).unwrap_or_default();
     if head::check(data).is_err() {
         return;
     }
-    let Ok(text) = std::str::from_utf8(data).or_else(|_| std::str::from_utf8(&[])) else { return };
+    let text = String::from_utf8_lossy(data);
     let lines: Vec<&str> = text.split("\r\n").collect();
     assert!(lines.iter().all(|line| !line.contains(['\r', '\n', '\0'])), "{text:?}");
     let count = |name: &str| {
