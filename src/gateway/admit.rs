@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderMap;
 use uuid::Uuid;
 
+use super::arrival;
 use super::body::{self, Payload};
-use super::call::{Answer, AnswerBody, Call, Caller};
+use super::call::{Answer, Call, Inbound};
 use super::exchange::Exchange;
 use super::facts::{self, Facts};
 use super::filter;
@@ -20,14 +21,12 @@ use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
 use crate::agentos::{
-    Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, NotMatched, Operation, Query, Reply,
+    Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
 use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
-use crate::identity::{Credential, Refused};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
-use crate::quota::{self, Exceeded, ExceededKind, Pass};
 use crate::telemetry::CacheResult;
 
 /// Longest wait for another caller who is fetching the same answer.
@@ -93,12 +92,11 @@ impl Admitted {
     pub(super) fn streams(&self) -> bool {
         match (self.operation().reply, &self.payload) {
             (Reply::Sse, _) => true,
-            (Reply::SseIfStream, Payload::Form(form)) => form.text("stream").is_none_or(|v| is_true(v)),
+            (Reply::SseIfStream, Payload::Form(form)) => form.text("stream").is_none_or(is_true),
             (Reply::SseIfStream, _) => true,
             (Reply::Json | Reply::Empty | Reply::Opaque, _) => false,
         }
     }
-
 }
 
 /// Form booleans as pydantic reads them.
@@ -106,7 +104,7 @@ fn is_true(text: &str) -> bool {
     matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
 }
 
-/// Decides one call, stage by stage.
+/// Decides one call, stage by stage. Longer than a screen, because its order is what must be read in one piece.
 ///
 /// # Errors
 /// The first stage that says no.
@@ -119,37 +117,26 @@ pub(super) async fn admit(
     mut call: Call,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
-    let (path, matched) = find_operation(snapshot, &call, exchange)?;
+    let (path, matched) = arrival::operation(snapshot, &call, exchange)?;
     let operation = matched.operation;
-    if operation.id == "health_check" {
-        return Ok(Verdict::Answered(json_answer(r#"{"status":"ok"}"#)));
+    if operation.exposure == Exposure::Local(Own::Health) {
+        return Ok(Verdict::Answered(arrival::healthy()));
     }
-    let principal = match &call.caller {
-        Caller::ByHeaders => identify(snapshot, &call.headers).await?,
-        Caller::Verified(principal) => Arc::clone(principal),
-    };
-    exchange.event.tenant = Some(principal.tenant.clone());
-    exchange.event.subject = Some(Arc::clone(&principal.subject));
-
-    let cluster = find_cluster(snapshot, &call, &principal, operation)?;
-    exchange.event.cluster = Some(Arc::clone(cluster.name()));
-    let pass = snapshot.quota.spend(&principal).map_err(refused)?;
-    for limit in &pass.limits {
-        gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
-    }
-    if operation.exposure == Exposure::Local {
-        return local(operation, snapshot, &principal, &pass);
+    let principal = arrival::principal(snapshot, &call.caller, &call.headers, exchange).await?;
+    let cluster = arrival::cluster(snapshot, &call, &principal, operation, exchange)?;
+    let pass = arrival::spend(gateway, snapshot, &principal)?;
+    if operation.exposure.is_local() {
+        return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
     }
 
-    let user = cluster
-        .upstream_user(&principal)
-        .map_err(|e| Refusal::new(Code::Forbidden, Stage::Identity).because(e.to_string()))?;
+    let user = arrival::upstream_user(&cluster, &principal)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
-    let inbound = std::mem::replace(&mut call.body, super::call::Inbound::Empty);
+    let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
-    let ground = Ground { gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
-
+    let ground = Ground {
+        gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user,
+    };
     let facts = facts::gather(&ground, &query, &payload).await?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
     exchange.event.policies = ground.permit(&facts)?;
@@ -159,139 +146,25 @@ pub(super) async fn admit(
 
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
-    let fill = match ground.look_up(&path, &query, &payload).await {
-        Looked::Fresh(stored) => {
-            exchange.event.cache = CacheResult::Hit;
-            return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered);
-        }
-        Looked::Miss(fill) => {
-            exchange.event.cache = CacheResult::Miss;
-            Some(fill)
-        }
+    let looked = ground.look_up(&path, &query, &payload).await;
+    exchange.event.cache = looked.result();
+    let fill = match looked {
+        Looked::Fresh(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
+        Looked::Miss(fill) => Some(fill),
         Looked::Bypass => None,
     };
 
     let lease = ground.lease()?;
     let picked = ground.endpoint(&facts)?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
-    exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
-    let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
+    exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
+    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
+    let (snapshot, principal) = (Arc::clone(snapshot), Arc::clone(&principal));
+    let cluster = Arc::clone(&cluster);
     Ok(Verdict::Admitted(Box::new(Admitted {
-        snapshot: Arc::clone(snapshot),
-        principal: Arc::clone(&principal),
-        cluster: Arc::clone(&cluster),
-        headers: call.headers,
-        matched,
-        user,
-        acting,
-        path,
-        query,
-        caller_token,
-        payload,
-        picked,
-        run_id,
-        lease,
-        fill,
-        tenant_wide,
-        answer_headers,
-        view,
-        _ticket: (),
+        snapshot, matched, principal, cluster, user, acting, path, query, headers, caller_token, payload, picked,
+        run_id, lease, fill, tenant_wide, answer_headers, view, _ticket: (),
     })))
-}
-
-/// Guards against floods from one address, before anything is known about the caller.
-pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
-    snapshot.quota.flood(peer).map_err(exceeded)
-}
-
-/// Verifies the one credential of a request.
-pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result<Arc<Principal>, Refusal> {
-    let refuse = |code| Refusal::new(code, Stage::Identity);
-    let credential = Credential::from_headers(headers)
-        .map_err(|_| refuse(Code::CredentialAmbiguous))?
-        .ok_or_else(|| refuse(Code::Unauthenticated).because("no credential"))?;
-    snapshot.identity.verify(&credential, SystemTime::now()).await.map_err(|refused| {
-        let code = match refused {
-            Refused::Expired => Code::TokenExpired,
-            Refused::KeysUnavailable => Code::Overloaded,
-            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant => Code::Unauthenticated,
-        };
-        refuse(code).because(refused.to_string())
-    })
-}
-
-fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> Result<(CanonicalPath, Matched), Refusal> {
-    let path = CanonicalPath::parse(&call.path)
-        .map_err(|bad| Refusal::new(Code::PathNotCanonical, Stage::Request).because(bad.to_string()))?;
-    let matched = snapshot.catalog.find(&call.method, &path).map_err(|not| match not {
-        NotMatched::Unknown => Refusal::new(Code::OperationUnknown, Stage::Catalogue),
-        NotMatched::MethodNotAllowed { allow } => {
-            let mut refusal = Refusal::new(Code::MethodNotAllowed, Stage::Catalogue);
-            refusal.allow = Some(allow.iter().map(|m| m.as_str()).collect::<Vec<_>>().join(", "));
-            refusal
-        }
-    })?;
-    exchange.event.operation = Some(matched.operation.id);
-    exchange.action = Some(matched.operation.action);
-    match matched.operation.exposure {
-        Exposure::Offered | Exposure::Local => Ok((path, matched)),
-        Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
-    }
-}
-
-fn find_cluster(snapshot: &Snapshot, call: &Call, principal: &Principal, operation: &Operation) -> Result<Arc<Cluster>, Refusal> {
-    let unknown = || Refusal::new(Code::ClusterUnknown, Stage::Cluster);
-    let cluster = match &call.cluster {
-        Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
-        None => {
-            let header = call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
-            snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
-        }
-    };
-    if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
-        return Err(Refusal::new(Code::OperationUnsupported, Stage::Cluster));
-    }
-    Ok(Arc::clone(cluster))
-}
-
-/// Operations that the gateway answers itself, after identity and rate.
-fn local(operation: &Operation, snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Verdict, Refusal> {
-    if operation.id != "get_quota" {
-        return Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"));
-    }
-    let usage = snapshot.quota.usage(principal).map_err(|e| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string()))?;
-    let limits: Vec<_> = usage.iter().map(super::refusal::limit_json).collect();
-    let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "limits": limits });
-    let mut answer = json_answer(body.to_string());
-    limit_headers(&mut answer.headers, &pass.limits);
-    Ok(Verdict::Answered(answer))
-}
-
-fn json_answer(body: impl Into<bytes::Bytes>) -> Answer {
-    let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Answer { status: http::StatusCode::OK, headers, body: AnswerBody::full(body), refused: None }
-}
-
-/// A quota's refusal in the table's words.
-fn refused(refused: quota::Refused) -> Refusal {
-    match refused {
-        quota::Refused::Exceeded(limit) => exceeded(limit),
-        quota::Refused::NoPlan(no_plan) => Refusal::new(Code::Forbidden, Stage::Quota).because(no_plan.to_string()),
-    }
-}
-
-fn exceeded(exceeded: Exceeded) -> Refusal {
-    let code = match exceeded.kind {
-        ExceededKind::Flood => Code::Flood,
-        ExceededKind::Rate => Code::RateLimited,
-        ExceededKind::Runs => Code::TooManyRuns,
-        ExceededKind::Budget => Code::BudgetExhausted,
-    };
-    let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
-    refusal.retry_after = Some(exceeded.retry_after);
-    refusal.limit = Some(Box::new(exceeded.limit));
-    refusal
 }
 
 /// Everything that is known once a call has a caller and a cluster: the ground that the later stages stand on.
@@ -309,6 +182,18 @@ enum Looked {
     Fresh(Arc<cache::Stored>),
     Miss(FillGuard),
     Bypass,
+}
+
+// === impl Looked ===
+
+impl Looked {
+    fn result(&self) -> CacheResult {
+        match self {
+            Self::Fresh(_) => CacheResult::Hit,
+            Self::Miss(_) => CacheResult::Miss,
+            Self::Bypass => CacheResult::Bypass,
+        }
+    }
 }
 
 // === impl Ground ===
@@ -380,7 +265,7 @@ impl Ground<'_> {
             return Acting::Lookup;
         }
         // Who resolves an approval is the caller, whoever asked for it.
-        if facts.approval.is_some() && operation.action != crate::agentos::Action::Read {
+        if facts.approval.is_some() && operation.action != Action::Read {
             return Acting::User(self.user.clone());
         }
         Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone()))
@@ -425,7 +310,7 @@ impl Ground<'_> {
         // Agents of the same name on two clusters are two agents.
         let component = self.matched.component().map_or("", |(_, id)| id);
         let agent = format!("{}/{component}", self.cluster.name());
-        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(refused)?;
+        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(arrival::refused)?;
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 
@@ -441,5 +326,5 @@ impl Ground<'_> {
 
 /// Idempotent rows may be sent again after a connection died under them.
 pub(super) fn is_idempotent(operation: &Operation) -> bool {
-    operation.method == Method::Get || (operation.action == crate::agentos::Action::Read && operation.cost == Cost::Light)
+    operation.method == Method::Get || (operation.action == Action::Read && operation.cost == Cost::Light)
 }

@@ -57,7 +57,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
-        Rule::Pass | Rule::PerItem | Rule::Config => reply(gateway, &mut admitted, &mut exchange).await,
+        Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
         Ok(Replied::Whole(answer)) => {
@@ -371,7 +371,12 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
                 let body = collect(response.into_body(), REPLY_BYTES_MAX).await?;
                 serde_json::from_slice(&body).map(Some).map_err(|e| stage(Code::UpstreamInvalid).because(e.to_string()))
             }
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(None),
+            StatusCode::NOT_FOUND => Ok(None),
+            // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
+            // does not count as absent.
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                Err(stage(Code::NotFound).because(format!("look-up of `{target}` answered {}", response.status())))
+            }
             other => Err(stage(Code::UpstreamInvalid).because(format!("look-up of `{target}` answered {other}"))),
         }
     };

@@ -260,9 +260,12 @@ fn parameters(value: &str) -> Result<Vec<(String, String)>, Malformed> {
 mod tests {
     use super::*;
 
-    fn parse(content_type: &str, chunks: &[&[u8]]) -> Result<Vec<(String, Option<String>, Vec<u8>)>, Malformed> {
+    /// Name, file name and content of a part.
+    type Part = (String, Option<String>, Vec<u8>);
+
+    fn parse(content_type: &str, chunks: &[&[u8]]) -> Result<Vec<Part>, Malformed> {
         let mut parser = Parser::for_content_type(content_type)?;
-        let mut parts: Vec<(String, Option<String>, Vec<u8>)> = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
         for chunk in chunks {
             parser.feed(chunk);
             while let Some(event) = parser.next()? {

@@ -105,11 +105,6 @@ impl SendError {
         }
     }
 
-    /// Says whether any request, idempotent or not, may be sent again: nothing of it was sent.
-    pub fn is_safe_to_retry(&self) -> bool {
-        self.retry() == Retry::Always
-    }
-
     /// The word used in the `kind` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {

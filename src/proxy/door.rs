@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode, header};
-use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp as _};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::io::AsyncWriteExt;
@@ -47,6 +47,7 @@ pub struct HttpDoor {
 struct Streams {
     door: Arc<HttpDoor>,
     peer: IpAddr,
+    options: HttpServerOptions,
 }
 
 // === impl HttpDoor ===
@@ -95,7 +96,9 @@ impl HttpDoor {
     }
 
     async fn serve_http2(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
-        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip() });
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(KEEP_ALIVE);
+        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip(), options });
         streams.process_new(Box::new(connection), shutdown).await;
     }
 
@@ -203,7 +206,8 @@ impl HttpDoor {
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
             let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
-            return websocket::serve(&self.gateway, session, carrier, &headers).await.map(|()| Upgraded::Yes);
+            let conversation = websocket::serve(&self.gateway, session, carrier, &headers);
+            return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             session.write_continue_response().await.map_err(|_| Gone)?;
@@ -231,7 +235,8 @@ impl HttpDoor {
                     human: false,
                     body,
                 };
-                pump::while_uploading(session, &mut upload, self.gateway.serve(call)).await?
+                // Boxed: what admission needed is freed before an answer streams for hours.
+                pump::while_uploading(session, &mut upload, Box::pin(self.gateway.serve(call))).await?
             }
         };
         self.reply(session, upload, with_id(answer, &id), &method).await
@@ -306,6 +311,10 @@ impl HttpServerApp for Streams {
         self.door.exchange(session, self.peer).await;
         // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
         None
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
     }
 }
 

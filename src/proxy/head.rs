@@ -19,7 +19,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// What the bytes at the start of an exchange are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Head {
-    /// A checked HTTP/1 head; it ends at this offset of the buffer.
+    /// A checked HTTP/1 head, at the start of the buffer.
     Http1,
     /// The HTTP/2 preface.
     Http2,
@@ -110,7 +110,7 @@ pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
         return Err(Malformed("bare_line_break"));
     }
     let text = head.get(..head.len().saturating_sub(4)).unwrap_or_default();
-    let mut lines = memmem_lines(text);
+    let mut lines = lines_of(text);
     let http10 = request_line(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
@@ -239,7 +239,7 @@ fn has_bare_break(bytes: &[u8]) -> bool {
     })
 }
 
-fn memmem_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest?;

@@ -38,6 +38,8 @@ const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Events between a run and the socket.
 const EVENTS_IN_FLIGHT: usize = 16;
+/// Largest event of a run; a run whose event is larger is given up.
+const EVENT_BYTES_MAX: usize = 8 << 20;
 /// Runs under way on one socket.
 const RUNS_MAX: usize = 16;
 /// RFC 6455 §1.3.
@@ -318,6 +320,11 @@ async fn relay(gateway: &Arc<Gateway>, call: Call, events: mpsc::Sender<Message>
     while let Some(Ok(frame)) = body.frame().await {
         let Ok(data) = frame.into_data() else { continue };
         pending.extend_from_slice(&data);
+        if pending.len() > EVENT_BYTES_MAX {
+            let error = json!({ "event": "error", "error": "the run sent more than one message can hold" });
+            let _ = events.send(Message::text(error.to_string())).await;
+            return;
+        }
         while is_stream && let Some(at) = memchr::memmem::find(&pending, b"\n\n") {
             let event: Vec<u8> = pending.drain(..at + 2).collect();
             // Comments keep HTTP alive; a socket has pings.
