@@ -17,5 +17,6 @@ mod real_people;
 mod real_stack;
 mod stack;
 mod starlette;
+mod threats;
 mod tidy;
 mod twin;

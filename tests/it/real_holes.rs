@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tollbridge::identity::{Algorithm, Claims, Mint, mint};
 use tollbridge::principal::TenantId;
 use tollbridge::secret::Secret;
@@ -154,9 +154,4 @@ fn said(got: &Got) -> String {
 /// An answer that lets its caller see a text.
 fn shows(got: &Got, text: &str) -> bool {
     got.status < 300 && got.text().contains(text)
-}
-
-/// A JSON object for the body of a memory.
-fn memory(text: &str) -> Value {
-    json!({ "memory": text, "topics": ["secrets"] })
 }

@@ -37,10 +37,6 @@ const UPGRADE: [(&str, &str); 4] = [
     ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ];
 
-fn upgrade() -> Ask {
-    UPGRADE.iter().fold(Ask::get("/workflows/ws"), |ask, (name, value)| ask.header(name, value))
-}
-
 /// A client frame (RFC 6455 §5.2) with a mask of zeros.
 fn frame(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81];
@@ -117,12 +113,4 @@ async fn documents(side: &Side) -> Seen {
     }
     let own = side.send(ALICE, Ask::get("/agents")).await;
     Seen { open: open.iter().all(|(_, status)| *status == 200), owner: own.status == 200, said: format!("{open:?}") }
-}
-
-#[tokio::test]
-async fn agno_no_upgrade_without_a_credential_reaches_a_replica() {
-    let os = AgentOs::start(Setup::with_jwt(Agno::Oldest, AGENTOS_KEY)).await;
-    let stack = Stack::over(&[os.url()], patient()).await;
-    let got = stack.send(upgrade()).await;
-    assert_eq!((got.status, got.code().as_str()), (401, "unauthenticated"), "{got:?}");
 }
