@@ -25,8 +25,30 @@ const TARGETS: [Target; 7] = [
 
 /// Pieces that mean something to one parser or another.
 const PIECES: [&[u8]; 24] = [
-    b"\r\n", b"\n", b"\r", b"\0", b"--", b"--XX", b"--XX--", b":", b";", b"=", b"&", b"%", b"%2F", b"..", b"//", b"\"",
-    b"\\", b"{", b"[", b",", b"\xff", b"\xef\xbb\xbf", b"data:", b"1e999",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b"--",
+    b"--XX",
+    b"--XX--",
+    b":",
+    b";",
+    b"=",
+    b"&",
+    b"%",
+    b"%2F",
+    b"..",
+    b"//",
+    b"\"",
+    b"\\",
+    b"{",
+    b"[",
+    b",",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"data:",
+    b"1e999",
 ];
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
@@ -39,7 +61,8 @@ fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
 /// Calls a target; a broken promise becomes a line.
 fn broken(target: fn(&[u8]), data: &[u8]) -> Option<String> {
     let panic = catch_unwind(AssertUnwindSafe(|| target(data))).err()?;
-    let said = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    let said =
+        panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     Some(format!("{:?}: {}", String::from_utf8_lossy(data), said.unwrap_or_default()))
 }
 

@@ -58,8 +58,16 @@ struct Person {
 }
 
 const USER_SCOPES: &[&str] = &[
-    "agents:read", "agents:run", "sessions:read", "sessions:write", "sessions:delete", "memories:read", "memories:write",
-    "memories:delete", "traces:read", "approvals:read",
+    "agents:read",
+    "agents:run",
+    "sessions:read",
+    "sessions:write",
+    "sessions:delete",
+    "memories:read",
+    "memories:write",
+    "memories:delete",
+    "traces:read",
+    "approvals:read",
 ];
 /// The owner of what the attacks are after.
 const ALICE: Person = Person { name: "alice", tenant: "acme", roles: &["operator"], scopes: USER_SCOPES };
@@ -78,7 +86,11 @@ const ROOT: Person =
 
 impl Side {
     async fn send(&self, who: Person, ask: Ask) -> Got {
-        let token = if self.gateway { self.token(who, CALLER_KEY, "tollbridge") } else { self.token(who, AGENTOS_KEY, "my-os") };
+        let token = if self.gateway {
+            self.token(who, CALLER_KEY, "tollbridge")
+        } else {
+            self.token(who, AGENTOS_KEY, "my-os")
+        };
         self.bare(ask.bearer(&token)).await
     }
 

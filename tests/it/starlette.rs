@@ -20,25 +20,142 @@ const METHODS: [&str; 8] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OP
 
 /// What stands in an id: plain, encoded, deceptive, malformed.
 const IDS: &[&str] = &[
-    "assistant", "a-b_c.d~e", "%61ssistant", "acme~alice", "x%2Fruns", "x%2fruns", "x%252Fruns", "x%25252Fruns", "%2F",
-    "a%5Cb", "a\\b", "..", ".", "%2e%2e", ".%2e", "%2E", "..;", "..;a=b", "...", "a;v=1", ";a=b", "a=b", "%00", "a%00",
-    "%0d%0a", "%09", "a%0ab", "%20", "a%20", "%20a", "a%20b", "a+b", "%7f", "%c2%85", "%c0%af", "%c1%81", "%e0%80%af",
-    "%ff", "%ed%a0%80", "%f4%90%80%80", "%c3%a9", "%EF%BC%8F", "%e2%80%8b", "%e2%80%ae", "%ef%bb%bf", "%f0%9f%98%80",
-    "%3F", "%23", "%3f=1", "%", "%2", "%zz", "%u002f", "%25", "%2525", "*", "[a]*", "{agent_id}", "%7Bagent_id%7D",
-    "a|b", "a\"b", "a'b", "a<b>", "a^b`c", "a,b", "a:b", "a@b", "a&b", "a$b", "a!b", "(a)", "current", "all",
-    "%E2%84%AA", "%C5%BF", "%CC%81a", "0", "-1", "agent", "AGENTS", "%41gents", "a/b", "a//b", "", "\u{e9}", "a b",
-    "%2e%2e%2fadmin", "..%2f", "%252e%252e", "runs%2F..", "x%3B", "%26user_id=bob", "__scheduler__", "sa:robot",
+    "assistant",
+    "a-b_c.d~e",
+    "%61ssistant",
+    "acme~alice",
+    "x%2Fruns",
+    "x%2fruns",
+    "x%252Fruns",
+    "x%25252Fruns",
+    "%2F",
+    "a%5Cb",
+    "a\\b",
+    "..",
+    ".",
+    "%2e%2e",
+    ".%2e",
+    "%2E",
+    "..;",
+    "..;a=b",
+    "...",
+    "a;v=1",
+    ";a=b",
+    "a=b",
+    "%00",
+    "a%00",
+    "%0d%0a",
+    "%09",
+    "a%0ab",
+    "%20",
+    "a%20",
+    "%20a",
+    "a%20b",
+    "a+b",
+    "%7f",
+    "%c2%85",
+    "%c0%af",
+    "%c1%81",
+    "%e0%80%af",
+    "%ff",
+    "%ed%a0%80",
+    "%f4%90%80%80",
+    "%c3%a9",
+    "%EF%BC%8F",
+    "%e2%80%8b",
+    "%e2%80%ae",
+    "%ef%bb%bf",
+    "%f0%9f%98%80",
+    "%3F",
+    "%23",
+    "%3f=1",
+    "%",
+    "%2",
+    "%zz",
+    "%u002f",
+    "%25",
+    "%2525",
+    "*",
+    "[a]*",
+    "{agent_id}",
+    "%7Bagent_id%7D",
+    "a|b",
+    "a\"b",
+    "a'b",
+    "a<b>",
+    "a^b`c",
+    "a,b",
+    "a:b",
+    "a@b",
+    "a&b",
+    "a$b",
+    "a!b",
+    "(a)",
+    "current",
+    "all",
+    "%E2%84%AA",
+    "%C5%BF",
+    "%CC%81a",
+    "0",
+    "-1",
+    "agent",
+    "AGENTS",
+    "%41gents",
+    "a/b",
+    "a//b",
+    "",
+    "\u{e9}",
+    "a b",
+    "%2e%2e%2fadmin",
+    "..%2f",
+    "%252e%252e",
+    "runs%2F..",
+    "x%3B",
+    "%26user_id=bob",
+    "__scheduler__",
+    "sa:robot",
 ];
 
 /// Words that stand between ids in some template.
 const WORDS: &[&str] = &[
-    "agents", "teams", "workflows", "sessions", "runs", "memories", "approvals", "count", "continue", "cancel", "status",
-    "resolve", "schedules", "knowledge", "content", "traces", "components", "configs", "metrics", "refresh", "config",
-    "resume", "fork", "compact", "ws", "%72uns", "RUNS", "run%73", "runs;", "runs%20", "docs", "mcp", "search",
+    "agents",
+    "teams",
+    "workflows",
+    "sessions",
+    "runs",
+    "memories",
+    "approvals",
+    "count",
+    "continue",
+    "cancel",
+    "status",
+    "resolve",
+    "schedules",
+    "knowledge",
+    "content",
+    "traces",
+    "components",
+    "configs",
+    "metrics",
+    "refresh",
+    "config",
+    "resume",
+    "fork",
+    "compact",
+    "ws",
+    "%72uns",
+    "RUNS",
+    "run%73",
+    "runs;",
+    "runs%20",
+    "docs",
+    "mcp",
+    "search",
 ];
 
 /// What a target ends with.
-const ENDS: &[&str] = &["", "", "", "", "", "/", "//", "///", "?a=b", "/?a=/b", "#f", "%2F", "/.", "/..", ";", "%00", "/x.css"];
+const ENDS: &[&str] =
+    &["", "", "", "", "", "/", "//", "///", "?a=b", "/?a=/b", "#f", "%2F", "/.", "/..", ";", "%00", "/x.css"];
 
 /// A seeded generator (SplitMix64).
 struct Dice(u64);
@@ -86,7 +203,8 @@ impl Dice {
 
 /// A segment with one of its characters percent-encoded.
 fn encode_one(segment: &str, at: usize) -> String {
-    let each = segment.char_indices().map(|(i, c)| if i == at { format!("%{:02x}", u32::from(c)) } else { c.to_string() });
+    let each =
+        segment.char_indices().map(|(i, c)| if i == at { format!("%{:02x}", u32::from(c)) } else { c.to_string() });
     each.collect()
 }
 
@@ -151,8 +269,9 @@ fn compare(agno: Agno, version: Version, seed: u64) -> usize {
     let raw = asked.len();
     let routed: Vec<_> = asked.iter().map(|(method, target)| ours(&catalog, method, target)).collect();
     // What the gateway answers itself never goes upstream, whatever AgentOS would make of it.
-    let forwarded = |row: &Operation| row.exposure != Exposure::Local;
-    let accepted: Vec<usize> = (0..raw).filter(|at| routed[*at].as_ref().is_some_and(|(_, row, _)| forwarded(row))).collect();
+    let forwarded = |row: &Operation| !matches!(row.exposure, Exposure::Local(_));
+    let accepted: Vec<usize> =
+        (0..raw).filter(|at| routed[*at].as_ref().is_some_and(|(_, row, _)| forwarded(row))).collect();
     for at in &accepted {
         let (forwarded, _, _) = routed[*at].as_ref().unwrap();
         asked.push((asked[*at].0.clone(), forwarded.clone()));

@@ -124,7 +124,10 @@ async fn no_canary_shows_in_logs_errors_or_metrics() {
         Ask::get("/agents").bearer("tb_canary-key").header("x-request-id", "c-3"),
         run().field("message", "canary-message").bearer(&token).header("x-request-id", "c-4"),
         run().field("message", "hi").field("debug", "canary-field").bearer(&token).header("x-request-id", "c-5"),
-        Ask::post("/knowledge/search").body("application/json", "{\"query\": canary-json").bearer(&token).header("x-request-id", "c-6"),
+        Ask::post("/knowledge/search")
+            .body("application/json", "{\"query\": canary-json")
+            .bearer(&token)
+            .header("x-request-id", "c-6"),
         Ask::get("/agents").bearer(&token).header("cookie", "canary-cookie").header("x-request-id", "c-7"),
     ];
     let mut said = String::new();
@@ -149,12 +152,17 @@ async fn no_canary_shows_in_logs_errors_or_metrics() {
 #[tokio::test]
 async fn a_foreign_session_and_an_absent_one_look_alike() {
     let stack = Stack::start().await;
-    stack.os().pin("GET", "/sessions/theirs", Reply::json(200, &json!({ "session_id": "theirs", "user_id": "globex~gina" })));
+    stack.os().pin(
+        "GET",
+        "/sessions/theirs",
+        Reply::json(200, &json!({ "session_id": "theirs", "user_id": "globex~gina" })),
+    );
     stack.os().pin("GET", "/sessions/nobodys", Reply::json(404, &json!({ "detail": "Session not found" })));
     for (method, path) in [("GET", ""), ("DELETE", ""), ("GET", "/runs"), ("POST", "/rename")] {
         let mut answers = Vec::new();
         for id in ["theirs", "nobodys"] {
-            let ask = Ask::new(method, &format!("/sessions/{id}{path}")).by(&Who::alice()).header("x-request-id", "same");
+            let ask =
+                Ask::new(method, &format!("/sessions/{id}{path}")).by(&Who::alice()).header("x-request-id", "same");
             let ask = if method == "POST" { ask.json(&json!({ "session_name": "mine" })) } else { ask };
             let mut got = stack.send(ask).await;
             got.headers.remove("date");

@@ -14,10 +14,18 @@ const HOLES: &[Hole] = &[
     Hole { name: "GET /registry", open_on: OLDEST, play: |side| unmapped(side, || Ask::get("/registry")).boxed() },
     Hole { name: "GET /components", open_on: OLDEST, play: |side| unmapped(side, || Ask::get("/components")).boxed() },
     Hole { name: "POST /components", open_on: OLDEST, play: |side| create_component(side).boxed() },
-    Hole { name: "migrate", open_on: OLDEST, play: |side| unmapped(side, || Ask::post("/databases/all/migrate")).boxed() },
+    Hole {
+        name: "migrate",
+        open_on: OLDEST,
+        play: |side| unmapped(side, || Ask::post("/databases/all/migrate")).boxed(),
+    },
     Hole { name: "search traces", open_on: OLDEST, play: |side| search_traces(side).boxed() },
     Hole { name: "id that begins like a route", open_on: OLDEST, play: |side| route_word(side).boxed() },
-    Hole { name: "continue through another agent's path", open_on: OLDEST, play: |side| continue_elsewhere(side).boxed() },
+    Hole {
+        name: "continue through another agent's path",
+        open_on: OLDEST,
+        play: |side| continue_elsewhere(side).boxed(),
+    },
     Hole { name: "schedule a run", open_on: OLDEST, play: |side| schedule(side).boxed() },
     Hole { name: "token without an end", open_on: BOTH, play: |side| forged(side, &["exp"], |_| {}).boxed() },
     Hole { name: "token of nobody", open_on: BOTH, play: |side| forged(side, &["sub"], |_| {}).boxed() },
@@ -38,8 +46,11 @@ async fn agno_newest_scopes_are_enforced() {
 /// The audience is not checked unless the operator says so.
 #[tokio::test]
 async fn agno_tokens_for_other_audiences_are_refused() {
-    const HOLE: &[Hole] =
-        &[Hole { name: "token for another service", open_on: BOTH, play: |side| forged(side, &[], foreign_audience).boxed() }];
+    const HOLE: &[Hole] = &[Hole {
+        name: "token for another service",
+        open_on: BOTH,
+        play: |side| forged(side, &[], foreign_audience).boxed(),
+    }];
     for agno in Agno::ALL {
         play(agno, Setup::with_jwt(agno, AGENTOS_KEY).and("VERIFY_AUD", "0"), HOLE).await;
     }
@@ -53,9 +64,8 @@ async fn unmapped(side: &Side, make: impl Fn() -> Ask) -> Seen {
 }
 
 async fn create_component(side: &Side) -> Seen {
-    let body = |name: &str| {
-        json!({ "name": name, "component_type": "agent", "config": { "name": name }, "stage": "draft" })
-    };
+    let body =
+        |name: &str| json!({ "name": name, "component_type": "agent", "config": { "name": name }, "stage": "draft" });
     let mark = if side.gateway { "g" } else { "d" };
     let nobody = side.send(NOBODY, Ask::post("/components").json(&body(&format!("planted-{mark}")))).await;
     let root = side.send(ROOT, Ask::post("/components").json(&body(&format!("meant-{mark}")))).await;
@@ -129,12 +139,17 @@ async fn forged(side: &Side, without: &[&str], change: fn(&mut Value)) -> Seen {
     let (key, audience) = if side.gateway { (CALLER_KEY, "tollbridge") } else { (AGENTOS_KEY, "my-os") };
     // No `sub` needs an administrator on 3.x only where users are kept apart.
     let good = side.token(Person { scopes: &["agents:read"], ..ALICE }, key, audience);
-    let mut claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(good.split('.').nth(1).unwrap()).unwrap()).unwrap();
+    let mut claims: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(good.split('.').nth(1).unwrap()).unwrap()).unwrap();
     for name in without {
         claims.as_object_mut().unwrap().remove(*name);
     }
     change(&mut claims);
-    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#), URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let message = format!(
+        "{}.{}",
+        URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#),
+        URL_SAFE_NO_PAD.encode(claims.to_string())
+    );
     let signed = format!("{message}.{}", URL_SAFE_NO_PAD.encode(hs256(key, &message)));
     let (forged, own) =
         (side.bare(Ask::get("/agents").bearer(&signed)).await, side.bare(Ask::get("/agents").bearer(&good)).await);

@@ -24,7 +24,8 @@ async fn agno_other_doors_are_closed() {
 /// With one shared key AgentOS 2.x guards its REST routes only.
 #[tokio::test]
 async fn agno_mcp_beside_a_security_key_is_closed() {
-    const HOLE: &[Hole] = &[Hole { name: "MCP without a credential", open_on: OLDEST, play: |side| anonymous_mcp(side).boxed() }];
+    const HOLE: &[Hole] =
+        &[Hole { name: "MCP without a credential", open_on: OLDEST, play: |side| anonymous_mcp(side).boxed() }];
     for agno in Agno::ALL {
         play(agno, Setup::open(agno).and("MCP", "1").and("OS_SECURITY_KEY", AGENTOS_KEY), HOLE).await;
     }
@@ -56,7 +57,8 @@ async fn web_socket(side: &Side) -> Seen {
     let head: String = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let mut raw = Raw::connect(side.address).await;
     raw.write(format!("GET /workflows/ws HTTP/1.1\r\nhost: localhost\r\n{head}\r\n")).await;
-    let start = json!({ "action": "start-workflow", "workflow_id": "daily-report", "message": "hi", "user_id": "alice" });
+    let start =
+        json!({ "action": "start-workflow", "workflow_id": "daily-report", "message": "hi", "user_id": "alice" });
     // AgentOS speaks first, and drops what comes with the handshake.
     let mut answer = raw.until_any(&["requires_auth", "HTTP/1.1 4"]).await;
     if answer.contains("101 Switching Protocols") {
@@ -66,7 +68,11 @@ async fn web_socket(side: &Side) -> Seen {
     answer = raw.until_any(&["WorkflowCompleted", "auth_required", "auth_error", "HTTP/1.1 4"]).await;
     // The rightful caller reads the workflow that the socket would run.
     let own = side.send(ROOT, Ask::get("/workflows/daily-report")).await;
-    Seen { open: answer.contains("WorkflowCompleted"), owner: own.status == 200, said: answer.chars().take(300).collect() }
+    Seen {
+        open: answer.contains("WorkflowCompleted"),
+        owner: own.status == 200,
+        said: answer.chars().take(300).collect(),
+    }
 }
 
 const MCP_TYPES: &str = "application/json, text/event-stream";
@@ -77,7 +83,10 @@ fn message(method: &str, params: &Value) -> Ask {
 }
 
 fn initialize() -> Ask {
-    message("initialize", &json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } }))
+    message(
+        "initialize",
+        &json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } }),
+    )
 }
 
 /// Opens a session and calls `run_agent`; gives what came back.

@@ -93,7 +93,12 @@ async fn read_run(side: &Side) -> Seen {
 
 async fn run_inside(side: &Side) -> Seen {
     side.run(ALICE, "assistant", "first", &side.own("s-inside")).await;
-    let intrude = || Ask::run("assistant").field("message", "intruded").field("stream", "false").field("session_id", &side.own("s-inside"));
+    let intrude = || {
+        Ask::run("assistant")
+            .field("message", "intruded")
+            .field("stream", "false")
+            .field("session_id", &side.own("s-inside"))
+    };
     let (open, said) = strangers(side, intrude, "intruded").await;
     let own = side.send(ALICE, intrude()).await;
     Seen { open, owner: shows(&own, "intruded"), said: format!("{said}; alice {}", super::said(&own)) }
@@ -108,18 +113,26 @@ async fn change(side: &Side, make: impl Fn(&str) -> Ask, look: impl Fn() -> Ask)
     let after = side.send(ALICE, look()).await;
     let own = side.send(ALICE, make("improved")).await;
     let owner = own.status < 300 && shows(&side.send(ALICE, look()).await, "improved");
-    Seen { open: shows(&after, "defaced"), owner, said: format!("{asked:?}; alice {}; then {}", said(&after), said(&own)) }
+    Seen {
+        open: shows(&after, "defaced"),
+        owner,
+        said: format!("{asked:?}; alice {}; then {}", said(&after), said(&own)),
+    }
 }
 
 async fn rename_session(side: &Side) -> Seen {
     side.run(ALICE, "assistant", "hi", &side.own("s-rename")).await;
-    let rename = |name: &str| Ask::post(&side.own("/sessions/s-rename/rename?type=agent")).json(&json!({ "session_name": name }));
+    let rename = |name: &str| {
+        Ask::post(&side.own("/sessions/s-rename/rename?type=agent")).json(&json!({ "session_name": name }))
+    };
     change(side, rename, || Ask::get(&side.own("/sessions/s-rename?type=agent"))).await
 }
 
 async fn patch_session(side: &Side) -> Seen {
     side.run(ALICE, "assistant", "hi", &side.own("s-patch")).await;
-    let patch = |name: &str| Ask::new("PATCH", &side.own("/sessions/s-patch?type=agent")).json(&json!({ "session_name": name }));
+    let patch = |name: &str| {
+        Ask::new("PATCH", &side.own("/sessions/s-patch?type=agent")).json(&json!({ "session_name": name }))
+    };
     change(side, patch, || Ask::get(&side.own("/sessions/s-patch?type=agent"))).await
 }
 
@@ -132,7 +145,11 @@ async fn delete(side: &Side, make: impl Fn() -> Ask, look: impl Fn() -> Ask, sec
     let after = side.send(ALICE, look()).await;
     let own = side.send(ALICE, make()).await;
     let gone = !shows(&side.send(ALICE, look()).await, secret);
-    Seen { open: !shows(&after, secret), owner: own.status < 300 && gone, said: format!("{asked:?}; alice {}", said(&own)) }
+    Seen {
+        open: !shows(&after, secret),
+        owner: own.status < 300 && gone,
+        said: format!("{asked:?}; alice {}", said(&own)),
+    }
 }
 
 async fn delete_session(side: &Side) -> Seen {
