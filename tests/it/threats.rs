@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
@@ -41,15 +41,15 @@ fn tests() -> BTreeSet<String> {
             }
         }
     }
-    fn collect(path: &PathBuf, found: &mut BTreeSet<String>) {
+    fn collect(path: &Path, found: &mut BTreeSet<String>) {
         let text = std::fs::read_to_string(path).unwrap();
         let mut marked = false;
         for line in text.lines().map(str::trim) {
             marked |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-            if let Some(name) = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ") {
-                if std::mem::take(&mut marked) {
-                    found.extend(name.split('(').next().map(str::to_owned));
-                }
+            if let Some(name) = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ")
+                && std::mem::take(&mut marked)
+            {
+                found.extend(name.split('(').next().map(str::to_owned));
             }
         }
     }

@@ -106,7 +106,8 @@ fn algorithm_salt(algorithm: Algorithm) -> Option<usize> {
         Algorithm::PS256 => Some(32),
         Algorithm::PS384 => Some(48),
         Algorithm::PS512 => Some(64),
-        _ => None,
+        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 | Algorithm::RS256 | Algorithm::RS384 => None,
+        Algorithm::RS512 | Algorithm::ES256 | Algorithm::ES384 | Algorithm::EdDSA => None,
     }
 }
 

@@ -35,7 +35,7 @@ const HOLES: &[Hole] = &[
     hole!("read an approval", BOTH, read_approval),
     hole!("list approvals", BOTH, list_approvals),
     hole!("sign an approval with another name", OLDEST, spoof_resolver),
-    hole!("cancel a run through another agent's path", BOTH, cancel_elsewhere),
+    hole!("cancel a run through another agent's path", OLDEST, cancel_elsewhere),
 ];
 
 #[tokio::test]
@@ -204,13 +204,14 @@ async fn delete_memory(side: &Side) -> Seen {
 }
 
 async fn plant_memory(side: &Side) -> Seen {
+    let text = if side.gateway { "owes bob money" } else { "owes bob a favour" };
     let mut asked = Vec::new();
     for user in ["alice", "acme~alice"] {
-        let body = json!({ "memory": "owes bob money", "user_id": user, "topics": [] });
+        let body = json!({ "memory": text, "user_id": user, "topics": [] });
         asked.push(said(&side.send(BOB, Ask::post("/memories").json(&body)).await));
     }
     let own = side.send(ALICE, Ask::get("/memories?limit=100")).await;
-    Seen { open: shows(&own, "owes bob money"), owner: own.status == 200, said: format!("{asked:?}") }
+    Seen { open: shows(&own, text), owner: own.status == 200, said: format!("{asked:?}") }
 }
 
 /// A paused run of alice's that waits for an approval; gives the approval's id.
