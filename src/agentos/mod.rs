@@ -4,6 +4,9 @@
 
 pub mod catalog;
 pub mod events;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod matching;
 pub mod operation;
 pub mod path;

@@ -14,7 +14,7 @@ use super::body::Payload;
 use super::forward;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Affinity, Kind, Operation, Place, Query, Reach, Resource};
+use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
@@ -221,8 +221,8 @@ async fn follow_run(
     // AgentOS cancels and resumes any run that it holds, whatever session is named beside it.
     let mine = facts.tag.is_some()
         || (session_is_mine
-            && (operation.affinity != Affinity::FollowsRun || is_stored_in_session(ground, facts).await?));
-    if mine {
+            && (operation.affinity != Affinity::FollowsRun || stored_run(ground, facts).await?.is_some()));
+    if mine && !runs_another_component(ground, facts).await? {
         facts.owner = Some(ground.principal.subject.to_string());
         Ok(())
     } else {
@@ -230,15 +230,26 @@ async fn follow_run(
     }
 }
 
-/// Says whether AgentOS keeps the run in the session that the call names.
-async fn is_stored_in_session(ground: &Ground<'_>, facts: &Facts) -> Result<bool, Refusal> {
-    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session)
-    else {
-        return Ok(false);
+/// The run as AgentOS keeps it in the session that the call names.
+async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>, Refusal> {
+    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session) else {
+        return Ok(None);
     };
     let (component, run, session) = (encode(component), encode(run), encode(session));
-    let path = format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural());
-    Ok(look_up(ground, &path).await?.is_some())
+    look_up(ground, &format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())).await
+}
+
+/// Says whether a run that goes on belongs to another component than the path names: the right to run the one would
+/// run the other, since AgentOS 2.x asks the path for rights and the run for what to do.
+async fn runs_another_component(ground: &Ground<'_>, facts: &Facts) -> Result<bool, Refusal> {
+    let operation = ground.operation();
+    let Some((kind, component)) = ground.matched.component() else { return Ok(false) };
+    if operation.affinity != Affinity::FollowsRun || operation.cost != Cost::Model {
+        return Ok(false);
+    }
+    let run = stored_run(ground, facts).await?;
+    let owner = run.as_ref().and_then(|run| run.get(format!("{kind}_id"))).and_then(Value::as_str);
+    Ok(owner.is_some_and(|owner| owner != component))
 }
 
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {

@@ -30,6 +30,10 @@ mod strip;
 
 mod path;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
 pub use facts::encode as encode_segment;

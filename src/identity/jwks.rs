@@ -180,12 +180,12 @@ impl KeySet {
         if fitting.next().is_some() {
             return Some(Err(Refused::Invalid("more than one key of the issuer fits the token")));
         }
-        Some(key.verify(jws.algorithm, jws.message, jws.signature))
+        Some(key.verify(jws.algorithm, jws.message.as_bytes(), jws.signature))
     }
 }
 
 /// Reads one JWK; `None` when it is not a public signature key of a supported type.
-fn read_key(jwk: &Map<String, Value>) -> Option<VerifyingKey> {
+pub(super) fn read_key(jwk: &Map<String, Value>) -> Option<VerifyingKey> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     if !serves_verification(jwk) {
         return None;

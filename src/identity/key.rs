@@ -86,8 +86,8 @@ impl VerifyingKey {
         self.shape.fits(algorithm) && self.pinned.is_none_or(|pinned| pinned == algorithm)
     }
 
-    pub(super) fn verify(&self, algorithm: Algorithm, message: &str, signature: &str) -> Result<(), Refused> {
-        let verified = jsonwebtoken::crypto::verify(signature, message.as_bytes(), &self.key, to_library(algorithm));
+    pub(super) fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &str) -> Result<(), Refused> {
+        let verified = jsonwebtoken::crypto::verify(signature, message, &self.key, to_library(algorithm));
         if verified.unwrap_or(false) { Ok(()) } else { Err(Refused::Invalid("signature does not verify")) }
     }
 }
@@ -98,7 +98,8 @@ fn looks_public(bytes: &[u8]) -> bool {
     memchr::memmem::find(text, b"-----BEGIN").is_some() || memchr::memmem::find(text, b"\"kty\"").is_some()
 }
 
-fn from_secret(bytes: &[u8]) -> VerifyingKey {
+/// A shared secret of any length; `from_settings` wants a long one.
+pub(super) fn from_secret(bytes: &[u8]) -> VerifyingKey {
     VerifyingKey { kid: None, pinned: None, shape: Shape::Secret, key: DecodingKey::from_secret(bytes) }
 }
 

@@ -7,3 +7,4 @@ mod forged;
 mod principals;
 mod rotation;
 mod settings;
+mod vectors;

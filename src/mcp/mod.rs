@@ -25,6 +25,10 @@ mod text;
 mod run;
 mod tools;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use tools::fuzzing;
+
 #[cfg(test)]
 mod tests;
 

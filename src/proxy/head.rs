@@ -104,7 +104,7 @@ async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesM
 }
 
 /// Checks a complete head, blank line included.
-fn check(head: &[u8]) -> Result<(), BadHead> {
+pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
     use BadHead::Malformed;
     if has_bare_break(head) || head.contains(&0) {
         return Err(Malformed("bare_line_break"));

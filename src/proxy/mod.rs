@@ -4,6 +4,9 @@
 
 mod connection;
 mod door;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 mod pump;
 pub mod settings;

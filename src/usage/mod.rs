@@ -2,6 +2,9 @@
 //! Does not charge (`quota`), does not count metrics (`telemetry`), and never delays a byte.
 //! Invariants: every model call is counted once, wherever it is nested; memory per reply is bounded.
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod meter;
 mod node;
 mod record;

@@ -59,7 +59,8 @@ impl Agno {
         }
     }
 
-    fn python(self) -> PathBuf {
+    /// The interpreter that has it installed.
+    pub(crate) fn python(self) -> PathBuf {
         let root = std::env::var_os("AGNO_VENVS").map_or_else(|| repository().to_owned(), PathBuf::from);
         let python = root.join(format!(".venv-agno-{}/bin/python", self.version()));
         assert!(python.exists(), "no agno {} to test with: run `make venvs`", self.version());

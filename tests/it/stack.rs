@@ -22,7 +22,7 @@ use tollbridge::server::{self, Running};
 
 use crate::fake::{FakeAgentOs, PATIENCE};
 
-pub(crate) use self::client::{Ask, Flow, Got, Raw};
+pub(crate) use self::client::{Ask, Flow, Got, Raw, open as open_at};
 pub(crate) use self::settings::Settings;
 
 /// The secret that AgentOS checks our tokens with.

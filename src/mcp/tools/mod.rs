@@ -6,6 +6,9 @@
 mod agents;
 mod approvals;
 mod arguments;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gather;
 mod history;
 mod knowledge;

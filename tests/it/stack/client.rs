@@ -120,7 +120,8 @@ impl Ask {
     }
 }
 
-pub(super) async fn open(address: SocketAddr, ask: Ask) -> Flow {
+/// Sends one request on a connection of its own.
+pub(crate) async fn open(address: SocketAddr, ask: Ask) -> Flow {
     let mut request = ask.request();
     if !request.headers().contains_key("host") {
         request.headers_mut().insert("host", HeaderValue::from_str(&address.to_string()).unwrap());
@@ -231,7 +232,8 @@ impl Got {
 // === impl Raw ===
 
 impl Raw {
-    pub(super) async fn connect(address: SocketAddr) -> Self {
+    /// A raw connection to any address.
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = within("a connection", TcpStream::connect(address)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Self { stream, seen: Vec::new() }
@@ -255,6 +257,16 @@ impl Raw {
                 return String::from_utf8_lossy(&std::mem::replace(&mut self.seen, rest)).into_owned();
             }
             assert!(self.fill().await, "closed before `{wanted}`; it sent {:?}", String::from_utf8_lossy(&self.seen));
+        }
+    }
+
+    /// Reads until what came contains one of these, or the other side closes; returns all of it.
+    pub(crate) async fn until_any(&mut self, wanted: &[&str]) -> String {
+        loop {
+            let seen = String::from_utf8_lossy(&self.seen).into_owned();
+            if wanted.iter().any(|wanted| seen.contains(wanted)) || !self.fill().await {
+                return seen;
+            }
         }
     }
 
