@@ -232,7 +232,8 @@ async fn follow_run(
 
 /// The run as AgentOS keeps it in the session that the call names.
 async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>, Refusal> {
-    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session) else {
+    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session)
+    else {
         return Ok(None);
     };
     let (component, run, session) = (encode(component), encode(run), encode(session));

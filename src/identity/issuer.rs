@@ -74,7 +74,9 @@ impl IssuerKeys {
         }
         match &self.keys {
             // A configured key has no id: whatever the token says is not looked at.
-            Keys::Configured(key) if key.fits(jws.algorithm) => key.verify(jws.algorithm, jws.message.as_bytes(), jws.signature),
+            Keys::Configured(key) if key.fits(jws.algorithm) => {
+                key.verify(jws.algorithm, jws.message.as_bytes(), jws.signature)
+            }
             Keys::Configured(_) => Err(Refused::Invalid("algorithm does not fit the key")),
             Keys::Published(jwks) => jwks.verify(jws, fetch, now).await,
         }
