@@ -32,6 +32,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the rest of a refused body is read before the connection is closed instead.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest body of a refused request that is read to its end so that the connection can be used again.
+const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
 /// The HTTP door. Shared by all connections.
 pub struct HttpDoor {
@@ -123,12 +125,13 @@ impl HttpDoor {
                 Err(bad) => return self.refuse_head(&mut stream, bad).await,
             }
             let mut session = ServerSession::new_http1(stream);
-            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
             session.set_pipelining_enabled(true);
             session.set_pipelined_prefix(std::mem::take(&mut ahead));
             if !matches!(session.read_request().await, Ok(true)) {
                 return self.telemetry.head_refused("unparsable");
             }
+            // Reading the head sets what the caller wants; a drain and the idle limit come on top of that.
+            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
             let Some(reused) = self.exchange(session, peer.ip()).await else { return };
             (stream, ahead) = reused;
         }
@@ -167,13 +170,18 @@ impl HttpDoor {
     async fn exchange(self: &Arc<Self>, mut session: ServerSession, peer: IpAddr) -> Option<(Stream, BytesMut)> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        if let ServerSession::H1(session) = &mut session {
+            // `reply` decides that: an interim answer and a small body left unread are no reason.
+            session.set_close_on_response_before_downstream_finish(false);
+        }
         match self.answer(&mut session, peer).await {
             Err(Gone) => None,
             Ok(Upgraded::Yes) => None,
-            Ok(Upgraded::No(upload)) => {
-                if !upload.has_ended() && session.get_header(header::CONTENT_LENGTH).is_none() {
-                    // A chunked body of unknown length is not worth reading to save a connection.
-                    session.set_keepalive(None);
+            Ok(Upgraded::No) => {
+                if matches!(session, ServerSession::H1(_)) {
+                    // A close on unread bytes is a reset, which may overtake the answer.
+                    session.finish_body().await.ok()?;
+                    session.drain_request_body().await.ok()?;
                 }
                 let reusable = session.finish().await.ok()??;
                 let (stream, ahead) = reusable.into_parts();
@@ -236,9 +244,13 @@ impl HttpDoor {
         answer: Answer,
         method: &http::Method,
     ) -> Result<Upgraded, Gone> {
+        if !session.is_body_done() && !is_small(session) {
+            // Not worth reading to save a connection.
+            session.set_keepalive(None);
+        }
         let head_only = *method == http::Method::HEAD;
         pump::send(session, &mut upload, answer, head_only).await?;
-        Ok(Upgraded::No(upload))
+        Ok(Upgraded::No)
     }
 
     /// Hands a request to a service of this process, once its caller is known.
@@ -273,7 +285,7 @@ impl HttpDoor {
 
 /// Whether the session still speaks HTTP.
 enum Upgraded {
-    No(Upload),
+    No,
     Yes,
 }
 
@@ -317,6 +329,12 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
     let text = std::str::from_utf8(authority).ok()?.to_ascii_lowercase();
     let end = if text.starts_with('[') { text.find(']').map(|at| at + 1) } else { text.find(':') };
     text.get(..end.unwrap_or(text.len())).map(str::to_owned)
+}
+
+/// Says whether the request body is declared to be so small that the rest of it is read when nobody wants it.
+fn is_small(session: &ServerSession) -> bool {
+    let length = session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    length.is_some_and(|length| length <= DRAIN_BYTES_MAX)
 }
 
 fn with_id(mut answer: Answer, id: &str) -> Answer {

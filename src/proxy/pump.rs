@@ -48,11 +48,6 @@ impl Upload {
         Self { sender: None, ended: false }
     }
 
-    /// Says whether the whole request body was read.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
-    }
-
     /// Moves one chunk, or waits for the caller to go away once nothing is left to move.
     ///
     /// # Errors

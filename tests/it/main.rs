@@ -4,4 +4,7 @@
 mod agno;
 mod config;
 mod fake;
+mod http_framing;
+mod http_refusals;
+mod stack;
 mod tidy;

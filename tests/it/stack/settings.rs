@@ -1,0 +1,102 @@
+//! Owns the configuration file of a test stack: working defaults, any key of which a test may replace.
+//! Does not know what the keys mean; `tollbridge::config` refuses what does not exist.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// A configuration under construction.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    sections: Vec<(String, Vec<(String, String)>)>,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Two tenants, `acme` and `globex`, on one cluster, with a plan that never refuses.
+    pub(crate) fn new() -> Self {
+        let defaults: &[(&str, &[(&str, &str)])] = &[
+            ("[server]", &[
+                ("listen", "\"127.0.0.1:0\""),
+                ("public_url", "\"http://127.0.0.1\""),
+                ("drain_timeout", "\"2s\""),
+                ("secret", "{ env = \"TOLLBRIDGE_SECRET\" }"),
+            ]),
+            ("[server.limits]", &[]),
+            ("[admin]", &[("listen", "\"127.0.0.1:0\"")]),
+            ("[[clusters]]", &[
+                ("name", "\"main\""),
+                ("credential", "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }"),
+                ("knowledge", "{ metadata = \"tenant\" }"),
+            ]),
+            ("[clusters.health]", &[]),
+            ("[clusters.timeouts]", &[]),
+            ("[identity]", &[("leeway", "\"0s\"")]),
+            ("[[identity.issuers]]", &[
+                ("issuer", "\"https://id.test\""),
+                ("audiences", "[\"tollbridge\"]"),
+                ("algorithms", "[\"HS256\"]"),
+                ("key", "{ env = \"TOLLBRIDGE_JWT_KEY\" }"),
+            ]),
+            ("[policy]", &[]),
+            ("[plans.open]", &[
+                ("requests", "\"unlimited\""),
+                ("concurrent_runs", "\"unlimited\""),
+                ("tokens", "\"unlimited\""),
+            ]),
+            ("[tenants.acme]", &[]),
+            ("[tenants.globex]", &[]),
+            ("[quota]", &[("default_plan", "\"open\""), ("flood", "\"off\"")]),
+            ("[cache]", &[]),
+            ("[mcp]", &[]),
+            ("[telemetry]", &[("access_log", "{ file = \"access.jsonl\" }"), ("audit_log", "{ file = \"audit.jsonl\" }")]),
+        ];
+        let mut settings = Self { sections: Vec::new() };
+        for (section, keys) in defaults {
+            settings.sections.push(((*section).to_owned(), Vec::new()));
+            for (key, value) in *keys {
+                settings = settings.set(section, key, value);
+            }
+        }
+        settings
+    }
+
+    /// Sets a key of a section, named by its header; the value is TOML. A section that is not there is added at the
+    /// end; of sections of one name (`[[clusters]]`) this means the first.
+    pub(crate) fn set(mut self, section: &str, key: &str, value: &str) -> Self {
+        let at = self.sections.iter().position(|(header, _)| header == section).unwrap_or_else(|| {
+            self.sections.push((section.to_owned(), Vec::new()));
+            self.sections.len() - 1
+        });
+        let keys = &mut self.sections[at].1;
+        keys.retain(|(other, _)| other != key);
+        keys.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Adds a section at the end, also when there is one of that name (`[[clusters]]`, `[[cache.rules]]`).
+    pub(crate) fn add(mut self, section: &str, keys: &[(&str, &str)]) -> Self {
+        let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        self.sections.push((section.to_owned(), keys));
+        self
+    }
+
+    /// The file. A cluster that names no endpoints gets these.
+    pub(super) fn toml(&self, endpoints: &[String], policies: &Path) -> String {
+        let mut text = String::new();
+        for (header, keys) in &self.sections {
+            writeln!(text, "{header}").unwrap();
+            for (key, value) in keys {
+                writeln!(text, "{key} = {value}").unwrap();
+            }
+            let has = |wanted: &str| keys.iter().any(|(key, _)| key == wanted);
+            if header == "[[clusters]]" && !has("endpoints") && !has("dns") {
+                writeln!(text, "endpoints = {endpoints:?}").unwrap();
+            }
+            if header == "[policy]" && !has("dir") {
+                writeln!(text, "dir = {policies:?}").unwrap();
+            }
+        }
+        text
+    }
+}
