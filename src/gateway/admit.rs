@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderValue, header};
 use uuid::Uuid;
 
+use super::approvals::{self, Continuing};
 use super::body::{self, Payload};
 use super::call::{Answer, AnswerBody, Call, Caller};
 use super::exchange::Exchange;
@@ -68,6 +69,7 @@ pub(super) struct Admitted {
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
     pub(super) lease: Option<Held>,
+    pub(super) continuing: Option<Continuing>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
@@ -153,6 +155,8 @@ pub(super) async fn admit(
     let facts = facts::gather(&ground, &query, &payload).await?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
     exchange.event.policies = ground.permit(&facts)?;
+    let continuing = approvals::guard(&ground, &facts, &mut payload).await?;
+    exchange.approvals = continuing.iter().flat_map(|c| c.approvals.iter().cloned()).collect();
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
     shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
@@ -191,6 +195,7 @@ pub(super) async fn admit(
         picked,
         run_id,
         lease,
+        continuing,
         fill,
         tenant_wide,
         answer_headers,
@@ -236,6 +241,7 @@ fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> 
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local => Ok((path, matched)),
         Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
+        Exposure::Facet(_) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("not routed")),
     }
 }
 

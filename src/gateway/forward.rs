@@ -96,6 +96,11 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     if head.status == StatusCode::UNAUTHORIZED {
         return Err(invalid("AgentOS refused the gateway's credential"));
     }
+    if head.status.is_client_error()
+        && let Some(continuing) = &mut admitted.continuing
+    {
+        continuing.unsent();
+    }
     let mut headers = std::mem::take(&mut admitted.answer_headers);
     for name in &PASSED_DOWN {
         if let Some(value) = head.headers.get(name) {
@@ -193,6 +198,9 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
         let options = options(admitted);
+        if let Some(continuing) = &mut admitted.continuing {
+            continuing.sending();
+        }
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
@@ -211,6 +219,11 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
             Retry::Idempotent => is_idempotent(admitted.operation()),
             Retry::Never => false,
         };
+        if error.retry() == Retry::Always
+            && let Some(continuing) = &mut admitted.continuing
+        {
+            continuing.unsent();
+        }
         let next = admitted.cluster.pick(Want::Except(&tried));
         match (again && exchange.event.attempts < ATTEMPTS_MAX, spare, next) {
             (true, Some(spare), Ok(picked)) => {

@@ -16,6 +16,7 @@ mod exchange;
 mod snapshot;
 
 mod admit;
+mod approvals;
 mod facts;
 mod knowledge;
 mod shape;

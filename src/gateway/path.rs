@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
 use super::admit::{self, Verdict};
+use super::approvals::Continues;
 use super::call::{Answer, Call, Caller, Carrier};
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -36,6 +37,7 @@ pub struct Gateway {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) owners: Owners,
     pub(super) runs: Runs,
+    pub(super) continues: Continues,
     pub(super) spawn: Spawn,
     seal: Seal,
 }
@@ -49,6 +51,7 @@ impl Gateway {
             telemetry,
             owners: Owners::new(),
             runs: Runs::new(),
+            continues: Continues::new(),
             spawn,
             seal,
         })
