@@ -12,7 +12,10 @@ mod claims;
 mod rulings;
 mod waiting;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -33,6 +36,13 @@ use crate::policy::Decision;
 const ROWS_MAX: usize = 1000;
 /// Most runs (members of a team, steps of a workflow) whose approvals are read for one continuation.
 const RUNS_MAX: usize = 16;
+
+/// How approvals are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ApprovalSettings {
+    /// How long an approval lets its run go on, counted from the decision. `None`: for ever.
+    pub valid_for: Option<Duration>,
+}
 
 /// What a continuation that was let through has to carry.
 pub(super) struct Continuing {
@@ -225,7 +235,7 @@ async fn rows(ground: &Ground<'_>, kind: Kind, run: &Value, run_id: &str) -> Res
         all.extend(page);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |now| now.as_secs());
-    Ok(Rows::new(all, now))
+    Ok(Rows::new(all, now, ground.snapshot.approvals.valid_for))
 }
 
 /// The caller's list; an absent, empty or null one says nothing.

@@ -29,6 +29,7 @@ mod strip;
 
 mod path;
 
+pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
 pub use facts::encode as encode_segment;

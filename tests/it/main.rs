@@ -2,6 +2,8 @@
 //! Does not hold tests itself.
 
 mod agno;
+mod approvals;
+mod approvals_agno;
 mod config;
 mod fake;
 mod http_framing;

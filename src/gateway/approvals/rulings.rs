@@ -3,6 +3,8 @@
 //! Invariant: only an approved row of the run itself, about the very call that is stored, opens a tool; everything
 //! else, also what cannot be read, leaves it pending.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -17,6 +19,7 @@ pub(crate) struct Row {
     status: Option<String>,
     approval_type: Option<String>,
     expires_at: Option<Value>,
+    resolved_at: Option<Value>,
     resolution_data: Option<Value>,
     requirements: Option<Value>,
 }
@@ -27,6 +30,8 @@ pub(crate) struct Rows {
     rows: Vec<Row>,
     /// Seconds since 1970.
     now: u64,
+    /// How long a decision counts.
+    valid_for: Option<Duration>,
 }
 
 /// What a row says about one tool.
@@ -51,10 +56,10 @@ pub(crate) enum Ruling<'a> {
 // === impl Rows ===
 
 impl Rows {
-    pub(crate) fn new(rows: Vec<Row>, now: u64) -> Self {
+    pub(crate) fn new(rows: Vec<Row>, now: u64, valid_for: Option<Duration>) -> Self {
         // Audit rows are notes about what happened, written after the fact.
         let rows = rows.into_iter().filter(|row| row.approval_type.as_deref() != Some("audit")).collect();
-        Self { rows, now }
+        Self { rows, now, valid_for }
     }
 
     /// Says whether any of these runs ever asked for an approval.
@@ -71,7 +76,7 @@ impl Rows {
         let Some(row) = row.filter(|row| row.covers(tool)) else { return Some(Ruling::Pending) };
         let id = row.id.as_deref().unwrap_or_default();
         Some(match row.status.as_deref() {
-            Some("approved") if !row.expired(self.now) => Ruling::Approved { id, values: row.values() },
+            Some("approved") if !row.expired(self.now, self.valid_for) => Ruling::Approved { id, values: row.values() },
             Some("rejected") => Ruling::Rejected { id },
             Some(_) | None => Ruling::Pending,
         })
@@ -108,11 +113,18 @@ impl Row {
         })
     }
 
-    fn expired(&self, now: u64) -> bool {
-        match &self.expires_at {
+    /// AgentOS writes times as seconds since 1970. One that cannot be read has passed.
+    fn expired(&self, now: u64, valid_for: Option<Duration>) -> bool {
+        let now = now as f64;
+        let over = match &self.expires_at {
             None | Some(Value::Null) => false,
-            Some(at) => at.as_f64().is_none_or(|at| at <= now as f64),
-        }
+            Some(at) => at.as_f64().is_none_or(|at| at <= now),
+        };
+        let stale = valid_for.is_some_and(|valid_for| {
+            let decided = self.resolved_at.as_ref().and_then(Value::as_f64);
+            decided.is_none_or(|at| at + valid_for.as_secs_f64() <= now)
+        });
+        over || stale
     }
 
     /// AgentOS reads `values` if it is there, else the data itself.
