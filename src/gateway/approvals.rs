@@ -20,9 +20,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use self::answers::Wrong;
-use self::claims::NotClaimed;
 use self::claims::Claim;
 pub(super) use self::claims::Continues;
+use self::claims::NotClaimed;
 use self::rulings::Rows;
 use super::admit::Ground;
 use super::body::Payload;
@@ -301,8 +301,9 @@ fn wrong(wrong: Wrong) -> Refusal {
         }
         Wrong::Ambiguous(id) => refuse(Code::FieldDuplicated)
             .saying(format!("`{}` stands for several calls: send all of them in their order, or one", shown(&id))),
-        Wrong::Changed(id) => refuse(Code::FieldNotAllowed)
-            .saying(format!("what `{}` was paused with cannot be changed", shown(&id))),
+        Wrong::Changed(id) => {
+            refuse(Code::FieldNotAllowed).saying(format!("what `{}` was paused with cannot be changed", shown(&id)))
+        }
         Wrong::Undeclared(name) => {
             refuse(Code::FieldNotAllowed).saying(format!("`{}` was not asked for", shown(&name)))
         }

@@ -198,7 +198,11 @@ async fn a_caller_that_goes_away_has_continued_all_the_same() {
 async fn a_run_with_an_approval_is_not_run_twice() {
     let done = json!({"tool_call_id": "c-1", "tool_name": "send_mail", "tool_args": {}, "result": "mailed"});
     let approved = json!({"tool_call_id": "c-1", "tool_name": "delete_record", "tool_args": {}, "result": "deleted", "approval_type": "required"});
-    for fields in [&[("fork", "true")][..], &[("regenerate", "true"), ("replace_original", "false")], &[("continue_from", "last_user")]] {
+    for fields in [
+        &[("fork", "true")][..],
+        &[("regenerate", "true"), ("replace_original", "false")],
+        &[("continue_from", "last_user")],
+    ] {
         let stack = holding(run("COMPLETED", &[approved.clone()]), &[]).await;
         assert_eq!(said(&stack.send(go_on(fields)).await), (403, "forbidden".into()), "{fields:?}");
         // The row is enough, also where the run has lost its marks; and so for an administrator.
@@ -288,7 +292,8 @@ async fn tool(stack: &Stack, who: &Who, name: &str, arguments: Value) -> Value {
     let ask = ask.header("mcp-protocol-version", VERSION).header("mcp-method", "tools/call").header("mcp-name", name);
     let got = stack.send(ask.json(&json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}))).await;
     let text = got.text();
-    let data = text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ").unwrap_or(line)).ok());
+    let data =
+        text.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ").unwrap_or(line)).ok());
     let answer = data.into_iter().find(|message| message.get("id") == Some(&json!(1)));
     answer.unwrap_or_else(|| panic!("no answer in {text}"))["result"].clone()
 }
@@ -299,16 +304,20 @@ async fn the_mcp_door_is_guarded_by_the_same_call() {
     let alice = Who::alice();
     let paused = tool(&stack, &alice, "run_agent", json!({"agent": "records", "message": "delete record 42"})).await;
     let text = paused["content"][1]["text"].as_str().unwrap_or_default();
-    let handle = text.lines().find_map(|line| line.strip_prefix("run: ")).unwrap_or_else(|| panic!("no handle in {paused}"));
+    let handle =
+        text.lines().find_map(|line| line.strip_prefix("run: ")).unwrap_or_else(|| panic!("no handle in {paused}"));
     let early = tool(&stack, &alice, "continue_run", json!({"run": handle, "confirm": true})).await;
     assert!(early["isError"] == json!(true) && early.to_string().contains("approval_pending"), "{early}");
-    let continued = |stack: &Stack| stack.os().requests().into_iter().filter(|r| r.path().ends_with("/continue")).collect::<Vec<_>>();
+    let continued = |stack: &Stack| {
+        stack.os().requests().into_iter().filter(|r| r.path().ends_with("/continue")).collect::<Vec<_>>()
+    };
     assert_eq!(continued(&stack), []);
 
     let started = stack.os().requests_to("/agents/records/runs");
     let approval = format!("approval-{}", started[0].form().get("run_id").unwrap());
     let adam = Who::new("adam").role("approver");
-    let resolved = tool(&stack, &adam, "resolve_approval", json!({"approval_id": approval, "decision": "reject"})).await;
+    let resolved =
+        tool(&stack, &adam, "resolve_approval", json!({"approval_id": approval, "decision": "reject"})).await;
     assert_ne!(resolved["isError"], json!(true), "{resolved}");
     let done = tool(&stack, &alice, "continue_run", json!({"run": handle, "confirm": true})).await;
     assert_ne!(done["isError"], json!(true), "{done}");

@@ -85,7 +85,8 @@ impl<'a> Desk<'a> {
         let places = pair(list, given, requirement_ids, open)?;
         for (requirement, place) in list.iter_mut().zip(places) {
             let given = place.and_then(|at| given.get(at));
-            let given = given.map(|around| Given { call: around.get("tool_execution").unwrap_or(&Value::Null), around });
+            let given =
+                given.map(|around| Given { call: around.get("tool_execution").unwrap_or(&Value::Null), around });
             let member = string(requirement, "member_run_id").map(str::to_owned);
             let Some(tool) = requirement.get_mut("tool_execution") else { continue };
             if !Needs::of(tool).any() {
@@ -354,7 +355,8 @@ fn answer_step_input(step: &mut Value, given: &Value, name: &str) -> Result<(), 
         Some(_) => return Err(Wrong::Malformed("`user_input` must be an object")),
     };
     for field in items(given, "user_input_schema") {
-        if let (Some(name), Some(value)) = (string(field, "name"), field.get("value").filter(|value| !value.is_null())) {
+        if let (Some(name), Some(value)) = (string(field, "name"), field.get("value").filter(|value| !value.is_null()))
+        {
             values.entry(name).or_insert_with(|| value.clone());
         }
     }
@@ -432,8 +434,9 @@ fn place_of<'v>(
         let stored_weak = stored.get(*place).and_then(|s| ids(s).get(1).copied().flatten());
         weak.is_none() || stored_weak.is_none() || weak == stored_weak
     };
-    let twins: Vec<usize> =
-        (0..given.len()).filter(|i| given.get(*i).is_some_and(|g| ids(g).get(which).copied().flatten() == Some(id))).collect();
+    let twins: Vec<usize> = (0..given.len())
+        .filter(|i| given.get(*i).is_some_and(|g| ids(g).get(which).copied().flatten() == Some(id)))
+        .collect();
     let place = match places.as_slice() {
         [] => return Err(Wrong::Unknown(id.to_owned())),
         [only] => Some(*only),

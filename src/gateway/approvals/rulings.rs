@@ -103,7 +103,10 @@ impl Row {
     fn listed(&self, tool: &Value) -> Option<&Value> {
         let id = string(tool, "tool_call_id")?;
         let listed = self.requirements.as_ref().and_then(Value::as_array)?;
-        listed.iter().filter_map(|item| item.get("tool_execution")).find(|call| string(call, "tool_call_id") == Some(id))
+        listed
+            .iter()
+            .filter_map(|item| item.get("tool_execution"))
+            .find(|call| string(call, "tool_call_id") == Some(id))
     }
 
     /// Whoever approved saw these arguments.

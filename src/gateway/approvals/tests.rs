@@ -165,7 +165,8 @@ fn an_audited_tool_is_the_callers() {
 
 #[test]
 fn arguments_and_names_cannot_be_changed() {
-    for change in [json!({"tool_args": {"record_id": "43"}}), json!({"tool_name": "drop_table"}), json!({"tool_args": {}})]
+    for change in
+        [json!({"tool_args": {"record_id": "43"}}), json!({"tool_name": "drop_table"}), json!({"tool_args": {}})]
     {
         let mut given = tool("c-1", json!({"confirmed": true}));
         given.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
@@ -194,7 +195,8 @@ fn a_call_that_has_run_stays_as_it_is() {
     assert_eq!(open.list[0], ran);
     assert_eq!(open.list[1]["confirmed"], json!(true));
     // All of them, in their order: the first one is the old call.
-    let both = [json!({"tool_call_id": "call_0", "confirmed": true}), json!({"tool_call_id": "call_0", "confirmed": false})];
+    let both =
+        [json!({"tool_call_id": "call_0", "confirmed": true}), json!({"tool_call_id": "call_0", "confirmed": false})];
     assert_eq!(answered(Kind::Agent, &run, &both, &none()).unwrap().list[1]["confirmed"], json!(false));
     let run = agent_run(&[plain("call_0"), plain("call_0")]);
     let wrong = answered(Kind::Agent, &run, yes("call_0").as_array().unwrap(), &none()).unwrap_err();
@@ -233,9 +235,7 @@ fn questions_take_selections_only() {
         "tool_call_id": "c-1", "tool_name": "ask_user", "tool_args": {}, "requires_user_input": true,
         "user_feedback_schema": [{"question": "which?", "options": [{"label": "a"}, {"label": "b"}]}],
     });
-    let given = |question: &str, selected: Value| {
-        json!([{"tool_call_id": "c-1", "user_feedback_schema": [{"question": question, "selected_options": selected}]}])
-    };
+    let given = |question: &str, selected: Value| json!([{"tool_call_id": "c-1", "user_feedback_schema": [{"question": question, "selected_options": selected}]}]);
     let mut expected = stored["user_feedback_schema"].clone();
     expected[0]["selected_options"] = json!(["a"]);
     let added = json!({"answered": true, "user_feedback_schema": expected});
@@ -281,7 +281,8 @@ fn two_members_with_one_call_id_are_told_apart_by_their_requirements() {
     let run = json!({"run_id": "r-1", "requirements": [
         requirement("q-1", plain("c-1"), "m-1"), requirement("q-2", plain("c-1"), "m-2"),
     ]});
-    let given = [json!({"id": "q-2", "confirmation": false}), json!({"id": "q-1", "tool_execution": {"confirmed": true}})];
+    let given =
+        [json!({"id": "q-2", "confirmation": false}), json!({"id": "q-1", "tool_execution": {"confirmed": true}})];
     let done = answered(Kind::Team, &run, &given, &none()).unwrap().list;
     assert_eq!((&done[0]["confirmation"], &done[1]["confirmation"]), (&json!(true), &json!(false)));
     let swapped = [json!({"id": "q-1", "tool_execution": {"tool_call_id": "c-7", "confirmed": true}})];
@@ -313,7 +314,10 @@ fn a_workflow_answers_its_steps_and_their_executors() {
     };
     let confirm = step(json!({"requires_confirmation": true}));
     let done = answered(Kind::Workflow, &confirm, &say(json!({"confirmed": true, "step_input": {"x": 1}})), &none());
-    assert_eq!(done.unwrap().list, json!([{"step_id": "s-1", "step_name": "route", "requires_confirmation": true, "confirmed": true}]));
+    assert_eq!(
+        done.unwrap().list,
+        json!([{"step_id": "s-1", "step_name": "route", "requires_confirmation": true, "confirmed": true}])
+    );
     assert_eq!(answered(Kind::Workflow, &confirm, &[], &none()), Err(Wrong::Unanswered("route".into())));
 
     let route = step(json!({"requires_route_selection": true, "available_choices": ["a", "b"]}));
@@ -370,7 +374,9 @@ fn a_run_is_continued_by_one_caller_and_a_pause_once() {
 
 fn json_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
-        Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i32>().prop_map(Value::from),
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
         "[a-c]{0,3}".prop_map(Value::from),
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
@@ -384,13 +390,22 @@ fn json_value() -> impl Strategy<Value = Value> {
 /// Fields that a caller may send, with values that may or may not fit.
 fn item() -> impl Strategy<Value = Value> {
     const NAMES: [&str; 12] = [
-        "tool_call_id", "tool_name", "tool_args", "confirmed", "result", "answered", "requires_confirmation",
-        "approval_type", "approval_id", "external_execution_required", "user_input_schema", "tool_execution",
+        "tool_call_id",
+        "tool_name",
+        "tool_args",
+        "confirmed",
+        "result",
+        "answered",
+        "requires_confirmation",
+        "approval_type",
+        "approval_id",
+        "external_execution_required",
+        "user_input_schema",
+        "tool_execution",
     ];
     let value = prop_oneof![json_value(), Just(json!("c-1")), Just(json!("c-2")), Just(json!(true))];
-    prop::collection::vec((prop::sample::select(NAMES.to_vec()), value), 0..8).prop_map(|fields| {
-        Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
-    })
+    prop::collection::vec((prop::sample::select(NAMES.to_vec()), value), 0..8)
+        .prop_map(|fields| Value::Object(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
 }
 
 fn stored_tool() -> impl Strategy<Value = Value> {
