@@ -15,7 +15,7 @@ import wire
 from stack import Stack, seed_knowledge
 from wire import Answer, Http, LegacyMcp, McpError, ModernMcp
 
-AGENTS = {"assistant", "researcher-slow", "records", "mailer", "librarian"}
+AGENTS = {"assistant", "researcher-slow", "records", "mailer", "booker", "courier", "librarian"}
 TOOLS = {
     "list_agents",
     "run_agent",

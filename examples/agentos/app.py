@@ -9,10 +9,14 @@ Who is in it:
                researcher-slow   streams SLOW_CHUNKS chunks, one every SLOW_DELAY seconds
                records           deletes a record: the tool needs an approval by somebody else
                mailer            sends a mail: the tool needs the caller's own confirmation
+               booker            books a room: the caller says which one
+               courier           carries a parcel: a tool that runs outside of AgentOS, the caller brings its result
                librarian         looks into the knowledge base before it answers
-    team       newsroom          hands the message to its reporter, then sums up
+    teams      newsroom          hands the message to its reporter, then sums up
+               archive           its member deletes records, with an approval
     workflows  daily-report      draft, then polish
                slow-report       one step by the slow researcher
+               clean-up          one step that deletes a record, with an approval
     knowledge  docs
 
 Environment:
@@ -31,6 +35,7 @@ Environment:
     TRACING          1: record traces (0)
     SLOW_CHUNKS      length of a slow answer (20)
     SLOW_DELAY       seconds between its chunks (0.25)
+    LEDGER           file that every tool writes a line to when it does its work (none)
     LOG              uvicorn's log level (warning)
 """
 
@@ -80,17 +85,37 @@ def last_word(message: str) -> str:
     return words[-1] if words else "nothing"
 
 
+def done(deed: str) -> str:
+    """Does the work of a tool: says so, and notes it in the ledger."""
+    if ledger := text("LEDGER", ""):
+        with open(ledger, "a", encoding="utf-8") as file:
+            file.write(deed + "\n")
+    return deed
+
+
 @approval
 @tool(requires_confirmation=True)
 def delete_record(record_id: str) -> str:
     """Deletes a record for good. Somebody else has to approve it."""
-    return f"deleted {record_id}"
+    return done(f"deleted {record_id}")
 
 
 @tool(requires_confirmation=True)
 def send_mail(to: str) -> str:
     """Sends a mail. The caller has to confirm it."""
-    return f"mailed {to}"
+    return done(f"mailed {to}")
+
+
+@tool(requires_user_input=True, user_input_fields=["room"])
+def book_room(day: str, room: str) -> str:
+    """Books a room for a day. The caller chooses the room."""
+    return done(f"booked {room} for {day}")
+
+
+@tool(external_execution=True)
+def carry_parcel(to: str) -> str:
+    """Carries a parcel. Somebody outside does it; this is never called."""
+    return done(f"carried to {to}")
 
 
 def agents(db: SqliteDb, docs: Knowledge) -> list[Agent]:
@@ -102,12 +127,16 @@ def agents(db: SqliteDb, docs: Knowledge) -> list[Agent]:
     )
     deletes = OfflineModel(tool=ToolUse("delete_record", lambda message: {"record_id": last_word(message)}))
     mails = OfflineModel(tool=ToolUse("send_mail", lambda message: {"to": last_word(message)}))
+    books = OfflineModel(tool=ToolUse("book_room", lambda message: {"day": last_word(message)}))
+    carries = OfflineModel(tool=ToolUse("carry_parcel", lambda message: {"to": last_word(message)}))
     looks_up = OfflineModel(tool=ToolUse("search_knowledge_base", lambda message: {"query": message}))
     return [
         Agent(id="assistant", name="Assistant", description="Repeats what you say.", model=OfflineModel(), db=db),
         Agent(id="researcher-slow", name="Slow Researcher", description="Takes its time.", model=slow, db=db),
         Agent(id="records", name="Records", description="Deletes records.", model=deletes, tools=[delete_record], db=db),
         Agent(id="mailer", name="Mailer", description="Sends mail.", model=mails, tools=[send_mail], db=db),
+        Agent(id="booker", name="Booker", description="Books rooms.", model=books, tools=[book_room], db=db),
+        Agent(id="courier", name="Courier", description="Carries parcels.", model=carries, tools=[carry_parcel], db=db),
         Agent(
             id="librarian",
             name="Librarian",
@@ -135,8 +164,27 @@ def newsroom(db: SqliteDb) -> Team:
     )
 
 
+def deleter(db: SqliteDb, name: str) -> Agent:
+    """An agent inside a team or a workflow whose tool needs an approval."""
+    deletes = OfflineModel(tool=ToolUse("delete_record", lambda message: {"record_id": last_word(message)}))
+    return Agent(id=name, name=name, role="Deletes records.", model=deletes, tools=[delete_record], db=db)
+
+
+def archive(db: SqliteDb) -> Team:
+    """A team whose run pauses because a member's tool needs an approval."""
+    delegate = ToolUse("delegate_task_to_member", lambda message: {"member_id": "archivist", "task": message})
+    return Team(
+        id="archive",
+        name="Archive",
+        description="Hands the message to the archivist.",
+        members=[deleter(db, "archivist")],
+        model=OfflineModel(id="offline-archive", tool=delegate),
+        db=db,
+    )
+
+
 def workflows(db: SqliteDb, slow: Agent) -> list[Workflow]:
-    """A quick workflow of two steps and a slow one of one step."""
+    """A quick workflow of two steps, a slow one of one step, and one that waits for an approval."""
     drafter = Agent(id="drafter", name="drafter", model=OfflineModel(), db=db)
     polisher = Agent(id="polisher", name="polisher", model=OfflineModel(), db=db)
     return [
@@ -152,6 +200,13 @@ def workflows(db: SqliteDb, slow: Agent) -> list[Workflow]:
             name="Slow Report",
             description="One slow step.",
             steps=[Step(name="research", agent=Agent(id="slow-step", name="slow step", model=slow.model, db=db))],
+            db=db,
+        ),
+        Workflow(
+            id="clean-up",
+            name="Clean Up",
+            description="Deletes a record in one step.",
+            steps=[Step(name="delete", agent=deleter(db, "cleaner"))],
             db=db,
         ),
     ]
@@ -206,7 +261,7 @@ def build(port: int) -> FastAPI:
         description="Offline and deterministic.",
         db=db,
         agents=everyone,
-        teams=[newsroom(db)],
+        teams=[newsroom(db), archive(db)],
         workflows=workflows(db, slow),
         knowledge=[docs],
         tracing=switch("TRACING", "0"),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::operation::{Kind, Method, Operation, Place, Resource};
+use super::operation::{Exposure, Kind, Method, Operation, Place, Resource};
 use super::path::CanonicalPath;
 
 /// A request's operation and the decoded parameters of its path.
@@ -110,7 +110,7 @@ impl Router {
     /// Compiles rows that passed `catalog::check`.
     pub(super) fn new(rows: &'static [Operation]) -> Self {
         let mut nodes = vec![Node::default()];
-        for row in rows {
+        for row in rows.iter().filter(|row| !matches!(row.exposure, Exposure::Facet(_))) {
             let mut at = 0;
             for segment in segments(row.path) {
                 at = step(&mut nodes, at, segment);

@@ -220,6 +220,8 @@ pub enum Exposure {
     Local(Own),
     /// Refused unless an operator turns it on; the text says why.
     Off(&'static str),
+    /// Not routed: policies decide it beside the named operation, when a request to that one asks for more.
+    Facet(&'static str),
 }
 
 /// One AgentOS operation. Built by `catalog` (and by `[[operation]]` rows) with safe defaults.

@@ -92,6 +92,7 @@ fn marks(row: &Operation) -> Vec<&'static str> {
         Exposure::Offered => {}
         Exposure::Local(_) => marks.push("local"),
         Exposure::Off(_) => marks.push("off"),
+        Exposure::Facet(_) => marks.push("facet"),
     }
     marks
 }
@@ -105,6 +106,7 @@ fn row_json(row: &Operation) -> Value {
         Exposure::Offered => ("offered", None),
         Exposure::Local(_) => ("local", None),
         Exposure::Off(why) => ("off", Some(why)),
+        Exposure::Facet(of) => ("facet", Some(of)),
     };
     json!({
         "id": row.id,

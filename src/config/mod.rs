@@ -9,6 +9,7 @@ mod runtime;
 mod secrets;
 mod units;
 
+mod approvals;
 mod cache;
 mod cases;
 mod clusters;
@@ -67,6 +68,8 @@ pub struct Config {
     pub policy: crate::policy::Settings,
     /// Plans and who has which.
     pub quota: crate::quota::Settings,
+    /// How long approvals count.
+    pub approvals: crate::gateway::ApprovalSettings,
     /// Response cache.
     pub cache: crate::cache::Settings,
     /// Logs.
@@ -116,6 +119,7 @@ fn config(root: Table<'_>) -> Option<Config> {
         hide(&root, catalog, &server.mcp.path);
     }
     let policy = policy::read(&root);
+    let approvals = approvals::read(&root);
     let cache = cache::read(&root, catalog.as_ref());
     let telemetry = telemetry::read(&root);
     root.close();
@@ -133,6 +137,7 @@ fn config(root: Table<'_>) -> Option<Config> {
         identity: identity?,
         policy,
         quota: tenants.quota(plans),
+        approvals,
         cache,
         telemetry,
         operations,

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use uuid::Uuid;
 
 use super::arrival;
+use super::approvals::{self, Continuing};
 use super::body::{self, Payload};
 use super::call::{Answer, Call, Inbound};
 use super::exchange::Exchange;
@@ -68,6 +69,7 @@ pub(super) struct Admitted {
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
     pub(super) lease: Option<Held>,
+    pub(super) continuing: Option<Continuing>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
@@ -176,6 +178,8 @@ async fn decide(
     let facts = facts::gather(&ground, &query, &payload).await?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
     exchange.event.policies = ground.permit(&facts)?;
+    let continuing = approvals::guard(&ground, &facts, &mut payload).await?;
+    exchange.approvals = continuing.iter().flat_map(|c| c.approvals.iter().cloned()).collect();
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
     shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
@@ -210,6 +214,7 @@ async fn decide(
         picked,
         run_id,
         lease,
+        continuing,
         fill,
         tenant_wide,
         answer_headers,

@@ -64,6 +64,7 @@ pub(super) fn operation(
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local(_) => Ok((path, matched)),
         Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
+        Exposure::Facet(_) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("not routed")),
     }
 }
 
@@ -142,7 +143,7 @@ pub(super) fn local(
     match operation.exposure {
         Exposure::Local(Own::Health) => Ok(healthy()),
         Exposure::Local(Own::Quota) => usage(snapshot, principal, pass),
-        Exposure::Local(Own::Socket) | Exposure::Offered | Exposure::Off(_) => {
+        Exposure::Local(Own::Socket) | Exposure::Offered | Exposure::Off(_) | Exposure::Facet(_) => {
             Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"))
         }
     }

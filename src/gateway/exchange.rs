@@ -23,6 +23,8 @@ pub(super) struct Exchange {
     pub(super) action: Option<Action>,
     /// Resource type and id, for the audit log.
     pub(super) resource: Option<String>,
+    /// Approvals that decided, for the audit log.
+    pub(super) approvals: Vec<String>,
     telemetry: Arc<Telemetry>,
     started: Instant,
     _in_flight: InFlight,
@@ -63,6 +65,7 @@ impl Exchange {
             },
             action: None,
             resource: None,
+            approvals: Vec::new(),
             telemetry: Arc::clone(telemetry),
             started: Instant::now(),
             _in_flight: telemetry.in_flight(door),
@@ -109,6 +112,7 @@ impl Exchange {
                 subject: self.event.subject.clone(),
                 operation: self.event.operation,
                 resource: self.resource.clone(),
+                approvals: self.approvals.clone(),
                 policies: Arc::clone(&self.event.policies),
                 outcome: self.event.code,
             });

@@ -97,6 +97,11 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     if head.status == StatusCode::UNAUTHORIZED {
         return Err(invalid("AgentOS refused the gateway's credential"));
     }
+    if head.status.is_client_error()
+        && let Some(continuing) = &mut admitted.continuing
+    {
+        continuing.unsent();
+    }
     let mut headers = std::mem::take(&mut admitted.answer_headers);
     for name in &PASSED_DOWN {
         if let Some(value) = head.headers.get(name) {
@@ -210,6 +215,9 @@ async fn send(
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
         let options = options(admitted, exchange.event.attempts);
+        if let Some(continuing) = &mut admitted.continuing {
+            continuing.sending();
+        }
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
@@ -228,6 +236,11 @@ async fn send(
             } else {
                 Outcome::Broke
             });
+        }
+        if error.retry() == Retry::Always
+            && let Some(continuing) = &mut admitted.continuing
+        {
+            continuing.unsent();
         }
         let next = next(admitted, &tried, &error).filter(|_| exchange.event.attempts < ATTEMPTS_MAX);
         match (spare, next) {

@@ -18,6 +18,7 @@ mod snapshot;
 mod address;
 mod admit;
 mod arrival;
+mod approvals;
 mod facts;
 mod knowledge;
 mod shape;
@@ -34,6 +35,7 @@ mod path;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
 pub use facts::encode as encode_segment;

@@ -12,6 +12,7 @@ use http::HeaderMap;
 
 use super::admit::{self, Verdict};
 use super::arrival;
+use super::approvals::Continues;
 use super::call::{Answer, Call, Caller, Carrier};
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -37,6 +38,7 @@ pub struct Gateway {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) owners: Owners,
     pub(super) runs: Runs,
+    pub(super) continues: Continues,
     pub(super) spawn: Spawn,
     seal: Seal,
 }
@@ -50,6 +52,7 @@ impl Gateway {
             telemetry,
             owners: Owners::new(),
             runs: Runs::new(),
+            continues: Continues::new(),
             spawn,
             seal,
         })

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::approvals::ApprovalSettings;
 use super::limits::Limits;
 use crate::agentos::Catalog;
 use crate::cache::Cache;
@@ -28,4 +29,6 @@ pub struct Snapshot {
     pub clusters: Arc<Clusters>,
     /// Sizes and times of requests.
     pub limits: Limits,
+    /// How long approvals count.
+    pub approvals: ApprovalSettings,
 }

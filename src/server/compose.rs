@@ -74,6 +74,7 @@ pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<Tls
                 cache: Arc::new(Cache::new(&config.cache)),
                 clusters: Arc::new(clusters),
                 limits: config.limits.clone(),
+                approvals: config.approvals,
             };
             Ok((snapshot, tls))
         }

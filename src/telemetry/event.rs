@@ -103,6 +103,8 @@ pub struct AuditEvent {
     pub operation: Option<&'static str>,
     /// Resource type and id, such as `Agent::web-agent`.
     pub resource: Option<String>,
+    /// Approvals of AgentOS that decided.
+    pub approvals: Vec<String>,
     /// Policies that decided.
     pub policies: Arc<[Arc<str>]>,
     /// `ok`, or the refusal code.

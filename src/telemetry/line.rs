@@ -78,6 +78,8 @@ struct Audit<'a> {
     operation: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resource: Option<Text<'a>>,
+    #[serde(skip_serializing_if = "Texts::is_empty")]
+    approvals: Texts<'a>,
     policies: Policies<'a>,
     outcome: &'static str,
 }
@@ -86,6 +88,8 @@ struct Audit<'a> {
 struct Text<'a>(&'a str);
 
 struct Policies<'a>(&'a [Arc<str>]);
+
+struct Texts<'a>(&'a [String]);
 
 /// The access-log line of an exchange, line break included.
 pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
@@ -136,6 +140,7 @@ pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
         subject: event.subject.as_deref().map(Text),
         operation: event.operation,
         resource: event.resource.as_deref().map(Text),
+        approvals: Texts(&event.approvals),
         policies: Policies(&event.policies),
         outcome: event.outcome,
     })
@@ -174,6 +179,18 @@ fn is_obeyed(c: char) -> bool {
 impl Policies<'_> {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl Texts<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Texts<'_> {
+    fn serialize<S: Serializer>(&self, target: S) -> Result<S::Ok, S::Error> {
+        target.collect_seq(self.0.iter().take(POLICIES_MAX).map(|text| Text(text)))
     }
 }
 

@@ -252,6 +252,7 @@ fn logs_reach_their_files_across_a_rotation() {
         subject: Some("alice".into()),
         operation: Some("resolve_approval"),
         resource: Some("Approval::a1".to_owned()),
+        approvals: vec!["a1".to_owned()],
         policies: Arc::new(["approver".into()]),
         outcome: "ok",
     });
@@ -266,7 +267,8 @@ fn logs_reach_their_files_across_a_rotation() {
     line["timestamp"] = Value::Null;
     let expected = json!({
         "timestamp": null, "log": "audit", "request_id": "r-2", "door": "mcp", "tenant": "acme", "subject": "alice",
-        "operation": "resolve_approval", "resource": "Approval::a1", "policies": ["approver"], "outcome": "ok"
+        "operation": "resolve_approval", "resource": "Approval::a1", "approvals": ["a1"],
+        "policies": ["approver"], "outcome": "ok"
     });
     assert_eq!(line, expected);
 }

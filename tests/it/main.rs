@@ -3,6 +3,8 @@
 
 mod agno;
 mod attack_isolation;
+mod approvals;
+mod approvals_agno;
 mod config;
 mod corpora;
 mod fake;

@@ -22,8 +22,12 @@ const KNOWN_ORDER: &[(&str, &str)] = &[("/knowledge/content/{content_id}", "/kno
 
 /// What only the gateway may write in a row.
 pub(super) fn operator_rows(rows: &[Operation]) -> Vec<Problem> {
-    let local = rows.iter().filter(|row| row.exposure.is_local());
-    local.map(|row| problem(row, "only the gateway's own rows are answered locally")).collect()
+    let own = rows.iter().filter_map(|row| match row.exposure {
+        Exposure::Offered | Exposure::Off(_) => None,
+        Exposure::Local(_) => Some(problem(row, "only the gateway's own rows are answered locally")),
+        Exposure::Facet(_) => Some(problem(row, "only the gateway's own rows are facets of others")),
+    });
+    own.collect()
 }
 
 /// Every problem of a table.
@@ -36,7 +40,7 @@ pub(super) fn rows(rows: &[Operation]) -> Vec<Problem> {
 /// The rules that look at one row, and at the ids of the others.
 fn one(row: &Operation, rows: &[Operation]) -> Vec<Problem> {
     let mut texts = Vec::new();
-    words(row, &mut texts);
+    words(row, rows, &mut texts);
     template(row, &mut texts);
     places(row, &mut texts);
     caching(row, rows, &mut texts);
@@ -51,7 +55,7 @@ fn problem(row: &Operation, text: impl Into<String>) -> Problem {
 }
 
 /// Ids, tools and scopes: names that leave the process.
-fn words(row: &Operation, texts: &mut Vec<String>) {
+fn words(row: &Operation, rows: &[Operation], texts: &mut Vec<String>) {
     if !is_word(row.id, ID_MAX) {
         texts.push(format!("id must be 1 to {ID_MAX} characters of `a-z0-9_`"));
     }
@@ -68,6 +72,11 @@ fn words(row: &Operation, texts: &mut Vec<String>) {
     }
     if row.scopes.is_empty() && !row.exposure.is_local() {
         texts.push("no scope grants it".to_owned());
+    }
+    if let Exposure::Facet(of) = row.exposure
+        && !rows.iter().any(|other| (other.id, other.path, other.method) == (of, row.path, row.method))
+    {
+        texts.push(format!("is a facet of `{of}`, which does not exist on its path"));
     }
     if row.exposure == Exposure::Off("") {
         texts.push("an operation that is off must say why".to_owned());
@@ -204,7 +213,13 @@ fn pairs(rows: &[Operation]) -> Vec<Problem> {
         if let Some(first) = seen.insert(row.id, row) {
             problems.push(problem(row, format!("id is taken by `{} {}`", first.method, first.path)));
         }
+        if matches!(row.exposure, Exposure::Facet(_)) {
+            continue;
+        }
         for other in rows.iter().take(index).filter(|other| other.method == row.method) {
+            if matches!(other.exposure, Exposure::Facet(_)) {
+                continue;
+            }
             if ambiguous(other.path, row.path) {
                 let text =
                     format!("`{} {}` is ambiguous with `{}` of `{}`", row.method, row.path, other.path, other.id);

@@ -7,6 +7,7 @@ mod approvals;
 mod check;
 mod components;
 mod evaluations;
+mod facets;
 mod knowledge;
 mod memories;
 mod os;
@@ -30,7 +31,8 @@ use super::matching::{Matched, NotMatched, Router};
 use super::operation::{Exposure, Operation};
 use super::path::CanonicalPath;
 
-/// Rows by family, in reading order. All but the last stand in an OpenAPI document of AgentOS.
+/// Rows by family, in reading order. All but the last stand in an OpenAPI document of AgentOS. `facets` come after
+/// them: they have no path of their own.
 const FAMILIES: &[&[Operation]] = &[
     agents::ROWS,
     teams::ROWS,
@@ -173,7 +175,8 @@ const fn is_same(one: &str, other: &str) -> bool {
 
 /// Shipped rows, each replaced by the operator's row that turns it on; the operator's other rows follow.
 fn merge(mut operator: Vec<Operation>) -> Vec<Operation> {
-    let mut merged: Vec<Operation> = FAMILIES.iter().flat_map(|family| family.iter().copied()).collect();
+    let shipped = FAMILIES.iter().chain(std::iter::once(&facets::ROWS));
+    let mut merged: Vec<Operation> = shipped.flat_map(|family| family.iter().copied()).collect();
     for row in &mut merged {
         if let Exposure::Off(_) = row.exposure
             && let Some(index) = operator.iter().position(|own| own.id == row.id)

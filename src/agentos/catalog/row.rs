@@ -253,6 +253,12 @@ impl Operation {
         self
     }
 
+    /// Decided beside another operation, never routed.
+    pub(super) const fn facet_of(mut self, id: &'static str) -> Self {
+        self.exposure = Exposure::Facet(id);
+        self
+    }
+
     /// Refused unless an operator turns it on.
     pub(super) const fn off(mut self, why: &'static str) -> Self {
         self.exposure = Exposure::Off(why);

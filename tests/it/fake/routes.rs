@@ -81,7 +81,7 @@ fn start_run(world: &mut World, kind: &str, id: &str, request: &Recorded) -> Rep
     let form = request.form();
     let Some(message) = form.get("message") else { return Reply::detail(422, "message is missing") };
     let run = form.get("run_id").map_or_else(|| format!("run-{}", world.runs.len() + 1), str::to_owned);
-    let row = json!({
+    let mut row = json!({
         "run_id": run,
         format!("{}_id", kind.trim_end_matches('s')): id,
         "session_id": form.get("session_id").unwrap_or("s-1"),
@@ -94,6 +94,11 @@ fn start_run(world: &mut World, kind: &str, id: &str, request: &Recorded) -> Rep
         },
     });
     if id == "records" {
+        row["tools"] = json!([{
+            "tool_call_id": "call-1", "tool_name": "delete_record", "tool_args": {"record_id": "42"}, "result": null,
+            "requires_confirmation": true, "confirmed": null, "approval_type": "required",
+            "approval_id": format!("approval-{run}"),
+        }]);
         let approval = json!({
             "id": format!("approval-{run}"), "run_id": run, "session_id": row["session_id"], "agent_id": id,
             "user_id": row["user_id"], "status": "pending", "approval_type": "required", "tool_name": "delete_record",
@@ -137,6 +142,9 @@ pub(super) fn run_events(kind: &str, row: &Value) -> Vec<Event> {
             let mut data = json!({"run_id": row["run_id"], "session_id": row["session_id"]});
             if name.contains("Content") || name.ends_with("RunCompleted") || *name == "WorkflowCompleted" {
                 data["content"] = row["content"].clone();
+            }
+            if *name == "RunPaused" {
+                data["tools"] = row["tools"].clone();
             }
             if name.ends_with("ModelRequestCompleted") {
                 data["model"] = "fake".into();
