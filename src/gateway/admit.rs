@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use uuid::Uuid;
 
-use super::arrival;
 use super::approvals::{self, Continuing};
+use super::arrival;
 use super::body::{self, Payload};
 use super::call::{Answer, Call, Inbound};
 use super::exchange::Exchange;

@@ -17,8 +17,8 @@ mod snapshot;
 
 mod address;
 mod admit;
-mod arrival;
 mod approvals;
+mod arrival;
 mod facts;
 mod knowledge;
 mod shape;

@@ -11,8 +11,8 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
 use super::admit::{self, Verdict};
-use super::arrival;
 use super::approvals::Continues;
+use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
 use super::exchange::Exchange;
 use super::facts::Owners;

@@ -2,9 +2,9 @@
 //! Does not hold tests itself.
 
 mod agno;
-mod attack_isolation;
 mod approvals;
 mod approvals_agno;
+mod attack_isolation;
 mod config;
 mod corpora;
 mod fake;
