@@ -3,6 +3,7 @@
 //! Invariant: everything that is printed as a table can be printed as JSON.
 
 mod check;
+mod key;
 pub mod operations;
 mod serve;
 mod test;
@@ -49,6 +50,17 @@ enum Verb {
     },
     /// Mint a development token with a key of the configuration.
     Token(token::TokenArguments),
+    /// Work with API keys.
+    Key {
+        #[command(subcommand)]
+        verb: KeyVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyVerb {
+    /// Make an API key: the key to stdout, once; its configuration block to stderr.
+    New(key::KeyArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +129,7 @@ fn run(arguments: Arguments) -> Ended {
         }),
         Verb::Test { path: cases } => test::run(path, cases.as_deref()),
         Verb::Token(arguments) => token::run(path, &arguments),
+        Verb::Key { verb: KeyVerb::New(arguments) } => key::run(path, &arguments),
     }
 }
 

@@ -26,6 +26,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::principal::Principal;
 
+pub use api_key::{NewKey, NoRandomness};
 pub use credential::{Ambiguous, Credential, TOKEN_BYTES_MAX};
 pub use jwks::{JWKS_BYTES_MAX, KeyChange};
 pub use mint::{Mint, MintError, mint};

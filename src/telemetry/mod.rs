@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use crate::principal::TenantId;
 
 pub use event::*;
+pub use timestamp::Timestamp;
 pub use tracing_setup::{TracingError, init_tracing};
 pub use writer::OpenError;
 

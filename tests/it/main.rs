@@ -2,6 +2,7 @@
 //! Does not hold tests itself.
 
 mod agno;
+mod cli;
 mod config;
 mod fake;
 mod stack;
