@@ -3,6 +3,7 @@
 //! Invariant: everything that is printed as a table can be printed as JSON.
 
 mod check;
+mod explain;
 mod key;
 pub mod operations;
 mod serve;
@@ -36,6 +37,8 @@ enum Verb {
     Run,
     /// Check everything that can be checked without binding a port.
     Check,
+    /// Say what would happen to a call, stage by stage, and what would allow it; or find an earlier decision.
+    Explain(explain::ExplainArguments),
     /// Print the catalogue of operations.
     Operations(Printed),
     /// Work with policies.
@@ -116,6 +119,7 @@ fn run(arguments: Arguments) -> Ended {
     match arguments.verb {
         Verb::Run => serve::run(path),
         Verb::Check => check::run(path),
+        Verb::Explain(arguments) => explain::run(path, &arguments),
         Verb::Operations(printed) => {
             let format = match printed.format {
                 Format::Table => operations::Format::Table,

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::body::{self, Payload};
 use super::call::{Answer, AnswerBody, Call, Caller};
 use super::exchange::Exchange;
+use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
 use super::path::Gateway;
@@ -19,6 +20,7 @@ use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::trail::Said;
 use crate::agentos::{
     Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, NotMatched, Operation, Query, Reply,
 };
@@ -128,12 +130,17 @@ pub(super) async fn admit(
         Caller::ByHeaders => identify(snapshot, &call.headers).await?,
         Caller::Verified(principal) => Arc::clone(principal),
     };
+    exchange.note("identity", Said::Passed, || explain::principal(&principal, &call.caller));
     exchange.event.tenant = Some(principal.tenant.clone());
     exchange.event.subject = Some(Arc::clone(&principal.subject));
 
     let cluster = find_cluster(snapshot, &call, &principal, operation)?;
     exchange.event.cluster = Some(Arc::clone(cluster.name()));
-    let pass = snapshot.quota.spend(&principal).map_err(refused)?;
+    exchange.note("cluster", Said::Passed, || explain::cluster(&cluster));
+    let pass = match exchange.rehearsal {
+        None => snapshot.quota.spend(&principal).map_err(refused)?,
+        Some(_) => explain::quota(snapshot, &principal, operation, exchange)?,
+    };
     for limit in &pass.limits {
         gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
     }
@@ -150,13 +157,18 @@ pub(super) async fn admit(
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     let ground = Ground { gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
 
-    let facts = facts::gather(&ground, &query, &payload).await?;
-    exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
-    exchange.event.policies = ground.permit(&facts)?;
+    let gathered = facts::gather(&ground, &query, &payload).await;
+    let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
+    explain::policy(&ground, &facts, exchange);
+    ground.permit(&facts, exchange)?;
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
     shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
 
+    if exchange.rehearsal.is_some() {
+        explain::rest(&ground, &facts, exchange);
+        return Ok(Verdict::Answered(json_answer("{}")));
+    }
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
     let fill = match ground.look_up(&path, &query, &payload).await {
@@ -173,6 +185,7 @@ pub(super) async fn admit(
 
     let lease = ground.lease()?;
     let picked = ground.endpoint(&facts)?;
+    exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
     let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
@@ -233,6 +246,8 @@ fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> 
     })?;
     exchange.event.operation = Some(matched.operation.id);
     exchange.action = Some(matched.operation.action);
+    exchange.resource = Some(format!("{}::{}", matched.operation.resource, matched.resource_id().unwrap_or("")));
+    exchange.note("catalogue", Said::Passed, || explain::operation(&matched, &path));
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local => Ok((path, matched)),
         Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
@@ -342,18 +357,20 @@ impl Ground<'_> {
         })
     }
 
-    /// The policies that permit, or the refusal. What belongs to another looks as if it did not exist.
-    fn permit(&self, facts: &Facts) -> Result<Arc<[Arc<str>]>, Refusal> {
+    /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
+    fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
-                Ok(policies)
+                exchange.event.policies = policies;
+                Ok(())
             }
             Decision::Deny { policies, errors, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "deny"));
+                exchange.event.policies = Arc::clone(&policies);
                 // A caller with rights on single items may list: the filter shows them those (`filter::Eye`).
                 if policies.is_empty() && !errors && filter::decides_per_item(self.operation()) {
-                    return Ok(policies);
+                    return Ok(());
                 }
                 let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
                 let code = if foreign && facts.approval.is_none() { Code::NotFound } else { Code::Forbidden };
@@ -429,7 +446,7 @@ impl Ground<'_> {
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 
-    fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
+    pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
         let want = match (self.operation().affinity, facts.tag, &facts.session) {
             (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
             (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => Want::Session(session),

@@ -138,6 +138,22 @@ impl Identity {
         }
     }
 
+    /// Returns the caller that these claims would stand for. Nothing is verified: this is for telling an operator
+    /// what would happen to somebody, never for serving a call. `iss`, `aud` and `exp` may be left out.
+    ///
+    /// # Errors
+    /// [`Refused`] as for a token with these claims.
+    pub fn suppose(&self, claims: &[u8], now: SystemTime) -> Result<Principal, Refused> {
+        let now = unix_seconds(now);
+        let mut claims = claims::ClaimSet::parse(claims)?;
+        let first = self.issuers.keys().min().ok_or(Refused::Invalid("no issuer is configured"))?;
+        claims.fill("iss", || (**first).into());
+        let issuer = self.issuers.get(claims.issuer()?).ok_or(Refused::Invalid("issuer not configured"))?.settings();
+        claims.fill("aud", || issuer.audiences.clone().into());
+        claims.fill("exp", || now.saturating_add(3600).into());
+        self.rules.principal(&claims, issuer, now)
+    }
+
     /// Fetches the keys of every issuer that publishes them, all at once. A failure keeps the keys in use.
     pub async fn refresh(&self) -> Vec<Refreshed> {
         let now = Instant::now();

@@ -79,6 +79,10 @@ struct Audit<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     resource: Option<Text<'a>>,
     policies: Policies<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<&'static str>,
+    #[serde(rename = "client.address")]
+    client: std::net::IpAddr,
     outcome: &'static str,
 }
 
@@ -137,6 +141,8 @@ pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
         operation: event.operation,
         resource: event.resource.as_deref().map(Text),
         policies: Policies(&event.policies),
+        stage: event.stage,
+        client: event.peer,
         outcome: event.outcome,
     })
 }

@@ -2,6 +2,7 @@
 //! Does not hold tests itself.
 
 mod agno;
+mod audit;
 mod cli;
 mod config;
 mod fake;
