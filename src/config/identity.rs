@@ -36,6 +36,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     let stream_grace = table.get("stream_grace").and_then(|v| v.duration(grace)).unwrap_or(Duration::from_mins(5));
     let leeway =
         table.get("leeway").and_then(|v| v.duration(Duration::ZERO..=LEEWAY_MAX)).unwrap_or(Duration::from_secs(30));
+    let revoked = table.get("revoked").and_then(|v| v.path());
     let names = Tenants { root, read: tenants, plans, unknown: unknown_tenant };
     let issuers = issuers(&table, &names);
     let claims = claims(&table);
@@ -46,7 +47,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     }
     table.close();
     let tenants = tenants.tenants.keys().cloned().collect();
-    Some(Settings { unknown_tenant, stream_grace, leeway, issuers, claims, api_keys, tenants })
+    Some(Settings { unknown_tenant, stream_grace, revoked, leeway, issuers, claims, api_keys, tenants })
 }
 
 fn claims(table: &Table<'_>) -> Claims {

@@ -128,6 +128,10 @@ pub(super) async fn admit(
     }
     let principal = match &call.caller {
         Caller::ByHeaders => identify(snapshot, &call.headers).await?,
+        // Verified once for its carrier, which may live long: a revocation since then counts.
+        Caller::Verified(principal) if snapshot.identity.revocations().covers(principal) => {
+            return Err(Refusal::new(Code::Unauthenticated, Stage::Identity).because("credential revoked"));
+        }
         Caller::Verified(principal) => Arc::clone(principal),
     };
     exchange.note("identity", Said::Passed, || explain::principal(&principal, &call.caller));
@@ -227,7 +231,7 @@ pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result
         let code = match refused {
             Refused::Expired => Code::TokenExpired,
             Refused::KeysUnavailable => Code::Overloaded,
-            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant => Code::Unauthenticated,
+            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant | Refused::Revoked => Code::Unauthenticated,
         };
         refuse(code).because(refused.to_string())
     })

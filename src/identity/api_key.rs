@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::credential::API_KEY_START;
 use super::{ApiKey, Refused};
-use crate::principal::{Principal, PrincipalKind};
+use crate::principal::{CredentialId, Principal, PrincipalKind};
 
 /// Random bytes of a new key: as many as its hash has.
 const KEY_BYTES: usize = 32;
@@ -93,7 +93,7 @@ impl ApiKeys {
 impl Record {
     fn new(key: ApiKey) -> Self {
         let shared = |names: Vec<String>| names.into_iter().map(Arc::from).collect();
-        let principal = Principal::new(
+        let mut principal = Principal::new(
             PrincipalKind::Service,
             format!("key:{}", key.id),
             key.tenant,
@@ -102,6 +102,7 @@ impl Record {
             key.plan.map(Arc::from),
             key.expires_at,
         );
+        principal.credential = Some(CredentialId { id: None, sha256: key.sha256 });
         Self { sha256: key.sha256, principal: Arc::new(principal) }
     }
 }

@@ -42,6 +42,11 @@ impl ClaimSet {
         self.0.entry(name).or_insert_with(value);
     }
 
+    /// The token's own id, where it can be one.
+    pub(super) fn token_id(&self) -> Option<Arc<str>> {
+        self.text("jti").filter(|id| (1..=NAME_BYTES_MAX).contains(&id.len())).map(Arc::from)
+    }
+
     fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }

@@ -3,6 +3,7 @@
 
 mod agno;
 mod audit;
+mod authority;
 mod cli;
 mod config;
 mod fake;
