@@ -138,6 +138,8 @@ fn hash(text: &str) -> Option<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::principal::{CredentialId, PrincipalKind, TenantId};
 
@@ -179,12 +181,11 @@ mod tests {
     async fn whoever_waits_hears_of_the_revocation_at_once() {
         let revocations = Arc::new(Revocations::default());
         let mut ended = Box::pin(Arc::clone(&revocations).ended(Arc::new(caller("alice", None))));
-        let poll = |ended: &mut std::pin::Pin<Box<_>>| futures_util::FutureExt::now_or_never(ended.as_mut());
-        assert_eq!(poll(&mut ended), None);
+        assert_eq!((&mut ended).now_or_never(), None);
         assert!(revocations.replace(RevokedList::parse("bob@acme").unwrap()));
-        assert_eq!(poll(&mut ended), None);
+        assert_eq!((&mut ended).now_or_never(), None);
         assert!(revocations.replace(RevokedList::parse("alice@acme").unwrap()));
         assert!(!revocations.replace(RevokedList::parse("alice@acme\n").unwrap()));
-        assert_eq!(poll(&mut ended), Some(()));
+        assert_eq!((&mut ended).now_or_never(), Some(()));
     }
 }

@@ -89,7 +89,7 @@ async fn a_good_set_of_policies_is_swapped_in_and_a_bad_one_changes_nothing() {
 
     std::fs::write(&file, "@id(\"all\")\npermit (principal, action == Tollbridge::Action::\"get_agentz\", resource);\n").unwrap();
     let errors = stack.running.reload().await.unwrap_err().to_string();
-    assert!(errors.contains("policies.cedar:2:") && errors.contains("get_agents"), "{errors}");
+    assert!(errors.contains("policies.cedar:2:") && errors.contains("did you mean `get_agent`?"), "{errors}");
     assert_eq!(status().await, 200);
 
     let forbid = "@id(\"none\")\nforbid (principal, action, resource);\n";

@@ -4,6 +4,7 @@
 
 mod explain;
 mod key;
+mod signals;
 
 use std::path::Path;
 use std::process::Command;
