@@ -4,7 +4,7 @@
 //! `cargo bench --bench policy` prints medians. Budgets: below 1 µs when the decision is kept, below 15 µs when it is
 //! not and the policies are about different operations, as in practice. The third line is no budget: it shows what
 //! 100 policies cost that all apply to every call.
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark prints and may panic")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, missing_docs, reason = "a benchmark prints and may panic")]
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -28,9 +28,13 @@ fn main() -> ExitCode {
     let catalog = Catalog::shipped();
     let rows: Vec<&'static Operation> = catalog.rows().iter().collect();
     let sliced = load("sliced", &rows, |index, row| {
-        format!("action == Tollbridge::Action::\"{}\", resource)\nwhen {{ resource.id like \"team-{index}-*\" }}", row.id)
+        format!(
+            "action == Tollbridge::Action::\"{}\", resource)\nwhen {{ resource.id like \"team-{index}-*\" }}",
+            row.id
+        )
     });
-    let broad = load("broad", &rows, |index, _| format!("action, resource)\nwhen {{ resource.id like \"team-{index}-*\" }}"));
+    let broad =
+        load("broad", &rows, |index, _| format!("action, resource)\nwhen {{ resource.id like \"team-{index}-*\" }}"));
     let results = [
         ("cached", median(&sliced, &catalog, Ids::Same), Some(Duration::from_micros(1))),
         ("uncached, sliced by action", median(&sliced, &catalog, Ids::New), Some(Duration::from_micros(15))),
@@ -114,7 +118,8 @@ fn median(policies: &Policies, catalog: &Catalog, ids: Ids) -> Duration {
                 .collect();
             let started = Instant::now();
             for name in &names {
-                let resource = ResourceFacts { tenant: Some(acme), ..ResourceFacts::new(operation.resource, name, &tenants) };
+                let resource =
+                    ResourceFacts { tenant: Some(acme), ..ResourceFacts::new(operation.resource, name, &tenants) };
                 let decision = policies.decide(black_box(&Ask { principal: &caller, operation, resource, context }));
                 assert!(black_box(decision).is_allow());
             }

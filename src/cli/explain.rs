@@ -145,7 +145,8 @@ fn call(snapshot: &Snapshot, arguments: &ExplainArguments) -> Result<Call, Strin
 fn caller(snapshot: &Snapshot, arguments: &ExplainArguments, headers: &mut HeaderMap) -> Result<Caller, String> {
     let Some(file) = &arguments.claims else {
         let token = arguments.token.as_deref().unwrap_or_default();
-        let value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| "--token: has characters that no token has".to_owned())?;
+        let value = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| "--token: has characters that no token has".to_owned())?;
         headers.insert(header::AUTHORIZATION, value);
         return Ok(Caller::ByHeaders);
     };
@@ -167,9 +168,10 @@ fn body(
     fields: &[String],
     headers: &mut HeaderMap,
 ) -> Result<Inbound, String> {
-    let pairs: Vec<(&str, &str)> = fields.iter().map(|field| {
-        field.split_once('=').ok_or_else(|| format!("--form: `{field}` is not `name=value`"))
-    }).collect::<Result<_, _>>()?;
+    let pairs: Vec<(&str, &str)> = fields
+        .iter()
+        .map(|field| field.split_once('=').ok_or_else(|| format!("--form: `{field}` is not `name=value`")))
+        .collect::<Result<_, _>>()?;
     if pairs.is_empty() {
         return Ok(Inbound::Empty);
     }
@@ -177,7 +179,8 @@ fn body(
     let is_json = row.is_some_and(|matched| matches!(matched.operation.body, Body::Json(_)));
     let (content_type, text) = if is_json {
         let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text));
-        let object: serde_json::Map<_, _> = pairs.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect();
+        let object: serde_json::Map<_, _> =
+            pairs.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect();
         ("application/json", serde_json::Value::Object(object).to_string())
     } else {
         let text = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&pairs).finish();

@@ -77,7 +77,10 @@ pub(super) fn run(path: &Path, arguments: &KeyArguments) -> Ended {
 
 fn record(arguments: &KeyArguments, sha256: [u8; 32]) -> Result<ApiKey, String> {
     if !is_key_id(&arguments.id) {
-        return Err(format!("--id: `{}` must be 1 to 64 characters of `A-Z a-z 0-9 . _ -`", arguments.id.escape_debug()));
+        return Err(format!(
+            "--id: `{}` must be 1 to 64 characters of `A-Z a-z 0-9 . _ -`",
+            arguments.id.escape_debug()
+        ));
     }
     let tenant = TenantId::new(&arguments.tenant).map_err(|error| error.to_string())?;
     let expires_at = arguments.expires.as_deref().map(|text| {
@@ -101,11 +104,18 @@ fn fits(path: &Path, record: &ApiKey) -> bool {
     let Some(config) = configuration(path) else { return true };
     if !config.tenants.contains_key(&record.tenant) {
         let known: Vec<_> = config.tenants.keys().map(TenantId::as_str).collect();
-        talk(&format!("warning: tenant `{}` is not in the configuration, which has {}", record.tenant, known.join(", ")));
+        talk(&format!(
+            "warning: tenant `{}` is not in the configuration, which has {}",
+            record.tenant,
+            known.join(", ")
+        ));
     }
     let taken = config.identity.api_keys.iter().any(|key| key.id == record.id);
     if taken {
-        talk(&format!("the API key id `{}` is already used\nhelp: choose another `--id`, or remove the old key", record.id));
+        talk(&format!(
+            "the API key id `{}` is already used\nhelp: choose another `--id`, or remove the old key",
+            record.id
+        ));
     }
     !taken
 }

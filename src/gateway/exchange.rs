@@ -123,7 +123,8 @@ impl Exchange {
         if !self.writes() || !self.telemetry.audits_first() {
             return Ok(());
         }
-        if self.telemetry.audit_surely(&self.audit_event("admitted")).await {
+        // Boxed: few take this way, and every exchange would carry its state.
+        if Box::pin(self.telemetry.audit_surely(&self.audit_event("admitted"))).await {
             return Ok(());
         }
         let refusal = Refusal::new(Code::Overloaded, Stage::Audit).because("the audit log cannot be written");

@@ -14,7 +14,7 @@ use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::snapshot::Snapshot;
 use super::trail::{Explanation, Remedy, Said};
-use crate::agentos::{CanonicalPath, Caching, Cost, Matched, Operation};
+use crate::agentos::{Caching, CanonicalPath, Cost, Matched, Operation};
 use crate::cluster::Cluster;
 use crate::policy::{ADMIN_SCOPE, Decision, Policies};
 use crate::principal::Principal;
@@ -107,7 +107,8 @@ pub(super) fn quota(
     });
     if let Some((code, limit)) = used_up {
         exchange.note("quota", Said::Refused, || facts);
-        let mut refusal = Refusal::new(code, Stage::Quota).because(format!("`{}` of plan `{plan}` is used up", limit.name));
+        let mut refusal =
+            Refusal::new(code, Stage::Quota).because(format!("`{}` of plan `{plan}` is used up", limit.name));
         refusal.retry_after = Some(limit.reset);
         return Err(refusal);
     }
@@ -141,10 +142,12 @@ pub(super) fn facts(
             Ok(facts)
         }
         Err(refusal) if is_out_of_reach(refusal.code) => {
-            exchange.note("facts", Said::Unknown, || json!({
-                "owner": "unknown",
-                "reason": refusal.reason.as_deref().unwrap_or(refusal.code.row().detail),
-            }));
+            exchange.note("facts", Said::Unknown, || {
+                json!({
+                    "owner": "unknown",
+                    "reason": refusal.reason.as_deref().unwrap_or(refusal.code.row().detail),
+                })
+            });
             Ok(unread)
         }
         Err(refusal) => {
@@ -170,13 +173,19 @@ pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange
     let policies = &ground.snapshot.policies;
     let per_item = decision.policies().is_empty() && super::filter::decides_per_item(ground.operation());
     let said = if decision.is_allow() || per_item { Said::Passed } else { Said::Refused };
-    let shadow = decision.shadow().map(|shadow| json!({ "allow": shadow.allow, "policies": located(policies, &shadow.policies) }));
+    let shadow = decision
+        .shadow()
+        .map(|shadow| json!({ "allow": shadow.allow, "policies": located(policies, &shadow.policies) }));
     let note = (per_item && !decision.is_allow()).then_some("each item of the list is decided on its own");
-    trail.add("policy", said, json!({
-        "policies": located(policies, decision.policies()),
-        "note": note,
-        "shadow": shadow,
-    }));
+    trail.add(
+        "policy",
+        said,
+        json!({
+            "policies": located(policies, decision.policies()),
+            "note": note,
+            "shadow": shadow,
+        }),
+    );
     if said == Said::Refused {
         trail.remedies = remedies(ground, facts);
         if trail.remedies.is_empty() {
@@ -224,9 +233,10 @@ fn remedies(ground: &Ground<'_>, facts: &Facts) -> Vec<Remedy> {
     if !found.is_empty() {
         return found.into_iter().take(REMEDIES_MAX).collect();
     }
-    let pairs = candidates.iter().enumerate().flat_map(|(at, one)| {
-        candidates.iter().skip(at + 1).map(|two| remedy(&[*one, *two])).collect::<Vec<_>>()
-    });
+    let pairs = candidates
+        .iter()
+        .enumerate()
+        .flat_map(|(at, one)| candidates.iter().skip(at + 1).map(|two| remedy(&[*one, *two])).collect::<Vec<_>>());
     pairs.filter(|remedy| helps(ground, facts, remedy)).take(REMEDIES_MAX).collect()
 }
 
@@ -250,14 +260,21 @@ fn helps(ground: &Ground<'_>, facts: &Facts, remedy: &Remedy) -> bool {
 
 /// Why nothing that a caller can be given would help.
 fn immovable(policies: &Policies, decision: &Decision) -> String {
-    let places: Vec<String> = decision.policies().iter().map(|id| {
-        let place = policies.location(id).map_or_else(String::new, |at| format!(" ({}:{})", at.file, at.line));
-        format!("`{id}`{place}")
-    }).collect();
+    let places: Vec<String> = decision
+        .policies()
+        .iter()
+        .map(|id| {
+            let place = policies.location(id).map_or_else(String::new, |at| format!(" ({}:{})", at.file, at.line));
+            format!("`{id}`{place}")
+        })
+        .collect();
     if places.is_empty() {
         return "no role or scope that is known here permits this: a policy for it is missing".to_owned();
     }
-    format!("whatever roles and scopes the caller has, {} forbids this: another caller may, or the policy changes", places.join(", "))
+    format!(
+        "whatever roles and scopes the caller has, {} forbids this: another caller may, or the policy changes",
+        places.join(", ")
+    )
 }
 
 fn words(words: &[Arc<str>]) -> Vec<&str> {

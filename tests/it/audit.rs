@@ -41,7 +41,8 @@ async fn writes_and_refusals_are_written_down_and_plain_reads_are_not() {
     assert_eq!((refused.status, refused.header("tollbridge-decision")), (403, Some("a-refusal")));
     assert!(!refused.text().contains("policy"), "{}", refused.text());
     assert_eq!(stack.send(run("a-run", &Who::alice())).await.status, 200);
-    let forbidden = stack.send(Ask::new("DELETE", "/knowledge/content").by(&Who::alice()).header("x-request-id", "a-wipe")).await;
+    let forbidden =
+        stack.send(Ask::new("DELETE", "/knowledge/content").by(&Who::alice()).header("x-request-id", "a-wipe")).await;
     assert_eq!(forbidden.status, 403);
     assert_eq!(stack.send(Ask::get("/agents").header("x-request-id", "a-nobody")).await.status, 401);
     let mut lines: Vec<Value> = lines(&stack, 4).await.into_iter().map(named).collect();
@@ -55,21 +56,37 @@ async fn writes_and_refusals_are_written_down_and_plain_reads_are_not() {
         line
     };
     let expected = [
-        line("a-nobody", "unauthenticated", json!({
-            "operation": "get_agents", "resource": "Agent::", "policies": [], "stage": "identity",
-        })),
-        line("a-refusal", "forbidden", json!({
-            "tenant": "acme", "subject": "victor", "operation": "create_agent_run", "resource": "Agent::assistant",
-            "policies": [], "stage": "policy",
-        })),
-        line("a-run", "ok", json!({
-            "tenant": "acme", "subject": "alice", "operation": "create_agent_run", "resource": "Agent::assistant",
-            "policies": ["operator-reads-and-runs"],
-        })),
-        line("a-wipe", "forbidden", json!({
-            "tenant": "acme", "subject": "alice", "operation": "delete_all_content", "resource": "Knowledge::",
-            "policies": ["os-wide"], "stage": "policy",
-        })),
+        line(
+            "a-nobody",
+            "unauthenticated",
+            json!({
+                "operation": "get_agents", "resource": "Agent::", "policies": [], "stage": "identity",
+            }),
+        ),
+        line(
+            "a-refusal",
+            "forbidden",
+            json!({
+                "tenant": "acme", "subject": "victor", "operation": "create_agent_run", "resource": "Agent::assistant",
+                "policies": [], "stage": "policy",
+            }),
+        ),
+        line(
+            "a-run",
+            "ok",
+            json!({
+                "tenant": "acme", "subject": "alice", "operation": "create_agent_run", "resource": "Agent::assistant",
+                "policies": ["operator-reads-and-runs"],
+            }),
+        ),
+        line(
+            "a-wipe",
+            "forbidden",
+            json!({
+                "tenant": "acme", "subject": "alice", "operation": "delete_all_content", "resource": "Knowledge::",
+                "policies": ["os-wide"], "stage": "policy",
+            }),
+        ),
     ];
     assert_eq!(lines, expected);
 }

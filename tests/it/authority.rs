@@ -87,7 +87,11 @@ async fn a_good_set_of_policies_is_swapped_in_and_a_bad_one_changes_nothing() {
     let status = async || stack.send(Ask::get("/agents").by(&Who::new("ann"))).await.status;
     assert_eq!(status().await, 200);
 
-    std::fs::write(&file, "@id(\"all\")\npermit (principal, action == Tollbridge::Action::\"get_agentz\", resource);\n").unwrap();
+    std::fs::write(
+        &file,
+        "@id(\"all\")\npermit (principal, action == Tollbridge::Action::\"get_agentz\", resource);\n",
+    )
+    .unwrap();
     let errors = stack.running.reload().await.unwrap_err().to_string();
     assert!(errors.contains("policies.cedar:2:") && errors.contains("did you mean `get_agent`?"), "{errors}");
     assert_eq!(status().await, 200);

@@ -19,13 +19,18 @@ pub(super) fn run(config: &Config, id: &str, log: Option<&Path>, format: Format)
         (Some(file), _) => file,
         (None, LogTarget::File(file)) => file,
         (None, LogTarget::Off | LogTarget::Stdout) => {
-            talk("the audit log is no file here\nhelp: write `audit_log = { file = \"…\" }` in `[telemetry]`, or name one with `--audit-log`");
+            talk(
+                "the audit log is no file here\nhelp: write `audit_log = { file = \"…\" }` in `[telemetry]`, or name one with `--audit-log`",
+            );
             return Ended::Failed;
         }
     };
     match find(file, id) {
         Ok(found) if found.is_empty() => {
-            talk(&format!("no decision `{id}` in `{}`\nhelp: a rotated file is searched with `--audit-log FILE`", file.display()));
+            talk(&format!(
+                "no decision `{id}` in `{}`\nhelp: a rotated file is searched with `--audit-log FILE`",
+                file.display()
+            ));
             Ended::Wrong
         }
         Ok(found) => say(&render(&found, format)),

@@ -19,9 +19,11 @@ pub(super) fn render(explanation: &Explanation, format: Format) -> String {
 }
 
 fn document(explanation: &Explanation) -> Value {
-    let steps: Vec<Value> = explanation.steps.iter().map(|step| {
-        json!({ "stage": step.stage, "verdict": step.said.as_str(), "facts": step.facts })
-    }).collect();
+    let steps: Vec<Value> = explanation
+        .steps
+        .iter()
+        .map(|step| json!({ "stage": step.stage, "verdict": step.said.as_str(), "facts": step.facts }))
+        .collect();
     let remedies: Vec<Value> =
         explanation.remedies.iter().map(|remedy| json!({ "roles": remedy.roles, "scopes": remedy.scopes })).collect();
     json!({

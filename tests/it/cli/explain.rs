@@ -36,7 +36,10 @@ fn an_allowed_call_shows_every_stage_in_order() {
     assert_eq!(names, ["catalogue", "identity", "cluster", "quota", "facts", "policy", "cache", "endpoint"]);
     assert_eq!(facts(&said, "catalogue")["operation"], "create_agent_run");
     assert_eq!(facts(&said, "identity")["subject"], "alice");
-    assert_eq!((&facts(&said, "identity")["verified"], &facts(&said, "quota")["plan"]), (&json!(false), &json!("open")));
+    assert_eq!(
+        (&facts(&said, "identity")["verified"], &facts(&said, "quota")["plan"]),
+        (&json!(false), &json!("open"))
+    );
     let policies = &facts(&said, "policy")["policies"];
     assert_eq!(policies[0]["policy"], "operator-reads-and-runs");
     assert!(policies[0]["at"].as_str().unwrap().contains("20-roles.cedar:"), "{policies}");
@@ -50,7 +53,11 @@ fn a_refused_call_names_the_stage_the_policy_and_what_would_allow_it() {
     let run = ["POST", "/agents/web/runs", "--form", "message=hi"];
     let said = explain(&desk, &viewer, &run);
     let document = said.json();
-    assert_eq!((said.code, &document["stage"], &document["code"]), (1, &json!("policy"), &json!("forbidden")), "{said:?}");
+    assert_eq!(
+        (said.code, &document["stage"], &document["code"]),
+        (1, &json!("policy"), &json!("forbidden")),
+        "{said:?}"
+    );
     let remedies = document["would_allow"].as_array().unwrap();
     for wanted in [
         json!({ "roles": ["operator"], "scopes": [] }),
@@ -84,7 +91,11 @@ fn every_earlier_stage_is_named_when_it_refuses() {
     ] {
         let said = explain(&desk, &alice, &words);
         let document = said.json();
-        assert_eq!((said.code, &document["stage"], &document["code"]), (1, &json!(stage), &json!(code)), "{words:?} {said:?}");
+        assert_eq!(
+            (said.code, &document["stage"], &document["code"]),
+            (1, &json!(stage), &json!(code)),
+            "{words:?} {said:?}"
+        );
     }
     let said = desk.run(&["explain", "GET", "/agents", "--token", "tb_unknown", "--format", "json"]);
     assert_eq!((said.code, &said.json()["stage"]), (1, &json!("identity")), "{said:?}");
@@ -110,7 +121,9 @@ async fn a_dry_run_looks_owners_up_and_starts_nothing() {
     let (said, desk) = tokio::task::spawn_blocking(move || {
         let words = ["POST", "/agents/assistant/runs", "--form", "message=hi", "--form", "session_id=s-new"];
         (explain(&desk, &alice, &words), desk)
-    }).await.unwrap();
+    })
+    .await
+    .unwrap();
     assert_eq!((said.code, &said.json()["certain"]), (0, &json!(true)), "{said:?}");
     assert_eq!(os.requests_to("/agents/assistant/runs"), []);
     let methods: Vec<String> = os.requests_to("/sessions/s-new").into_iter().map(|seen| seen.method).collect();
@@ -139,7 +152,8 @@ fn what_cannot_be_explained_ends_with_two() {
 #[test]
 fn an_earlier_decision_is_found_in_the_audit_log() {
     let desk = Desk::new(NOWHERE, "");
-    let line = |id: &str, outcome: &str| format!("{{\"log\":\"audit\",\"request_id\":\"{id}\",\"outcome\":\"{outcome}\"}}\n");
+    let line =
+        |id: &str, outcome: &str| format!("{{\"log\":\"audit\",\"request_id\":\"{id}\",\"outcome\":\"{outcome}\"}}\n");
     let log = [line("r-1", "ok"), "not json\n".to_owned(), line("r-2", "forbidden"), line("r-1", "not_found")].concat();
     std::fs::write(desk.file("audit.jsonl"), log).unwrap();
     let said = desk.run(&["explain", "--decision", "r-1"]);
