@@ -2,7 +2,12 @@
 //! Does not judge: it prints medians and ratios; `benches/README.md` states the budgets.
 //! Every role is a process of its own; the two proxies are loaded in turns, so that drift hits both alike.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::indexing_slicing, reason = "a benchmark may panic and talks")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a benchmark may panic and talks"
+)]
 #![allow(missing_docs, reason = "a binary")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -50,8 +55,10 @@ async fn upstream() {
     let rows: Vec<String> = (0..8)
         .map(|n| format!(r#"{{"memory_id":"m{n}","memory":"a small thing to remember","user_id":"acme~alice"}}"#))
         .collect();
-    let memories = format!(r#"{{"data":[{}],"meta":{{"page":1,"limit":20,"total_pages":1,"total_count":8}}}}"#, rows.join(","));
-    let agents: Vec<String> = (0..8).map(|n| format!(r#"{{"id":"agent-{n}","name":"Agent {n}","description":"one of eight"}}"#)).collect();
+    let memories =
+        format!(r#"{{"data":[{}],"meta":{{"page":1,"limit":20,"total_pages":1,"total_count":8}}}}"#, rows.join(","));
+    let agents: Vec<String> =
+        (0..8).map(|n| format!(r#"{{"id":"agent-{n}","name":"Agent {n}","description":"one of eight"}}"#)).collect();
     let bodies = Arc::new((json(&memories), json(&format!("[{}]", agents.join(","))), json("{}")));
     let local = tokio::task::LocalSet::new();
     local
@@ -178,7 +185,8 @@ impl Drop for Role {
 
 impl Role {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            Command::new(std::env::current_exe().unwrap()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Self { address: line.trim().parse().unwrap(), child }
@@ -213,12 +221,19 @@ async fn compare() {
     }
     let [bare_median, proxied_median, cached_median] = [bare_runs, proxied, cached].map(median);
     println!("{CONNECTIONS} connections, {ROUNDS} rounds of {} s each, interleaved; medians", ROUND.as_secs());
-    let line = |name: &str, (rate, cpu): (f64, f64)| println!("{name:<28} {rate:>9.0} requests/s  {cpu:>6.1} us CPU each");
+    let line =
+        |name: &str, (rate, cpu): (f64, f64)| println!("{name:<28} {rate:>9.0} requests/s  {cpu:>6.1} us CPU each");
     line("bare pingora, proxied", bare_median);
     line("tollbridge, proxied", proxied_median);
     line("tollbridge, from its cache", cached_median);
-    println!("throughput, proxied, against bare pingora: {:.2} (budget: at least 0.90)", proxied_median.0 / bare_median.0);
-    println!("CPU, cached against proxied:               {:.2} (budget: below 1.00)", cached_median.1 / proxied_median.1);
+    println!(
+        "throughput, proxied, against bare pingora: {:.2} (budget: at least 0.90)",
+        proxied_median.0 / bare_median.0
+    );
+    println!(
+        "CPU, cached against proxied:               {:.2} (budget: below 1.00)",
+        cached_median.1 / proxied_median.1
+    );
     let delays = [("direct", upstream.address), ("bare pingora", bare.address), ("tollbridge", gateway.address)];
     for (name, address) in delays {
         let mut delays = stream_delays(address, &token).await;
@@ -230,8 +245,10 @@ async fn compare() {
 
 /// Starts the release binary beside this benchmark with every stage on.
 fn gateway(folder: &Path, upstream: SocketAddr) -> (Role, String) {
-    let binary = std::env::var_os("TOLLBRIDGE_BIN").map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_tollbridge")), PathBuf::from);
-    let [port, admin] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let binary = std::env::var_os("TOLLBRIDGE_BIN")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_tollbridge")), PathBuf::from);
+    let [port, admin] =
+        [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let policies = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
     let config = format!(
         r#"
@@ -278,7 +295,9 @@ audit_log = {{ file = "audit.jsonl" }}
         command.args(arguments).arg("--config").arg(&path).env("BENCH_KEY", JWT_KEY);
         command
     };
-    let token = run(&["token", "--tenant", "acme", "--subject", "alice", "--role", "operator", "--ttl", "2h"]).output().unwrap();
+    let token = run(&["token", "--tenant", "acme", "--subject", "alice", "--role", "operator", "--ttl", "2h"])
+        .output()
+        .unwrap();
     assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
     let child = run(&["run"]).stderr(Stdio::null()).spawn().unwrap();
     let role = Role { child, address: SocketAddr::from(([127, 0, 0, 1], port)) };

@@ -105,8 +105,10 @@ def print_lines(stack: Stack) -> None:
     say(f"  curl -N {bearer('alice')} {origin}/agents/researcher-slow/runs -d message=hello")
     say("\nRefused, because vera is a viewer: viewers read, they do not run (403 forbidden):")
     say(f"  curl {bearer('vera')} {origin}/agents/assistant/runs -d message=hello -d stream=false")
-    say("  and the reason, stage by stage:")
-    say(f"  {explain(stack, 'vera')}")
+    say("  and why: the access log names the stage and the reason, which callers are not told:")
+    say(f"  grep '\"code\":\"forbidden\"' {shlex.quote(str(stack.gateway.stdout))} | tail -n 1")
+    say("\nA token for somebody else, signed with the key of this demo:")
+    say(f"  {another_token(stack)}")
     say("\nConnect Claude Code:")
     say(f'  claude mcp add --transport http tollbridge {stack.mcp_url} --header "Authorization: Bearer {token}"')
     say("\nConnect VS Code (.vscode/mcp.json):")
@@ -118,11 +120,10 @@ def print_lines(stack: Stack) -> None:
     say(f"  curl -s {stack.admin}/metrics | grep ^tollbridge_requests_total")
 
 
-def explain(stack: Stack, name: str) -> str:
-    """The command that says why somebody may not run the assistant."""
-    binary, config, token = (shlex.quote(str(path)) for path in (stack.binary, stack.config, token_file(name)))
-    asked = f'explain POST /agents/assistant/runs --config {config} --token "$(cat {token})"'
-    return f"(. {shlex.quote(str(ENVIRONMENT))} && {binary} {asked})"
+def another_token(stack: Stack) -> str:
+    """The command that mints a token of another person."""
+    environment, binary, config = (shlex.quote(str(path)) for path in (ENVIRONMENT, stack.binary, stack.config))
+    return f"(. {environment} && {binary} token --config {config} --tenant globex --subject olga --role operator)"
 
 
 def run_tour(agno: str) -> int:

@@ -276,6 +276,10 @@ class Stack:
         text, count = re.subn(r'^dir = "policies"', f'dir = "{ROOT / "policies"}"', text, flags=re.MULTILINE)
         if count != 1:
             raise StackError('config.toml has no line `dir = "policies"`')
+        # A machine that is busy building must not look like an AgentOS that is down.
+        text, count = re.subn(r'^(interval = "2s"\ntimeout = )"1s"', r'\1"10s"', text, flags=re.MULTILINE)
+        if count != 1:
+            raise StackError("config.toml has no `interval` and `timeout` of [clusters.health]")
         path = self.folder / "config.toml"
         path.write_text(text + TOUR_PLAN)
         return path

@@ -217,6 +217,9 @@ class SharedLanceDb(LanceDb):
         )
 
     def search(self, *args: Any, **kwargs: Any) -> list[Document]:
+        # The replica that created the table keeps to its own version of it, whatever the interval says.
+        if self.table is not None:
+            self.table.checkout_latest()
         hits = super().search(*args, **kwargs) or []
         for hit in hits:
             hit.id = hit.id or hashlib.sha256(hit.content.encode()).hexdigest()[:32]

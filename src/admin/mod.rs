@@ -36,7 +36,6 @@ const HEAD_FIELDS_MAX: usize = 64;
 /// Says whether this instance should be sent requests.
 pub trait Readiness: Send + Sync {
     /// `Err` holds the reason for the operator: draining, no endpoint, keys missing.
-    #[allow(clippy::missing_errors_doc, reason = "not an error but the answer")]
     fn ready(&self) -> Result<(), String>;
 }
 

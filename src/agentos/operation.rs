@@ -185,6 +185,30 @@ pub enum ListScope {
     Own,
     /// Rows of the caller's tenant, where policy lets the caller see them.
     Tenant,
+    /// Rows without an owner: where tenants share a cluster, those that carry the tenant's mark.
+    Marked,
+}
+
+/// How a request says whose knowledge it is about, where tenants share a cluster: AgentOS gives knowledge no owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// A JSON field that filters by metadata: the tenant's filter joins the caller's.
+    Filter(&'static str),
+    /// A form field that holds metadata: the tenant's mark joins the caller's.
+    Metadata(&'static str),
+    /// The same, where leaving the field out keeps the mark that is stored.
+    MetadataIfGiven(&'static str),
+}
+
+/// What the gateway answers itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    /// That the gateway is well; asked without a credential.
+    Health,
+    /// What is left of the caller's limits.
+    Quota,
+    /// The WebSocket handshake, which its door answers; a plain request finds nothing.
+    Socket,
 }
 
 /// Whether callers can reach an operation at all.
@@ -193,7 +217,7 @@ pub enum Exposure {
     /// Served.
     Offered,
     /// Answered by the gateway itself, never upstream.
-    Local,
+    Local(Own),
     /// Refused unless an operator turns it on; the text says why.
     Off(&'static str),
 }
@@ -217,6 +241,8 @@ pub struct Operation {
     pub action: Action,
     /// AgentOS scopes any of which grants it (`agents:run`); union of both versions' mappings.
     pub scopes: &'static [&'static str],
+    /// Scopes that AgentOS asks for besides: a minted token gets them, they grant a caller nothing.
+    pub upstream_scopes: &'static [&'static str],
     /// Whose rows it touches.
     pub reach: Reach,
     /// What it may cost.
@@ -241,6 +267,10 @@ pub struct Operation {
     pub affinity: Affinity,
     /// List shape, for replies that are filtered.
     pub list: Option<List>,
+    /// Lists inside an object reply: the field, and the operation that decides about its items.
+    pub lists_within: &'static [(&'static str, &'static str)],
+    /// How the request carries a tenant's mark.
+    pub mark: Option<Mark>,
     /// The MCP tool that exposes it.
     pub tool: Option<&'static str>,
     /// Hard to undo: policies may refuse it over MCP.
@@ -316,6 +346,39 @@ impl Kind {
             Self::Agent => Resource::Agent,
             Self::Team => Resource::Team,
             Self::Workflow => Resource::Workflow,
+        }
+    }
+}
+
+// === impl Exposure ===
+
+impl Exposure {
+    /// Says whether the gateway answers itself.
+    pub const fn is_local(self) -> bool {
+        matches!(self, Self::Local(_))
+    }
+}
+
+// === impl Resource ===
+
+impl Resource {
+    /// The first path segment of a single row, where AgentOS answers with the row and its `user_id`.
+    pub const fn owned_rows(self) -> Option<&'static str> {
+        match self {
+            Self::Memory => Some("memories"),
+            Self::Learning => Some("learnings"),
+            Self::Trace => Some("traces"),
+            Self::Schedule => Some("schedules"),
+            Self::Evaluation => Some("eval-runs"),
+            Self::Agent
+            | Self::Team
+            | Self::Workflow
+            | Self::Knowledge
+            | Self::Session
+            | Self::Run
+            | Self::Approval
+            | Self::Component
+            | Self::Os => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::agentos::{Action, Affinity, Body, Cost, Exposure, Method, Reach, Reply, Resource, Versions};
+use crate::agentos::Method;
 
 use super::*;
 
@@ -294,31 +294,7 @@ fn rules_choose_how_long_answers_are_fresh() {
 }
 
 fn operation(id: &'static str, cache: Caching) -> Operation {
-    Operation {
-        id,
-        upstream_ids: &[],
-        versions: Versions::Both,
-        method: Method::Get,
-        path: "/",
-        resource: Resource::Os,
-        action: Action::Read,
-        scopes: &[],
-        reach: Reach::OsWide,
-        cost: Cost::Light,
-        body: Body::None,
-        reply: Reply::Json,
-        query: &[],
-        user_id: &[],
-        session_id: &[],
-        run_id: &[],
-        cache,
-        purges: &[],
-        affinity: Affinity::Any,
-        list: None,
-        tool: None,
-        destructive: false,
-        exposure: Exposure::Offered,
-    }
+    Operation { cache, ..Operation::new(id, Method::Get, "/") }
 }
 
 proptest! {

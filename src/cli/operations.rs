@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Operation, Place, Reply, Version,
+    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Mark, Operation, Place, Reply, Version,
     Versions,
 };
 
@@ -54,7 +54,7 @@ fn table(rows: &[Operation]) -> String {
     }
     let count = |keep: fn(&Operation) -> bool| rows.iter().filter(|row| keep(row)).count();
     let off = count(|row| matches!(row.exposure, Exposure::Off(_)));
-    let local = count(|row| row.exposure == Exposure::Local);
+    let local = count(|row| row.exposure.is_local());
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\n{} operations, {local} answered by the gateway itself, {off} off", rows.len());
     text
@@ -90,7 +90,7 @@ fn marks(row: &Operation) -> Vec<&'static str> {
     }
     match row.exposure {
         Exposure::Offered => {}
-        Exposure::Local => marks.push("local"),
+        Exposure::Local(_) => marks.push("local"),
         Exposure::Off(_) => marks.push("off"),
     }
     marks
@@ -103,7 +103,7 @@ fn dash(cell: String) -> String {
 fn row_json(row: &Operation) -> Value {
     let (exposure, why) = match row.exposure {
         Exposure::Offered => ("offered", None),
-        Exposure::Local => ("local", None),
+        Exposure::Local(_) => ("local", None),
         Exposure::Off(why) => ("off", Some(why)),
     };
     json!({
@@ -115,6 +115,7 @@ fn row_json(row: &Operation) -> Value {
         "resource": row.resource.as_str(),
         "action": row.action.as_str(),
         "scopes": row.scopes,
+        "upstream_scopes": row.upstream_scopes(),
         "reach": row.reach.as_str(),
         "cost": row.cost.as_str(),
         "body": body(row.body),
@@ -127,6 +128,8 @@ fn row_json(row: &Operation) -> Value {
         "purges": row.purges,
         "affinity": affinity(row.affinity),
         "list": row.list.map(list),
+        "lists_within": row.lists_within.iter().map(|(field, by)| json!({"items": field, "by": by})).collect::<Vec<_>>(),
+        "mark": row.mark.map(mark),
         "tool": row.tool,
         "destructive": row.destructive,
         "exposure": exposure,
@@ -161,8 +164,17 @@ fn list(list: List) -> Value {
         ListScope::PerItem => "per_item",
         ListScope::Own => "own",
         ListScope::Tenant => "tenant",
+        ListScope::Marked => "marked",
     };
     json!({"items": list.items, "id": list.id, "scope": scope})
+}
+
+fn mark(mark: Mark) -> Value {
+    match mark {
+        Mark::Filter(field) => json!({"filter": field}),
+        Mark::Metadata(field) => json!({"metadata": field}),
+        Mark::MetadataIfGiven(field) => json!({"metadata_if_given": field}),
+    }
 }
 
 const fn reply(reply: Reply) -> &'static str {
@@ -225,6 +237,7 @@ mod tests {
                 "resource": "Approval",
                 "action": "write",
                 "scopes": ["approvals:write"],
+                "upstream_scopes": ["agent_os:admin"],
                 "reach": "owned",
                 "cost": "light",
                 "body": {"json": ["status", "resolved_by", "resolution_data"]},
@@ -237,6 +250,8 @@ mod tests {
                 "purges": [],
                 "affinity": "any",
                 "list": null,
+                "lists_within": [],
+                "mark": null,
                 "tool": "resolve_approval",
                 "destructive": false,
                 "exposure": "offered",

@@ -82,7 +82,8 @@ fn issuer<'a>(issuers: &'a [Issuer], name: Option<&str>) -> Result<(&'a Issuer, 
         matches!(issuer.keys, KeySource::Static(_)).then_some(algorithm)
     };
     let mut usable = issuers.iter().filter(|issuer| name.is_none_or(|name| issuer.issuer == name));
-    let usable: Vec<_> = usable.by_ref().filter_map(|issuer| symmetric(issuer).map(|algorithm| (issuer, algorithm))).collect();
+    let usable: Vec<_> =
+        usable.by_ref().filter_map(|issuer| symmetric(issuer).map(|algorithm| (issuer, algorithm))).collect();
     match (usable.as_slice(), name) {
         ([one], _) => Ok(*one),
         ([], Some(name)) => Err(format!("issuer `{name}` is unknown or has no symmetric key")),

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::jwt::{BadKey, MintAlgorithm, Signer};
 use super::user_id::UpstreamUser;
-use crate::agentos::operation::{Action, Kind, Operation, Resource};
+use crate::agentos::operation::Operation;
 use crate::secret::Secret;
 
 /// How long a minted token lives.
@@ -24,8 +24,6 @@ const BACKDATE: Duration = Duration::from_secs(30);
 const MINTED_MAX: u64 = 10_000;
 /// The scope that sees every owner's rows.
 const ADMIN: &str = "agent_os:admin";
-/// What a schedule needs beside its own scopes: AgentOS 3 asks for the right to run its target.
-const RUN_ANY: &[&str] = &["agents:run", "teams:run", "workflows:run"];
 
 /// What a cluster shows to its AgentOS.
 #[derive(Debug, Clone)]
@@ -190,22 +188,7 @@ impl Minter {
 
 /// The smallest grant with which AgentOS serves the row.
 fn grant(user: &UpstreamUser, operation: &Operation) -> Grant {
-    let one_approval = operation.resource == Resource::Approval && operation.path.contains('{');
-    let schedule_write = operation.resource == Resource::Schedule && operation.action == Action::Write;
-    let (first, rest) = operation.path.trim_start_matches('/').split_once('/').unwrap_or_default();
-    let through = Kind::ALL.iter().find(|kind| kind.plural() == first && rest.starts_with('{'));
-    let extra: &[&str] = match (one_approval, schedule_write) {
-        // With user isolation AgentOS 3 shows an approval to its requester and to admins only, and lets
-        // admins alone resolve it. Whose approval it is has been checked by then.
-        (true, _) => &[ADMIN],
-        (false, true) => RUN_ANY,
-        // Whatever goes through a component is checked twice by 3.x: the route's scope, then `run` or `read`.
-        (false, false) => through.map_or(&[], |kind| match kind {
-            Kind::Agent => &["agents:read", "agents:run"],
-            Kind::Team => &["teams:read", "teams:run"],
-            Kind::Workflow => &["workflows:read", "workflows:run"],
-        }),
-    };
+    let extra = operation.upstream_scopes();
     Grant { user: Some(user.clone()), scopes: operation.scopes, extra }
 }
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::agentos::Catalog;
 use crate::agentos::operation::*;
 use crate::outbound::Client;
 use crate::principal::PrincipalKind;
@@ -53,31 +54,8 @@ fn one(settings: Settings) -> Arc<Cluster> {
 }
 
 fn operation(resource: Resource, action: Action, path: &'static str, scopes: &'static [&'static str]) -> Operation {
-    Operation {
-        id: "test",
-        upstream_ids: &[],
-        versions: Versions::Both,
-        method: Method::Get,
-        path,
-        resource,
-        action,
-        scopes,
-        reach: Reach::Owned,
-        cost: Cost::Light,
-        body: Body::None,
-        reply: Reply::Json,
-        query: &[],
-        user_id: &[],
-        session_id: &[],
-        run_id: &[],
-        cache: Caching::Never,
-        purges: &[],
-        affinity: Affinity::Any,
-        list: None,
-        tool: None,
-        destructive: false,
-        exposure: Exposure::Offered,
-    }
+    let new = Operation::new("test", Method::Get, path);
+    Operation { resource, action, scopes, reach: Reach::Owned, ..new }
 }
 
 fn run_row() -> Operation {
@@ -218,30 +196,19 @@ fn minted_tokens_name_the_user_and_the_row_s_scopes() {
 #[test]
 fn rows_that_agentos_guards_again_get_what_it_asks_for() {
     let cluster = minting(MintAlgorithm::HS256, "k");
-    use {Action::*, Resource::*};
-    for (resource, action, path, scope, expected) in [
-        (
-            Approval,
-            Write,
-            "/approvals/{approval_id}/resolve",
-            "approvals:write",
-            json!(["approvals:write", "agent_os:admin"]),
-        ),
-        (Approval, Read, "/approvals/{approval_id}", "approvals:read", json!(["approvals:read", "agent_os:admin"])),
-        (Approval, Read, "/approvals", "approvals:read", json!(["approvals:read"])),
-        (
-            Schedule,
-            Write,
-            "/schedules",
-            "schedules:write",
-            json!(["schedules:write", "agents:run", "teams:run", "workflows:run"]),
-        ),
-        (Schedule, Read, "/schedules", "schedules:read", json!(["schedules:read"])),
-        (Agent, Read, "/agents", "agents:read", json!(["agents:read"])),
+    let catalog = Catalog::shipped();
+    for (id, expected) in [
+        ("resolve_approval", json!(["approvals:write", "agent_os:admin"])),
+        ("get_approval", json!(["approvals:read", "agent_os:admin"])),
+        ("list_approvals", json!(["approvals:read"])),
+        ("create_schedule", json!(["schedules:write", "agents:run", "teams:run", "workflows:run"])),
+        ("list_schedules", json!(["schedules:read"])),
+        ("get_agents", json!(["agents:read"])),
+        ("create_agent_run", json!(["agents:run", "agents:read"])),
+        ("get_team_run", json!(["teams:read", "teams:run"])),
     ] {
-        let row = operation(resource, action, path, Box::leak(Box::new([scope])));
-        let value = cluster.authorization(&alice(&cluster), &row, None, at(0)).unwrap();
-        assert_eq!(parts(&value).2["scopes"], expected, "{path}");
+        let value = cluster.authorization(&alice(&cluster), catalog.get(id).unwrap(), None, at(0)).unwrap();
+        assert_eq!(parts(&value).2["scopes"], expected, "{id}");
     }
 }
 

@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, Method, Operation, Place, Reach, Reply, Resource,
-    Version, Versions,
+    Action, Affinity, Body, Caching, Catalog, Cost, Method, Operation, Place, Reach, Reply, Resource, Version, Versions,
 };
 
 use super::reader::{At, Table, Value};
@@ -77,14 +76,8 @@ fn columns(table: &Table<'_>, action: Option<Action>) -> Operation {
     };
     let places = |key| word(key).and_then(|v| places(&v)).unwrap_or_default();
     Operation {
-        id: "",
-        upstream_ids: &[],
         versions: word("versions").and_then(|v| v.word(&VERSIONS)).unwrap_or(Versions::Both),
-        method: Method::Get,
-        path: "",
-        resource: Resource::Os,
         action: action.unwrap_or(Action::Read),
-        scopes: &[],
         reach: word("reach").and_then(|v| v.word(&words(Reach::ALL, Reach::as_str))).unwrap_or(Reach::OsWide),
         cost: word("cost").and_then(|v| v.word(&words(Cost::ALL, Cost::as_str))).unwrap_or(Cost::Light),
         body: word("body").and_then(|v| body(&v)).unwrap_or(Body::None),
@@ -96,10 +89,8 @@ fn columns(table: &Table<'_>, action: Option<Action>) -> Operation {
         cache: word("cache").and_then(|v| v.word(&CACHING)).unwrap_or(Caching::Never),
         purges: list("purges", "the id of an operation"),
         affinity: word("affinity").and_then(|v| v.word(&AFFINITIES)).unwrap_or(Affinity::Any),
-        list: None,
-        tool: None,
         destructive: word("destructive").and_then(|v| v.boolean()).unwrap_or(action == Some(Action::Delete)),
-        exposure: Exposure::Offered,
+        ..Operation::new("", Method::Get, "")
     }
 }
 

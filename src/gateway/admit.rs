@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderValue, header};
+use http::HeaderMap;
 use uuid::Uuid;
 
+use super::arrival;
 use super::body::{self, Payload};
-use super::call::{Answer, AnswerBody, Call, Caller};
+use super::call::{Answer, Call, Inbound};
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
@@ -20,16 +21,14 @@ use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
-use super::trail::Said;
 use crate::agentos::{
-    Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, NotMatched, Operation, Query, Reply,
+    Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
 use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
-use crate::identity::{Credential, Refused};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
-use crate::quota::{self, Exceeded, ExceededKind, Pass};
+use crate::quota::Pass;
 use crate::telemetry::CacheResult;
 
 /// Longest wait for another caller who is fetching the same answer.
@@ -77,6 +76,15 @@ pub(super) struct Admitted {
     _ticket: (),
 }
 
+/// A call whose operation, caller and cluster are known, and whose rate is spent.
+struct Arrived {
+    path: CanonicalPath,
+    matched: Matched,
+    principal: Arc<Principal>,
+    cluster: Arc<Cluster>,
+    pass: Pass,
+}
+
 /// The circumstances of a call, as policies see them.
 #[derive(Clone)]
 pub(super) struct View {
@@ -95,12 +103,11 @@ impl Admitted {
     pub(super) fn streams(&self) -> bool {
         match (self.operation().reply, &self.payload) {
             (Reply::Sse, _) => true,
-            (Reply::SseIfStream, Payload::Form(form)) => form.text("stream").is_none_or(|v| is_true(v)),
+            (Reply::SseIfStream, Payload::Form(form)) => form.text("stream").is_none_or(is_true),
             (Reply::SseIfStream, _) => true,
             (Reply::Json | Reply::Empty | Reply::Opaque, _) => false,
         }
     }
-
 }
 
 /// Form booleans as pydantic reads them.
@@ -108,7 +115,7 @@ fn is_true(text: &str) -> bool {
     matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
 }
 
-/// Decides one call, stage by stage.
+/// Decides one call: operation, caller, cluster and rate here, what needs the request itself in `decide`.
 ///
 /// # Errors
 /// The first stage that says no.
@@ -118,49 +125,55 @@ fn is_true(text: &str) -> bool {
 pub(super) async fn admit(
     gateway: &Gateway,
     snapshot: &Arc<Snapshot>,
-    mut call: Call,
+    call: Call,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
-    let (path, matched) = find_operation(snapshot, &call, exchange)?;
+    let (path, matched) = arrival::operation(snapshot, &call, exchange)?;
     let operation = matched.operation;
-    if operation.id == "health_check" {
-        return Ok(Verdict::Answered(json_answer(r#"{"status":"ok"}"#)));
+    if operation.exposure == Exposure::Local(Own::Health) {
+        return Ok(Verdict::Answered(arrival::healthy()));
     }
-    let principal = match &call.caller {
-        Caller::ByHeaders => identify(snapshot, &call.headers).await?,
-        // Verified once for its carrier, which may live long: a revocation since then counts.
-        Caller::Verified(principal) if snapshot.identity.revocations().covers(principal) => {
-            return Err(Refusal::new(Code::Unauthenticated, Stage::Identity).because("credential revoked"));
-        }
-        Caller::Verified(principal) => Arc::clone(principal),
-    };
-    exchange.note("identity", Said::Passed, || explain::principal(&principal, &call.caller));
-    exchange.event.tenant = Some(principal.tenant.clone());
-    exchange.event.subject = Some(Arc::clone(&principal.subject));
+    let principal = arrival::principal(snapshot, &call.caller, &call.headers, exchange).await?;
+    let cluster = arrival::cluster(snapshot, &call, &principal, operation, exchange)?;
+    let pass = arrival::spend(gateway, snapshot, &principal, operation, exchange)?;
+    if operation.exposure.is_local() {
+        return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
+    }
+    decide(gateway, snapshot, call, Arrived { path, matched, principal, cluster, pass }, exchange).await
+}
 
-    let cluster = find_cluster(snapshot, &call, &principal, operation)?;
-    exchange.event.cluster = Some(Arc::clone(cluster.name()));
-    exchange.note("cluster", Said::Passed, || explain::cluster(&cluster));
-    let pass = match exchange.rehearsal {
-        None => snapshot.quota.spend(&principal).map_err(refused)?,
-        Some(_) => explain::quota(snapshot, &principal, operation, exchange)?,
-    };
-    for limit in &pass.limits {
-        gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
-    }
-    if operation.exposure == Exposure::Local {
-        return local(operation, snapshot, &principal, &pass);
-    }
-
-    let user = cluster
-        .upstream_user(&principal)
-        .map_err(|e| Refusal::new(Code::Forbidden, Stage::Identity).because(e.to_string()))?;
+/// Reads the request, learns the facts, asks policy, cache and quota, and chooses an endpoint.
+///
+/// Longer than a screen: the order of these stages is what must be read in one piece.
+///
+/// # Errors
+/// The first stage that says no.
+///
+/// # Cancel safety
+/// Safe: what was reserved is given back by its guard.
+async fn decide(
+    gateway: &Gateway,
+    snapshot: &Arc<Snapshot>,
+    mut call: Call,
+    arrived: Arrived,
+    exchange: &mut Exchange,
+) -> Result<Verdict, Refusal> {
+    let Arrived { path, matched, principal, cluster, pass } = arrived;
+    let operation = matched.operation;
+    let user = arrival::upstream_user(&cluster, &principal)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
-    let inbound = std::mem::replace(&mut call.body, super::call::Inbound::Empty);
+    let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
-    let ground = Ground { gateway, snapshot, view: &view, principal: &principal, cluster: &cluster, matched: &matched, user: &user };
-
+    let ground = Ground {
+        gateway,
+        snapshot,
+        view: &view,
+        principal: &principal,
+        cluster: &cluster,
+        matched: &matched,
+        user: &user,
+    };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
     explain::policy(&ground, &facts, exchange);
@@ -171,19 +184,15 @@ pub(super) async fn admit(
 
     if exchange.rehearsal.is_some() {
         explain::rest(&ground, &facts, exchange);
-        return Ok(Verdict::Answered(json_answer("{}")));
+        return Ok(Verdict::Answered(arrival::healthy()));
     }
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
-    let fill = match ground.look_up(&path, &query, &payload).await {
-        Looked::Fresh(stored) => {
-            exchange.event.cache = CacheResult::Hit;
-            return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered);
-        }
-        Looked::Miss(fill) => {
-            exchange.event.cache = CacheResult::Miss;
-            Some(fill)
-        }
+    let looked = ground.look_up(&path, &query, &payload).await;
+    exchange.event.cache = looked.result();
+    let fill = match looked {
+        Looked::Fresh(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
+        Looked::Miss(fill) => Some(fill),
         Looked::Bypass => None,
     };
 
@@ -191,18 +200,18 @@ pub(super) async fn admit(
     let picked = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
-    exchange.event.run_id = run_id.map(|id| id.to_string()).or_else(|| facts.run.map(|id| id.to_string()));
-    let caller_token = Credential::from_headers(&call.headers).ok().flatten().and_then(|c| c.expose().map(str::to_owned));
+    exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
+    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
-        principal: Arc::clone(&principal),
-        cluster: Arc::clone(&cluster),
-        headers: call.headers,
         matched,
+        principal,
+        cluster,
         user,
         acting,
         path,
         query,
+        headers,
         caller_token,
         payload,
         picked,
@@ -214,103 +223,6 @@ pub(super) async fn admit(
         view,
         _ticket: (),
     })))
-}
-
-/// Guards against floods from one address, before anything is known about the caller.
-pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
-    snapshot.quota.flood(peer).map_err(exceeded)
-}
-
-/// Verifies the one credential of a request.
-pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result<Arc<Principal>, Refusal> {
-    let refuse = |code| Refusal::new(code, Stage::Identity);
-    let credential = Credential::from_headers(headers)
-        .map_err(|_| refuse(Code::CredentialAmbiguous))?
-        .ok_or_else(|| refuse(Code::Unauthenticated).because("no credential"))?;
-    snapshot.identity.verify(&credential, SystemTime::now()).await.map_err(|refused| {
-        let code = match refused {
-            Refused::Expired => Code::TokenExpired,
-            Refused::KeysUnavailable => Code::Overloaded,
-            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant | Refused::Revoked => Code::Unauthenticated,
-        };
-        refuse(code).because(refused.to_string())
-    })
-}
-
-fn find_operation(snapshot: &Snapshot, call: &Call, exchange: &mut Exchange) -> Result<(CanonicalPath, Matched), Refusal> {
-    let path = CanonicalPath::parse(&call.path)
-        .map_err(|bad| Refusal::new(Code::PathNotCanonical, Stage::Request).because(bad.to_string()))?;
-    let matched = snapshot.catalog.find(&call.method, &path).map_err(|not| match not {
-        NotMatched::Unknown => Refusal::new(Code::OperationUnknown, Stage::Catalogue),
-        NotMatched::MethodNotAllowed { allow } => {
-            let mut refusal = Refusal::new(Code::MethodNotAllowed, Stage::Catalogue);
-            refusal.allow = Some(allow.iter().map(|m| m.as_str()).collect::<Vec<_>>().join(", "));
-            refusal
-        }
-    })?;
-    exchange.event.operation = Some(matched.operation.id);
-    exchange.action = Some(matched.operation.action);
-    exchange.resource = Some(format!("{}::{}", matched.operation.resource, matched.resource_id().unwrap_or("")));
-    exchange.note("catalogue", Said::Passed, || explain::operation(&matched, &path));
-    match matched.operation.exposure {
-        Exposure::Offered | Exposure::Local => Ok((path, matched)),
-        Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
-    }
-}
-
-fn find_cluster(snapshot: &Snapshot, call: &Call, principal: &Principal, operation: &Operation) -> Result<Arc<Cluster>, Refusal> {
-    let unknown = || Refusal::new(Code::ClusterUnknown, Stage::Cluster);
-    let cluster = match &call.cluster {
-        Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
-        None => {
-            let header = call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
-            snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
-        }
-    };
-    if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
-        return Err(Refusal::new(Code::OperationUnsupported, Stage::Cluster));
-    }
-    Ok(Arc::clone(cluster))
-}
-
-/// Operations that the gateway answers itself, after identity and rate.
-fn local(operation: &Operation, snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Verdict, Refusal> {
-    if operation.id != "get_quota" {
-        return Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"));
-    }
-    let usage = snapshot.quota.usage(principal).map_err(|e| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string()))?;
-    let limits: Vec<_> = usage.iter().map(super::refusal::limit_json).collect();
-    let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "limits": limits });
-    let mut answer = json_answer(body.to_string());
-    limit_headers(&mut answer.headers, &pass.limits);
-    Ok(Verdict::Answered(answer))
-}
-
-fn json_answer(body: impl Into<bytes::Bytes>) -> Answer {
-    let mut headers = HeaderMap::with_capacity(4);
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Answer { status: http::StatusCode::OK, headers, body: AnswerBody::full(body), refused: None }
-}
-
-/// A quota's refusal in the table's words.
-fn refused(refused: quota::Refused) -> Refusal {
-    match refused {
-        quota::Refused::Exceeded(limit) => exceeded(limit),
-        quota::Refused::NoPlan(no_plan) => Refusal::new(Code::Forbidden, Stage::Quota).because(no_plan.to_string()),
-    }
-}
-
-fn exceeded(exceeded: Exceeded) -> Refusal {
-    let code = match exceeded.kind {
-        ExceededKind::Flood => Code::Flood,
-        ExceededKind::Rate => Code::RateLimited,
-        ExceededKind::Runs => Code::TooManyRuns,
-        ExceededKind::Budget => Code::BudgetExhausted,
-    };
-    let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
-    refusal.retry_after = Some(exceeded.retry_after);
-    refusal.limit = Some(Box::new(exceeded.limit));
-    refusal
 }
 
 /// Everything that is known once a call has a caller and a cluster: the ground that the later stages stand on.
@@ -330,6 +242,18 @@ enum Looked {
     Bypass,
 }
 
+// === impl Looked ===
+
+impl Looked {
+    fn result(&self) -> CacheResult {
+        match self {
+            Self::Fresh(_) => CacheResult::Hit,
+            Self::Miss(_) => CacheResult::Miss,
+            Self::Bypass => CacheResult::Bypass,
+        }
+    }
+}
+
 // === impl Ground ===
 
 impl Ground<'_> {
@@ -338,7 +262,13 @@ impl Ground<'_> {
     }
 
     /// Asks the policies about this operation on one resource.
-    pub(super) fn decide(&self, operation: &'static Operation, id: &str, facts: &Facts, owner: Option<&str>) -> Decision {
+    pub(super) fn decide(
+        &self,
+        operation: &'static Operation,
+        id: &str,
+        facts: &Facts,
+        owner: Option<&str>,
+    ) -> Decision {
         let settings = &self.cluster.settings;
         self.snapshot.policies.decide(&Ask {
             principal: self.principal,
@@ -377,7 +307,7 @@ impl Ground<'_> {
                     return Ok(());
                 }
                 let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
-                let code = if foreign && facts.approval.is_none() { Code::NotFound } else { Code::Forbidden };
+                let code = if foreign && !self.may_see_approval(facts) { Code::NotFound } else { Code::Forbidden };
                 let named: Vec<&str> = policies.iter().map(|p| &**p).collect();
                 let why = match (errors, named.is_empty()) {
                     (true, _) => "a policy failed to evaluate".to_owned(),
@@ -387,6 +317,13 @@ impl Ground<'_> {
                 Err(Refusal::new(code, Stage::Policy).because(why))
             }
         }
+    }
+
+    /// Says whether the call is about an approval that the caller may read: then the refusal need not hide it.
+    fn may_see_approval(&self, facts: &Facts) -> bool {
+        let read = self.snapshot.catalog.get("get_approval").filter(|_| facts.approval.is_some());
+        let decide = |read| self.decide(read, &facts.resource_id, facts, facts.owner.as_deref());
+        read.is_some_and(|read| matches!(decide(read), Decision::Allow { .. }))
     }
 
     /// Says whether a list may show the rows of everybody in the caller's tenant.
@@ -401,7 +338,7 @@ impl Ground<'_> {
             return Acting::Lookup;
         }
         // Who resolves an approval is the caller, whoever asked for it.
-        if facts.approval.is_some() && operation.action != crate::agentos::Action::Read {
+        if facts.approval.is_some() && operation.action != Action::Read {
             return Acting::User(self.user.clone());
         }
         Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone()))
@@ -446,14 +383,16 @@ impl Ground<'_> {
         // Agents of the same name on two clusters are two agents.
         let component = self.matched.component().map_or("", |(_, id)| id);
         let agent = format!("{}/{component}", self.cluster.name());
-        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(refused)?;
+        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(arrival::refused)?;
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 
     pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
         let want = match (self.operation().affinity, facts.tag, &facts.session) {
             (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
-            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => Want::Session(session),
+            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => {
+                Want::Session(session)
+            }
             (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
         };
         self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
@@ -462,5 +401,5 @@ impl Ground<'_> {
 
 /// Idempotent rows may be sent again after a connection died under them.
 pub(super) fn is_idempotent(operation: &Operation) -> bool {
-    operation.method == Method::Get || (operation.action == crate::agentos::Action::Read && operation.cost == Cost::Light)
+    operation.method == Method::Get || (operation.action == Action::Read && operation.cost == Cost::Light)
 }

@@ -12,12 +12,14 @@ use super::call::{Inbound, StreamBody};
 use super::form::{Field, Form, Rest, malformed};
 use super::json::{NotAnObject, Object};
 use super::limits::Limits;
-use super::multipart::{Event, Parser};
+use super::multipart::{Event, Parser, PartHead};
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Body, Operation};
 
 /// How much of a form is read before admission; deciding fields must start within it.
 const FORM_PREFIX_BYTES: usize = 48 * 1024;
+/// The fields that are files in AgentOS; every other field is text there, whatever a caller calls it.
+const FILE_FIELDS: [&str; 2] = ["file", "files"];
 /// Longest silence while a body is read.
 const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -50,7 +52,9 @@ pub(super) async fn read(
         return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
     }
     if !matches!(inbound, Inbound::Empty) && headers.get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity") {
-        return Err(Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("content encodings are not accepted"));
+        return Err(
+            Refusal::new(Code::MediaTypeUnsupported, Stage::Request).saying("content encodings are not accepted")
+        );
     }
     let content_type = headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap_or("?"));
     match operation.body {
@@ -110,7 +114,9 @@ async fn json(
         }
         Err(NotAnObject::Duplicate(name)) => return Err(field_duplicated(&name)),
         Err(NotAnObject::Malformed(why)) => {
-            return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the body is not valid JSON").because(why));
+            return Err(Refusal::new(Code::FormMalformed, Stage::Request)
+                .saying("the body is not valid JSON")
+                .because(why));
         }
     };
     if let Some(name) = object.names().find(|name| !allowed.is_empty() && !allowed.contains(name)) {
@@ -159,6 +165,27 @@ fn check_names(form: &Form, allowed: &[&str]) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Says whether a part may be there at all. A field that decides must not come as a file, where nobody reads it;
+/// a file that comes as text would be held in memory.
+pub(super) fn check_part(head: &PartHead, allowed: &[&str]) -> Result<(), Refusal> {
+    let name = head.name.as_str();
+    if !allowed.contains(&name) {
+        return Err(field_not_allowed(name));
+    }
+    let kind = match (head.filename.is_some(), FILE_FIELDS.contains(&name)) {
+        (true, true) | (false, false) => return Ok(()),
+        (true, false) => "text",
+        (false, true) => "a file",
+    };
+    Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{}` must be {kind}", shown(name))))
+}
+
+/// The refusal of a field that decides, but comes when the decision must have been made.
+pub(super) fn field_too_late(name: &str) -> Refusal {
+    Refusal::new(Code::FieldTooLate, Stage::Request)
+        .saying(format!("field `{}` came after the first 48 KiB of the body", shown(name)))
+}
+
 async fn multipart(
     inbound: Inbound,
     content_type: &str,
@@ -168,11 +195,18 @@ async fn multipart(
     let mut parser = Parser::for_content_type(content_type).map_err(malformed)?;
     let mut body = inbound.into_stream();
     let mut fields: Vec<Field> = Vec::new();
-    let (mut read, mut open, mut ended) = (0_usize, false, false);
+    let (mut read, mut open, mut ended, mut late) = (0_usize, false, false, false);
     loop {
         while let Some(event) = parser.next().map_err(malformed)? {
             match event {
                 Event::Part(head) => {
+                    check_part(&head, allowed)?;
+                    // Each name once, and none late: that bounds what is held in memory.
+                    match (&head.filename, fields.iter().any(|f| f.head.name == head.name)) {
+                        (None, true) => return Err(field_duplicated(&head.name)),
+                        (None, false) if late => return Err(field_too_late(&head.name)),
+                        (Some(_), _) | (None, false) => {}
+                    }
                     open = true;
                     fields.push(Field { head, value: Bytes::new() });
                 }
@@ -190,6 +224,7 @@ async fn multipart(
             return Ok(Form::new(fields, true, Some(rest)));
         }
         let Some(chunk) = next_chunk(&mut body).await? else { break };
+        late = read >= FORM_PREFIX_BYTES;
         read += chunk.len();
         parser.feed(&chunk);
     }

@@ -14,19 +14,22 @@ use super::body::Payload;
 use super::forward;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Kind, Place, Query, Reach, Resource};
+use crate::agentos::{Action, Affinity, Kind, Operation, Place, Query, Reach, Resource};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
 /// Most owners kept.
 const OWNERS_MAX: u64 = 100_000;
-/// How long an owner is kept: rows do not change owners, but ids are used again after a delete.
-const OWNER_TTL: Duration = Duration::from_secs(60);
+/// How long an owner is kept. Rows do not change owners, but after a delete, here or at another instance, the next
+/// row of that id may be somebody else's: this bounds how long the old owner is believed.
+const OWNER_TTL: Duration = Duration::from_secs(10);
 /// Most ids of one kind in one call (`DELETE /sessions`).
 const IDS_MAX: usize = 100;
 
-/// Owners that were looked up lately, by cluster, kind and id.
-pub(super) struct Owners(Cache<(Arc<str>, Resource, String), Owner>);
+/// Owners that were looked up lately, by cluster, kind and where the row is (path, database, table).
+pub(super) struct Owners(Cache<OwnerKey, Owner>);
+
+type OwnerKey = (Arc<str>, Resource, String);
 
 /// Who owns a row upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,33 +112,51 @@ impl Facts {
 pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
     let operation = ground.operation();
     let mut facts = Facts::of_call(ground, payload);
-    let sessions = ids_at(ground, operation.session_id, query, payload)?;
+    let sessions =
+        if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
     for session in &sessions {
-        let owner = session_owner(ground, session, query.get("type")).await?;
+        let owner = session_owner(ground, session, query).await?;
+        if owner == Owner::Absent && !may_name_new_session(operation) {
+            return Err(not_found());
+        }
         session_is_mine |= owner == Owner::User(Arc::from(ground.user.as_str()));
         claim(ground, &mut facts, owner, operation.resource == Resource::Session)?;
     }
     facts.session = sessions.into_iter().next();
-    follow_run(ground, &mut facts, query, payload, session_is_mine)?;
+    follow_run(ground, &mut facts, query, payload, session_is_mine).await?;
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
-        Resource::Memory | Resource::Learning | Resource::Trace | Resource::Schedule | Resource::Evaluation
-            if operation.reach == Reach::Owned && !facts.resource_id.is_empty() =>
-        {
-            let path = format!("/{}/{}", collection(operation.resource), encode(&facts.resource_id));
-            let owner = row_owner(ground, operation.resource, &facts.resource_id.clone(), &[path]).await?;
-            if owner == Owner::Absent {
-                return Err(not_found());
-            }
-            claim(ground, &mut facts, owner, true)?;
-        }
-        Resource::Knowledge => knowledge::check(ground, &facts.resource_id).await?,
-        Resource::Agent | Resource::Team | Resource::Workflow | Resource::Session | Resource::Run | Resource::Memory
-        | Resource::Approval | Resource::Trace | Resource::Schedule | Resource::Component | Resource::Evaluation
-        | Resource::Learning | Resource::Os => {}
+        Resource::Knowledge => knowledge::check(ground, query, payload).await?,
+        Resource::Agent
+        | Resource::Team
+        | Resource::Workflow
+        | Resource::Session
+        | Resource::Run
+        | Resource::Memory
+        | Resource::Approval
+        | Resource::Trace
+        | Resource::Schedule
+        | Resource::Component
+        | Resource::Evaluation
+        | Resource::Learning
+        | Resource::Os => own_row(ground, &mut facts, query).await?,
     }
     Ok(facts)
+}
+
+/// Learns who owns the one row that the call names, where rows of its kind have owners.
+async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Result<(), Refusal> {
+    let operation = ground.operation();
+    let Some(rows) = operation.resource.owned_rows() else { return Ok(()) };
+    if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
+        return Ok(());
+    }
+    let path = format!("/{rows}/{}", encode(&facts.resource_id));
+    match row_owner(ground, operation.resource, &[located(path, query)]).await? {
+        Owner::Absent => Err(not_found()),
+        owner => claim(ground, facts, owner, true),
+    }
 }
 
 /// Takes an owner into the facts, or refuses what the caller's tenant must not know about.
@@ -146,7 +167,9 @@ fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
-            let Some(subject) = ground.cluster.caller_of(&user, &ground.principal.tenant) else { return Err(not_found()) };
+            let Some(subject) = ground.cluster.caller_of(&user, &ground.principal.tenant) else {
+                return Err(not_found());
+            };
             // A run inside somebody else's session would be stored under a wrong name, or lost.
             if !is_resource {
                 return Err(not_found());
@@ -157,13 +180,29 @@ fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool
         }
     };
     if is_resource {
+        // One decision, one acting user: rows of several owners in one call would hide behind the last one.
+        if facts.owner.as_ref().is_some_and(|before| *before != subject) {
+            return Err(not_found());
+        }
         facts.owner = Some(subject);
     }
     Ok(())
 }
 
+/// Says whether a session id only narrows a list that is pinned to the caller anyway: whose it is changes nothing.
+fn narrows_own_list(operation: &Operation) -> bool {
+    let in_query = |places: &[Place]| places.iter().any(|place| matches!(place, Place::Query(_)));
+    operation.list.is_some() && in_query(operation.user_id) && in_query(operation.session_id)
+}
+
+/// Says whether a session id may be new. Elsewhere what is absent must look like what is foreign. Runs are proven
+/// by their own id: AgentOS 2.x stores a session only when its first run has ended.
+fn may_name_new_session(operation: &Operation) -> bool {
+    operation.affinity == Affinity::StartsRun || operation.resource == Resource::Run || operation.id == "create_session"
+}
+
 /// Finds who holds the run and that it is the caller's.
-fn follow_run(
+async fn follow_run(
     ground: &Ground<'_>,
     facts: &mut Facts,
     query: &Query,
@@ -184,7 +223,11 @@ fn follow_run(
     if operation.resource != Resource::Run {
         return Ok(());
     }
-    if facts.tag.is_some() || session_is_mine {
+    // AgentOS cancels and resumes any run that it holds, whatever session is named beside it.
+    let mine = facts.tag.is_some()
+        || (session_is_mine
+            && (operation.affinity != Affinity::FollowsRun || is_stored_in_session(ground, facts).await?));
+    if mine {
         facts.owner = Some(ground.principal.subject.to_string());
         Ok(())
     } else {
@@ -192,11 +235,22 @@ fn follow_run(
     }
 }
 
+/// Says whether AgentOS keeps the run in the session that the call names.
+async fn is_stored_in_session(ground: &Ground<'_>, facts: &Facts) -> Result<bool, Refusal> {
+    let (Some((kind, component)), Some(run), Some(session)) = (ground.matched.component(), &facts.run, &facts.session)
+    else {
+        return Ok(false);
+    };
+    let (component, run, session) = (encode(component), encode(run), encode(session));
+    let path = format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural());
+    Ok(look_up(ground, &path).await?.is_some())
+}
+
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
     let path = format!("/approvals/{}", encode(&facts.resource_id));
     let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
-    let mut row: ApprovalRow =
-        serde_json::from_value(row).map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
+    let mut row: ApprovalRow = serde_json::from_value(row)
+        .map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
     let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
     claim(ground, facts, owner, true)?;
     row.requested_by.clone_from(&facts.owner);
@@ -205,28 +259,45 @@ async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal>
 }
 
 /// AgentOS keeps three kinds of sessions under one path; the likely kind is asked first.
-async fn session_owner(ground: &Ground<'_>, session: &str, hint: Option<&str>) -> Result<Owner, Refusal> {
-    let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| hint.and_then(Kind::parse));
+async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Result<Owner, Refusal> {
+    let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| query.get("type").and_then(Kind::parse));
     let mut kinds = Kind::ALL.to_vec();
     kinds.sort_by_key(|kind| Some(*kind) != hint);
-    let paths: Vec<String> = kinds.iter().map(|kind| format!("/sessions/{}?type={kind}", encode(session))).collect();
-    row_owner(ground, Resource::Session, session, &paths).await
+    let path = |kind: &Kind| located(format!("/sessions/{}?type={kind}", encode(session)), query);
+    row_owner(ground, Resource::Session, &kinds.iter().map(path).collect::<Vec<_>>()).await
+}
+
+/// Adds where the call looks: an AgentOS may keep rows in several databases and tables, and what is asked about must
+/// be what is acted on.
+pub(super) fn located(mut path: String, query: &Query) -> String {
+    for name in ["db_id", "table", "knowledge_id"] {
+        if let Some(value) = query.get(name) {
+            path.push(if path.contains('?') { '&' } else { '?' });
+            path.push_str(&format!("{name}={}", encode(value)));
+        }
+    }
+    path
 }
 
 /// Asks upstream, path after path, who owns a row. Only found owners are kept.
-async fn row_owner(ground: &Ground<'_>, resource: Resource, id: &str, paths: &[String]) -> Result<Owner, Refusal> {
-    let key = (Arc::clone(&ground.cluster.settings.name), resource, id.to_owned());
+async fn row_owner(ground: &Ground<'_>, resource: Resource, paths: &[String]) -> Result<Owner, Refusal> {
     let owners = &ground.gateway.owners.0;
-    if let Some(owner) = owners.get(&key) {
-        return Ok(owner);
-    }
+    let deletes = ground.operation().action == Action::Delete;
     for path in paths {
+        let key = (Arc::clone(&ground.cluster.settings.name), resource, path.clone());
+        if deletes {
+            owners.invalidate(&key);
+        } else if let Some(owner) = owners.get(&key) {
+            return Ok(owner);
+        }
         let Some(row) = look_up(ground, path).await? else { continue };
         let owner = match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
             Some(user) => Owner::User(user.into()),
             None => Owner::Nobody,
         };
-        owners.insert(key, owner.clone());
+        if !deletes {
+            owners.insert(key, owner.clone());
+        }
         return Ok(owner);
     }
     Ok(Owner::Absent)
@@ -245,7 +316,9 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
             (Place::Path(name), _) => ids.extend(ground.matched.params.get(name).map(str::to_owned)),
             (Place::Query(name), _) => ids.extend(query.get(name).map(str::to_owned)),
             (Place::Form(name), Payload::Form(form)) => ids.extend(form.text(name).map(str::to_owned)),
-            (Place::Json(name), Payload::Json(object)) => ids.extend(strings(object.get(name))?),
+            (Place::Json(name), Payload::Json(object)) => {
+                ids.extend(strings(object.get(name).map_err(|_| not_an_id())?)?)
+            }
             (Place::Form(_) | Place::Json(_), _) => {}
         }
     }
@@ -256,15 +329,18 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
     Ok(ids)
 }
 
+fn not_an_id() -> Refusal {
+    Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id must be a string")
+}
+
 fn strings(value: Option<Value>) -> Result<Vec<String>, Refusal> {
-    let bad = || Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id must be a string");
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(Value::String(id)) => Ok(vec![id]),
         Some(Value::Array(ids)) => {
-            ids.into_iter().map(|id| if let Value::String(id) = id { Ok(id) } else { Err(bad()) }).collect()
+            ids.into_iter().map(|id| if let Value::String(id) = id { Ok(id) } else { Err(not_an_id()) }).collect()
         }
-        Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => Err(bad()),
+        Some(Value::Bool(_) | Value::Number(_) | Value::Object(_)) => Err(not_an_id()),
     }
 }
 
@@ -272,20 +348,6 @@ fn message_bytes(payload: &Payload) -> u64 {
     match payload {
         Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
         Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
-    }
-}
-
-/// Where a single row of the resource is read.
-fn collection(resource: Resource) -> &'static str {
-    match resource {
-        Resource::Memory => "memories",
-        Resource::Learning => "learnings",
-        Resource::Trace => "traces",
-        Resource::Schedule => "schedules",
-        Resource::Evaluation => "eval-runs",
-        Resource::Agent | Resource::Team | Resource::Workflow => "agents",
-        Resource::Knowledge | Resource::Session | Resource::Run | Resource::Approval | Resource::Component
-        | Resource::Os => "sessions",
     }
 }
 

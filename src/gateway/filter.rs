@@ -23,9 +23,6 @@ use crate::cluster::{Cluster, Knowledge};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 
-/// Lists inside `GET /config`, each with the operation that decides about its items.
-const CONFIG_LISTS: [(&str, &str); 3] = [("agents", "get_agents"), ("teams", "get_teams"), ("workflows", "get_workflows")];
-
 /// How the reply of an operation is narrowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
@@ -33,8 +30,8 @@ pub(super) enum Rule {
     Pass,
     /// Each item of a top-level array, by policy.
     PerItem,
-    /// The component lists of `GET /config`, by policy.
-    Config,
+    /// The lists inside an object, each item by policy.
+    Within,
     /// Rows whose user is of the caller's tenant.
     TenantRows,
     /// Content rows with the tenant's mark.
@@ -68,13 +65,15 @@ pub(super) fn decides_per_item(operation: &Operation) -> bool {
 
 /// How the reply is narrowed.
 pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) -> Rule {
-    if operation.id == "get_config" {
-        return Rule::Config;
+    if !operation.lists_within.is_empty() {
+        return Rule::Within;
     }
     match operation.list {
         Some(list) if list.scope == ListScope::PerItem => Rule::PerItem,
         Some(list) if list.scope == ListScope::Tenant && tenant_wide => Rule::TenantRows,
-        Some(_) if operation.resource == Resource::Knowledge && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) => {
+        Some(list)
+            if list.scope == ListScope::Marked && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) =>
+        {
             Rule::MarkedRows
         }
         Some(_) | None => Rule::Pass,
@@ -101,7 +100,13 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, mut headers: HeaderMa
 impl<'a> Eye<'a> {
     pub(super) fn of_ground(ground: &'a Ground<'_>) -> Self {
         let (snapshot, cluster) = (&**ground.snapshot, ground.cluster);
-        Self { snapshot, principal: ground.principal, cluster, operation: ground.operation(), view: ground.view.clone() }
+        Self {
+            snapshot,
+            principal: ground.principal,
+            cluster,
+            operation: ground.operation(),
+            view: ground.view.clone(),
+        }
     }
 
     pub(super) fn of_admitted(admitted: &'a Admitted) -> Self {
@@ -121,7 +126,7 @@ impl<'a> Eye<'a> {
     pub(super) fn narrow(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let body = match rule(self.operation, self.cluster, false) {
             Rule::PerItem => self.items(body)?,
-            Rule::Config => self.config(&body)?,
+            Rule::Within => self.within(&body)?,
             // Rows are narrowed while they are paged (`forward::rows`).
             Rule::Pass | Rule::TenantRows | Rule::MarkedRows => body,
         };
@@ -139,13 +144,14 @@ impl<'a> Eye<'a> {
                 Knowledge::Metadata(key) => knowledge::belongs(row, key, self.principal.tenant.as_str()),
                 Knowledge::Exclusive | Knowledge::Unset => true,
             },
-            Rule::Pass | Rule::PerItem | Rule::Config => true,
+            Rule::Pass | Rule::PerItem | Rule::Within => true,
         }
     }
 
     fn items(&self, body: Bytes) -> Result<Bytes, Refusal> {
         let items: Vec<&RawValue> = serde_json::from_slice(&body).map_err(|e| unreadable(&e))?;
-        let shown: Vec<&RawValue> = items.iter().copied().filter(|item| self.shows_item(self.operation, item)).collect();
+        let shown: Vec<&RawValue> =
+            items.iter().copied().filter(|item| self.shows_item(self.operation, item)).collect();
         if shown.len() == items.len() {
             return Ok(body);
         }
@@ -155,11 +161,14 @@ impl<'a> Eye<'a> {
         Ok(serde_json::to_vec(&shown).map_err(|e| unreadable(&e))?.into())
     }
 
-    fn config(&self, body: &[u8]) -> Result<Bytes, Refusal> {
-        let mut config: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
-        for (field, operation) in CONFIG_LISTS {
-            let Some(operation) = self.snapshot.catalog.get(operation) else { continue };
-            match config.get_mut(field) {
+    fn within(&self, body: &[u8]) -> Result<Bytes, Refusal> {
+        let mut object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
+        for (field, operation) in self.operation.lists_within {
+            let operation = self.snapshot.catalog.get(operation).ok_or_else(|| {
+                Refusal::new(Code::Internal, Stage::Forward)
+                    .because(format!("no row `{operation}` decides about `{field}`"))
+            })?;
+            match object.get_mut(*field) {
                 Some(Value::Array(items)) => items.retain(|item| {
                     item.get("id").and_then(Value::as_str).is_some_and(|id| self.may_see(operation, id))
                 }),
@@ -167,7 +176,7 @@ impl<'a> Eye<'a> {
                 None => {}
             }
         }
-        Ok(serde_json::to_vec(&config).map_err(|e| unreadable(&e))?.into())
+        Ok(serde_json::to_vec(&object).map_err(|e| unreadable(&e))?.into())
     }
 
     fn shows_item(&self, operation: &'static Operation, item: &RawValue) -> bool {

@@ -10,7 +10,7 @@ use http_body::{Body as _, Frame};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::call::StreamBody;
-use super::multipart::{Event, PartHead, Parser};
+use super::multipart::{Event, Parser, PartHead};
 use super::refusal::{Code, Refusal, Stage};
 
 /// Everything but unreserved characters is percent-encoded in an urlencoded form.
@@ -230,14 +230,11 @@ impl FormStream {
         Ok(out.freeze())
     }
 
-    /// Only files and fields that decide nothing may come after the first 48 KiB.
+    /// Only files may come after the first 48 KiB.
     fn admit_late(&self, head: &PartHead) -> Result<(), Refusal> {
-        if !self.rest.allowed.contains(&head.name.as_str()) {
-            return Err(super::body::field_not_allowed(&head.name));
-        }
+        super::body::check_part(head, self.rest.allowed)?;
         if head.filename.is_none() {
-            return Err(Refusal::new(Code::FieldTooLate, Stage::Request)
-                .saying(format!("field `{}` came after the first 48 KiB of the body", super::body::shown(&head.name))));
+            return Err(super::body::field_too_late(&head.name));
         }
         Ok(())
     }
@@ -250,7 +247,9 @@ pub(super) fn malformed(error: super::multipart::Malformed) -> Refusal {
 
 fn write_part_head(out: &mut BytesMut, boundary: &str, head: &PartHead) {
     let quoted = |text: &str| text.replace('"', "%22").replace(['\r', '\n'], " ");
-    out.put_slice(format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{}\"", quoted(&head.name)).as_bytes());
+    out.put_slice(
+        format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{}\"", quoted(&head.name)).as_bytes(),
+    );
     if let Some(filename) = &head.filename {
         out.put_slice(format!("; filename=\"{}\"", quoted(filename)).as_bytes());
     }

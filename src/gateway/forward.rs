@@ -22,7 +22,7 @@ use super::runs::{self, Background};
 use super::stream::{self, Settlement};
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cache::{self, Stored};
-use crate::cluster::{Cluster, Outcome, Want};
+use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
 use crate::usage::Meter;
@@ -57,7 +57,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
-        Rule::Pass | Rule::PerItem | Rule::Config => reply(gateway, &mut admitted, &mut exchange).await,
+        Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
         Ok(Replied::Whole(answer)) => {
@@ -66,7 +66,8 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
         }
         Ok(Replied::Stream { status, headers, body }) => {
             exchange.served(status.as_u16());
-            let is_events = headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+            let is_events =
+                headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
             let settlement = Settlement::new(Arc::clone(gateway), admitted, exchange);
             let body = if is_events { stream::events(body, settlement) } else { stream::opaque(body, settlement) };
             Answer { status, headers, body, refused: None }
@@ -146,7 +147,13 @@ pub(super) fn purge(admitted: &Admitted) {
 }
 
 /// Charges a run whose reply is whole, or hands its lease over when the run goes on.
-fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut Exchange, status: StatusCode, body: &[u8]) {
+fn settle_whole(
+    gateway: &Arc<Gateway>,
+    admitted: &mut Admitted,
+    exchange: &mut Exchange,
+    status: StatusCode,
+    body: &[u8],
+) {
     let Some(mut lease) = admitted.lease.take() else { return };
     let mut meter = Meter::new();
     meter.json(body);
@@ -157,7 +164,12 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
         exchange.event.run_id = Some(seen.run_id.clone());
         let minted = admitted.run_id.map(|id| id.to_string());
         if minted.as_deref() != Some(&seen.run_id) {
-            gateway.runs.learn(&admitted.cluster.settings.name, &seen.run_id, &admitted.user, admitted.picked.endpoint().tag);
+            gateway.runs.learn(
+                &admitted.cluster.settings.name,
+                &seen.run_id,
+                &admitted.user,
+                admitted.picked.endpoint().tag,
+            );
         }
     }
     if status == StatusCode::ACCEPTED
@@ -171,9 +183,10 @@ fn settle_whole(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut 
     }
     if status.is_success() {
         lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
-    } else {
+    } else if status.is_client_error() {
         lease.waive();
     }
+    // Else AgentOS failed, perhaps after its models had answered: the run pays what was reserved.
 }
 
 /// One model's tokens in the words of telemetry.
@@ -182,7 +195,11 @@ pub(super) fn tokens(model: &crate::usage::ModelUsage) -> ModelTokens {
 }
 
 /// Sends the call, again on another endpoint where that is safe.
-async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchange) -> Result<Response<ResponseBody>, Refusal> {
+async fn send(
+    gateway: &Gateway,
+    admitted: &mut Admitted,
+    exchange: &mut Exchange,
+) -> Result<Response<ResponseBody>, Refusal> {
     let mut payload = std::mem::replace(&mut admitted.payload, Payload::None);
     let mut tried = Vec::new();
     loop {
@@ -192,7 +209,7 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         let (spare, outgoing) = outgoing(payload);
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
-        let options = options(admitted);
+        let options = options(admitted, exchange.event.attempts);
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
@@ -205,22 +222,41 @@ async fn send(gateway: &Gateway, admitted: &mut Admitted, exchange: &mut Exchang
         }
         let name = &admitted.cluster.settings.name;
         gateway.telemetry.upstream_error(name, &admitted.picked.endpoint().address, error.kind());
-        admitted.picked.report(if error.retry() == Retry::Always { Outcome::ConnectFailed } else { Outcome::Broke });
-        let again = match error.retry() {
-            Retry::Always => true,
-            Retry::Idempotent => is_idempotent(admitted.operation()),
-            Retry::Never => false,
-        };
-        let next = admitted.cluster.pick(Want::Except(&tried));
-        match (again && exchange.event.attempts < ATTEMPTS_MAX, spare, next) {
-            (true, Some(spare), Ok(picked)) => {
+        if !error.is_stale() {
+            admitted.picked.report(if error.retry() == Retry::Always {
+                Outcome::ConnectFailed
+            } else {
+                Outcome::Broke
+            });
+        }
+        let next = next(admitted, &tried, &error).filter(|_| exchange.event.attempts < ATTEMPTS_MAX);
+        match (spare, next) {
+            (Some(spare), Some(picked)) => {
                 admitted.picked = picked;
                 payload = spare;
                 retag(admitted, &mut payload);
             }
-            (_, _, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
+            (_, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
         }
     }
+}
+
+/// Where a failed call may be tried again: another endpoint, or the same one when only its old connection was dead.
+fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError) -> Option<Picked> {
+    let again = match error.retry() {
+        Retry::Always => true,
+        Retry::Idempotent => is_idempotent(admitted.operation()),
+        Retry::Never => false,
+    };
+    if !again {
+        return None;
+    }
+    // Only the replica that holds a run knows it: another one would answer 200 and do nothing.
+    let movable = admitted.operation().affinity != Affinity::FollowsRun;
+    if movable && let Ok(picked) = admitted.cluster.pick(Want::Except(tried)) {
+        return Some(picked);
+    }
+    error.is_stale().then(|| admitted.cluster.pick(Want::Tag(admitted.picked.endpoint().tag)).ok()).flatten()
 }
 
 /// A run that moves to another endpoint needs an id that names it.
@@ -264,7 +300,11 @@ fn outgoing(payload: Payload) -> (Option<Payload>, Option<(String, Outgoing)>) {
 
 type FailedForm = Arc<parking_lot::Mutex<Option<Refusal>>>;
 
-fn request(admitted: &Admitted, outgoing: Option<(String, Outgoing)>, failed: &FailedForm) -> Result<Request<RequestBody>, Refusal> {
+fn request(
+    admitted: &Admitted,
+    outgoing: Option<(String, Outgoing)>,
+    failed: &FailedForm,
+) -> Result<Request<RequestBody>, Refusal> {
     let (content_type, body) = match outgoing {
         None => (None, outbound::empty()),
         Some((content_type, Outgoing::Whole(bytes))) => (Some(content_type), outbound::full(bytes)),
@@ -317,13 +357,14 @@ fn streamed(mut form: FormStream, failed: FailedForm) -> RequestBody {
     http_body_util::StreamBody::new(frames).boxed_unsync()
 }
 
-fn options(admitted: &Admitted) -> SendOptions {
+fn options(admitted: &Admitted, attempt: u32) -> SendOptions {
     let timeouts = &admitted.cluster.settings.timeouts;
+    // A run must not be sent twice, so it must not meet a connection that is just being closed; nor must a second try.
+    let fresh = admitted.operation().cost == Cost::Model || attempt > 1;
     SendOptions {
         connect_timeout: timeouts.connect,
         header_timeout: timeouts.response_header,
-        // A run must not be sent twice, so it must not meet a connection that is just being closed.
-        freshness: if admitted.operation().cost == Cost::Model { Freshness::Fresh } else { Freshness::Pooled },
+        freshness: if fresh { Freshness::Fresh } else { Freshness::Pooled },
     }
 }
 
@@ -355,30 +396,62 @@ fn invalid(reason: &str) -> Refusal {
 /// # Errors
 /// Upstream refusals; nothing is assumed about a row that could not be read.
 pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &str) -> Result<Option<Value>, Refusal> {
-    let stage = |code| Refusal::new(code, Stage::Facts);
-    let mut request = Request::get(target).body(outbound::empty()).map_err(|e| stage(Code::Internal).because(e.to_string()))?;
-    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
-        request.headers_mut().insert(header::AUTHORIZATION, credential);
-    }
-    let timeouts = &cluster.settings.timeouts;
-    let options = SendOptions { connect_timeout: timeouts.connect, header_timeout: LOOK_UP_TIMEOUT, freshness: Freshness::Pooled };
-    let picked = cluster.pick(Want::Any).map_err(|no| stage(Code::NoEndpoint).because(no.to_string()))?;
     let work = async {
-        let response = gateway.client.send(&picked.endpoint().origin, request, &options).await;
-        let response = response.map_err(|e| stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")))?;
+        let response = match ask(gateway, cluster, target, Freshness::Pooled).await {
+            // Reading twice does no harm; a pooled connection may have been closed meanwhile.
+            Err((_, Retry::Always | Retry::Idempotent)) => ask(gateway, cluster, target, Freshness::Fresh).await,
+            other => other,
+        };
+        let response = response.map_err(|(refusal, _)| refusal)?;
         match response.status() {
             StatusCode::OK => {
                 let body = collect(response.into_body(), REPLY_BYTES_MAX).await?;
-                serde_json::from_slice(&body).map(Some).map_err(|e| stage(Code::UpstreamInvalid).because(e.to_string()))
+                let row = serde_json::from_slice(&body).map(Some);
+                row.map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))
             }
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(None),
-            other => Err(stage(Code::UpstreamInvalid).because(format!("look-up of `{target}` answered {other}"))),
+            StatusCode::NOT_FOUND => Ok(None),
+            // No such id can exist, or AgentOS has several databases and wants to know which: what was not looked at
+            // does not count as absent.
+            other => {
+                let absent = matches!(other, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
+                let code = if absent { Code::NotFound } else { Code::UpstreamInvalid };
+                Err(Refusal::new(code, Stage::Facts).because(format!("look-up of `{target}` answered {other}")))
+            }
         }
     };
     match tokio::time::timeout(LOOK_UP_TIMEOUT, work).await {
         Ok(found) => found,
-        Err(_) => Err(stage(Code::UpstreamTimeout).because(format!("look-up of `{target}` took too long"))),
+        Err(_) => {
+            Err(Refusal::new(Code::UpstreamTimeout, Stage::Facts)
+                .because(format!("look-up of `{target}` took too long")))
+        }
     }
+}
+
+/// Sends one look-up; with the refusal it says what may be tried again.
+async fn ask(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    target: &str,
+    freshness: Freshness,
+) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
+    let stage = |code| Refusal::new(code, Stage::Facts);
+    let request = Request::get(target).body(outbound::empty());
+    let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
+    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
+        request.headers_mut().insert(header::AUTHORIZATION, credential);
+    }
+    let connect_timeout = cluster.settings.timeouts.connect;
+    let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };
+    let picked =
+        cluster.pick(Want::Any).map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    gateway.client.send(&picked.endpoint().origin, request, &options).await.map_err(|e| {
+        let retry = e.retry();
+        if retry == Retry::Always {
+            picked.report(Outcome::ConnectFailed);
+        }
+        (stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")), retry)
+    })
 }
 
 /// Pages through a list with the lookup identity, keeps the tenant's rows, and builds the caller's page from them.

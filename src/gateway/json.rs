@@ -54,9 +54,13 @@ impl Object {
     }
 
     /// The value of a field.
-    pub(super) fn get(&self, name: &str) -> Option<serde_json::Value> {
-        let (_, raw) = self.0.iter().find(|(n, _)| n == name)?;
-        serde_json::from_str(raw.get()).ok()
+    ///
+    /// # Errors
+    /// When it is there but cannot be read: nested too deeply, half a surrogate pair, a number out of range. AgentOS
+    /// may read it all the same, so it must not count as absent.
+    pub(super) fn get(&self, name: &str) -> Result<Option<serde_json::Value>, serde_json::Error> {
+        let field = self.0.iter().find(|(n, _)| n == name);
+        field.map(|(_, raw)| serde_json::from_str(raw.get())).transpose()
     }
 
     /// Sets a field.
@@ -118,6 +122,16 @@ mod tests {
         let mut object = Object::parse(br#"{"b": 1.50, "a": {"x" : [1]}}"#).unwrap();
         object.set("user_id", &serde_json::json!("acme~alice"));
         assert_eq!(object.to_bytes(), r#"{"b":1.50,"a":{"x" : [1]},"user_id":"acme~alice"}"#);
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_read_is_not_absent() {
+        let deep = format!(r#"{{"ids":["a",{}{}]}}"#, "[".repeat(200), "]".repeat(200));
+        for odd in [r#"{"ids":["a","\ud800"]}"#, r#"{"ids":["a",1e999]}"#, &deep] {
+            let object = Object::parse(odd.as_bytes()).unwrap();
+            assert!(object.get("ids").is_err(), "{odd}");
+            assert!(object.get("other").is_ok_and(|value| value.is_none()), "{odd}");
+        }
     }
 
     #[test]

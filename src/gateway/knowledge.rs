@@ -4,23 +4,29 @@
 
 use serde_json::{Map, Value, json};
 
+use super::address;
 use super::admit::Ground;
 use super::body::Payload;
 use super::facts::{self, not_found};
+use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::Resource;
+use crate::agentos::{Action, Cost, Mark, Query};
 use crate::cluster::Knowledge;
 
-/// Checks that a content row belongs to the caller's tenant.
+/// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is
+/// meant, and that AgentOS is not sent to fetch from its own network.
 ///
 /// # Errors
-/// `not_found` when it does not, or does not exist.
-pub(super) async fn check(ground: &Ground<'_>, content_id: &str) -> Result<(), Refusal> {
-    let Some(key) = key(ground) else { return Ok(()) };
-    if content_id.is_empty() || !ground.operation().path.contains("{content_id}") {
-        return Ok(());
+/// `not_found` when it does not, or does not exist; those of [`address::check`].
+pub(super) async fn check(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<(), Refusal> {
+    if let Payload::Form(form) = payload
+        && let Some(url) = form.text("url").filter(|url| !url.is_empty())
+    {
+        address::check(url).await?;
     }
-    let path = format!("/knowledge/content/{}", facts::encode(content_id));
+    let Some(key) = key(ground) else { return Ok(()) };
+    let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
+    let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);
     let Some(row) = facts::look_up(ground, &path).await? else { return Err(not_found()) };
     if belongs(&row, key, ground.principal.tenant.as_str()) { Ok(()) } else { Err(not_found()) }
 }
@@ -43,33 +49,49 @@ pub(super) fn key<'a>(ground: &'a Ground<'_>) -> Option<&'a str> {
 /// # Errors
 /// `field_not_allowed` when the caller's own filter or metadata has a shape that the tenant's cannot join.
 pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refusal> {
-    if ground.operation().resource != Resource::Knowledge {
-        return Ok(());
-    }
     let Some(key) = key(ground) else { return Ok(()) };
     let tenant = ground.principal.tenant.as_str();
-    match (ground.operation().id, payload) {
-        ("search_knowledge", Payload::Json(search)) => {
-            let filters = joined(search.get("filters"), key, tenant, "filters")?;
-            search.set("filters", &Value::Object(filters));
+    let operation = ground.operation();
+    let Some(mark) = operation.mark else {
+        // Agents search by themselves. AgentOS passes this field into the run, where it wins over what the model asks.
+        if let (Action::Run, Cost::Model, Payload::Form(form)) = (operation.action, operation.cost, payload) {
+            form.set("knowledge_filters", &json!({ key: tenant }).to_string());
         }
-        ("upload_content" | "upload_remote_content" | "update_content", Payload::Form(form)) => {
-            let given = match form.text("metadata").filter(|text| !text.trim().is_empty()) {
-                None => None,
-                Some(text) => Some(serde_json::from_str(text).map_err(|_| {
-                    Refusal::new(Code::FormMalformed, Stage::Request).saying("field `metadata` is not valid JSON")
-                })?),
-            };
-            // An update that leaves the metadata alone keeps the mark that is there.
-            if given.is_none() && ground.operation().id == "update_content" {
-                return Ok(());
-            }
-            let metadata = joined(given, key, tenant, "metadata")?;
-            form.set("metadata", &json!(metadata).to_string());
+        return Ok(());
+    };
+    match (mark, payload) {
+        (Mark::Filter(field), Payload::Json(search)) => {
+            let given = search.get(field).map_err(|_| unreadable(field))?;
+            let filters = joined(given, key, tenant, field)?;
+            search.set(field, &Value::Object(filters));
+            Ok(())
         }
-        (_, _) => {}
+        (Mark::Metadata(field), Payload::Form(form)) => {
+            let metadata = joined(written(form, field)?, key, tenant, field)?;
+            form.set(field, &json!(metadata).to_string());
+            Ok(())
+        }
+        (Mark::MetadataIfGiven(field), Payload::Form(form)) => {
+            let Some(given) = written(form, field)? else { return Ok(()) };
+            let metadata = joined(Some(given), key, tenant, field)?;
+            form.set(field, &json!(metadata).to_string());
+            Ok(())
+        }
+        // Nothing that could carry the mark was sent: what would reach AgentOS is not the tenant's.
+        (Mark::Filter(_) | Mark::Metadata(_) | Mark::MetadataIfGiven(_), _) => {
+            Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("this operation needs a request body"))
+        }
     }
-    Ok(())
+}
+
+/// The metadata that a form gives, if it gives any.
+fn written(form: &Form, field: &str) -> Result<Option<Value>, Refusal> {
+    let Some(text) = form.text(field).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+    serde_json::from_str(text).map(Some).map_err(|_| unreadable(field))
+}
+
+fn unreadable(field: &str) -> Refusal {
+    Refusal::new(Code::FormMalformed, Stage::Request).saying(format!("field `{field}` is not valid JSON"))
 }
 
 fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<Map<String, Value>, Refusal> {
@@ -77,7 +99,8 @@ fn joined(given: Option<Value>, key: &str, tenant: &str, field: &str) -> Result<
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(map)) => map,
         Some(Value::Array(_) | Value::String(_) | Value::Number(_) | Value::Bool(_)) => {
-            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request).saying(format!("field `{field}` must be an object here")));
+            return Err(Refusal::new(Code::FieldNotAllowed, Stage::Request)
+                .saying(format!("field `{field}` must be an object here")));
         }
     };
     map.insert(key.to_owned(), tenant.into());

@@ -15,7 +15,9 @@ mod multipart;
 mod exchange;
 mod snapshot;
 
+mod address;
 mod admit;
+mod arrival;
 mod facts;
 mod knowledge;
 mod shape;

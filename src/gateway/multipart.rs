@@ -100,7 +100,9 @@ impl Parser {
     pub(super) fn finish(&self) -> Result<(), Malformed> {
         match self.state {
             State::Epilogue => Ok(()),
-            State::Boundary | State::Head | State::Data => Err(Malformed("the multipart body ends before its final boundary")),
+            State::Boundary | State::Head | State::Data => {
+                Err(Malformed("the multipart body ends before its final boundary"))
+            }
         }
     }
 
@@ -180,7 +182,11 @@ fn boundary_of(content_type: &str) -> Result<String, Malformed> {
     }
     let boundary = boundary.ok_or(Malformed("the content type names no boundary"))?;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"'()+_,-./:=? ".contains(&b);
-    if boundary.is_empty() || boundary.len() > BOUNDARY_BYTES_MAX || !boundary.bytes().all(plain) || boundary.ends_with(' ') {
+    if boundary.is_empty()
+        || boundary.len() > BOUNDARY_BYTES_MAX
+        || !boundary.bytes().all(plain)
+        || boundary.ends_with(' ')
+    {
         return Err(Malformed("the multipart boundary is not valid"));
     }
     Ok(boundary)
@@ -190,7 +196,8 @@ fn part_head(raw: &[u8]) -> Result<PartHead, Malformed> {
     let text = std::str::from_utf8(raw).map_err(|_| Malformed("a multipart part head is not UTF-8"))?;
     let (mut disposition, mut content_type) = (None, None);
     for line in text.split("\r\n") {
-        let (name, value) = line.split_once(':').ok_or(Malformed("a multipart part head has a line without a colon"))?;
+        let (name, value) =
+            line.split_once(':').ok_or(Malformed("a multipart part head has a line without a colon"))?;
         if line.contains(['\r', '\n', '\0']) {
             return Err(Malformed("a multipart part head has a bare line break"));
         }
@@ -260,9 +267,12 @@ fn parameters(value: &str) -> Result<Vec<(String, String)>, Malformed> {
 mod tests {
     use super::*;
 
-    fn parse(content_type: &str, chunks: &[&[u8]]) -> Result<Vec<(String, Option<String>, Vec<u8>)>, Malformed> {
+    /// Name, file name and content of a part.
+    type Part = (String, Option<String>, Vec<u8>);
+
+    fn parse(content_type: &str, chunks: &[&[u8]]) -> Result<Vec<Part>, Malformed> {
         let mut parser = Parser::for_content_type(content_type)?;
-        let mut parts: Vec<(String, Option<String>, Vec<u8>)> = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
         for chunk in chunks {
             parser.feed(chunk);
             while let Some(event) = parser.next()? {
@@ -307,12 +317,18 @@ mod tests {
             ("preamble", b"hello\r\n--XX--\r\n".to_vec()),
             ("epilogue", b"--XX--\r\n--XX\r\n".to_vec()),
             ("bare LF", b"--XX\nContent-Disposition: form-data; name=\"a\"\n\nv\n--XX--\n".to_vec()),
-            ("two dispositions", part("Content-Disposition: form-data; name=\"a\"\r\nContent-Disposition: form-data; name=\"b\"")),
+            (
+                "two dispositions",
+                part("Content-Disposition: form-data; name=\"a\"\r\nContent-Disposition: form-data; name=\"b\""),
+            ),
             ("two names", part("Content-Disposition: form-data; name=\"a\"; name=\"b\"")),
             ("extended name", part("Content-Disposition: form-data; name*=utf-8''a")),
             ("escaped quote", part("Content-Disposition: form-data; name=\"a\\\"b\"")),
             ("path in file name", part("Content-Disposition: form-data; name=\"f\"; filename=\"../x\"")),
-            ("transfer encoding", part("Content-Disposition: form-data; name=\"a\"\r\nContent-Transfer-Encoding: base64")),
+            (
+                "transfer encoding",
+                part("Content-Disposition: form-data; name=\"a\"\r\nContent-Transfer-Encoding: base64"),
+            ),
             ("no name", part("Content-Disposition: form-data")),
             ("attachment", part("Content-Disposition: attachment; name=\"a\"")),
         ];

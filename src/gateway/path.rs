@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 
 use super::admit::{self, Verdict};
+use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -100,8 +101,8 @@ impl Gateway {
         method: &http::Method,
     ) -> Result<Arc<Principal>, Answer> {
         let snapshot = self.snapshot();
-        let verified = match admit::flood(&snapshot, carrier.peer) {
-            Ok(()) => admit::identify(&snapshot, headers).await,
+        let verified = match arrival::flood(&snapshot, carrier.peer) {
+            Ok(()) => arrival::identify(&snapshot, headers).await,
             Err(refusal) => Err(refusal),
         };
         verified.map_err(|refusal| {
@@ -122,7 +123,7 @@ impl Gateway {
         let mut exchange = Exchange::begin(&self.telemetry, call.door, Arc::clone(&id), call.peer, &call.method);
         let snapshot = self.snapshot();
         if matches!(call.caller, Caller::ByHeaders)
-            && let Err(refusal) = admit::flood(&snapshot, call.peer)
+            && let Err(refusal) = arrival::flood(&snapshot, call.peer)
         {
             exchange.refused(&refusal);
             return refusal.answer(&id);
@@ -137,7 +138,11 @@ impl Gateway {
                 let outlives = operation.cost == Cost::Model
                     && !admitted.streams()
                     && matches!(operation.reply, Reply::Json | Reply::SseIfStream);
-                if outlives { self.detached(*admitted, exchange).await } else { forward::forward(self, *admitted, exchange).await }
+                if outlives {
+                    self.detached(*admitted, exchange).await
+                } else {
+                    forward::forward(self, *admitted, exchange).await
+                }
             }
             Err(refusal) => {
                 exchange.refused(&refusal);

@@ -121,7 +121,8 @@ pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
             let mut meter = Meter::new();
             meter.json(row.to_string().as_bytes());
             let usage = meter.finish();
-            run.lease.commit(usage.tokens());
+            // A cancelled run reports no tokens: ending it just before its end must not make it free.
+            run.lease.commit(if usage.incomplete { usage.tokens().max(run.lease.reserved()) } else { usage.tokens() });
             return;
         }
     }

@@ -244,7 +244,11 @@ impl Body for Events {
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let code = if matches!(error, BodyError::IdleTimeout(_)) { Code::UpstreamTimeout } else { Code::UpstreamReset };
+                    let code = if matches!(error, BodyError::IdleTimeout(_)) {
+                        Code::UpstreamTimeout
+                    } else {
+                        Code::UpstreamReset
+                    };
                     return this.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
                 }
                 Poll::Ready(None) => return this.finish(),

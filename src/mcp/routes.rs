@@ -1,11 +1,11 @@
-//! Owns the AgentOS routes that tools use: operation id, method and path template, and how a path is filled.
+//! Owns which rows of the catalogue tools use, and how their paths are filled.
 //! Does not decide and does not send (`ask`).
-//! Invariant: an id never enters a path raw; every segment is percent-encoded.
+//! Invariants: a route is a row of the catalogue; an id never enters a path raw, every segment is percent-encoded.
 
 use http::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::agentos::operation::Kind;
+use crate::agentos::{self, Catalog, Kind};
 
 /// Everything but RFC 3986 unreserved characters and `~`, which upstream user ids hold.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -15,14 +15,8 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub(super) struct Route {
     /// Operation id of the catalogue.
     pub(super) operation: &'static str,
-    method: Verb,
+    method: agentos::Method,
     template: &'static str,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verb {
-    Get,
-    Post,
 }
 
 /// What can be done with a kind of component.
@@ -40,40 +34,38 @@ pub(super) enum Deed {
     Continue,
 }
 
-pub(super) const CONFIG: Route = get("get_config", "/config");
-pub(super) const SEARCH: Route = post("search_knowledge", "/knowledge/search");
-pub(super) const APPROVALS: Route = get("list_approvals", "/approvals");
-pub(super) const APPROVAL: Route = get("get_approval", "/approvals/{}");
-pub(super) const RESOLVE: Route = post("resolve_approval", "/approvals/{}/resolve");
-pub(super) const SESSIONS: Route = get("get_sessions", "/sessions");
-pub(super) const SESSION: Route = get("get_session_by_id", "/sessions/{}");
+pub(super) const CONFIG: Route = to("get_config");
+pub(super) const SEARCH: Route = to("search_knowledge");
+pub(super) const APPROVALS: Route = to("list_approvals");
+pub(super) const APPROVAL: Route = to("get_approval");
+pub(super) const RESOLVE: Route = to("resolve_approval");
+pub(super) const SESSIONS: Route = to("get_sessions");
+pub(super) const SESSION: Route = to("get_session_by_id");
 
-const fn get(operation: &'static str, template: &'static str) -> Route {
-    Route { operation, method: Verb::Get, template }
-}
-
-const fn post(operation: &'static str, template: &'static str) -> Route {
-    Route { operation, method: Verb::Post, template }
+/// The route to a shipped row. A row that does not exist does not compile.
+const fn to(operation: &'static str) -> Route {
+    let row = Catalog::row(operation);
+    Route { operation: row.id, method: row.method, template: row.path }
 }
 
 /// The route of a deed on a kind of component.
 pub(super) const fn of(kind: Kind, deed: Deed) -> Route {
     match (kind, deed) {
-        (Kind::Agent, Deed::List) => get("get_agents", "/agents"),
-        (Kind::Agent, Deed::Start) => post("create_agent_run", "/agents/{}/runs"),
-        (Kind::Agent, Deed::Read) => get("get_agent_run", "/agents/{}/runs/{}"),
-        (Kind::Agent, Deed::Cancel) => post("cancel_agent_run", "/agents/{}/runs/{}/cancel"),
-        (Kind::Agent, Deed::Continue) => post("continue_agent_run", "/agents/{}/runs/{}/continue"),
-        (Kind::Team, Deed::List) => get("get_teams", "/teams"),
-        (Kind::Team, Deed::Start) => post("create_team_run", "/teams/{}/runs"),
-        (Kind::Team, Deed::Read) => get("get_team_run", "/teams/{}/runs/{}"),
-        (Kind::Team, Deed::Cancel) => post("cancel_team_run", "/teams/{}/runs/{}/cancel"),
-        (Kind::Team, Deed::Continue) => post("continue_team_run", "/teams/{}/runs/{}/continue"),
-        (Kind::Workflow, Deed::List) => get("get_workflows", "/workflows"),
-        (Kind::Workflow, Deed::Start) => post("create_workflow_run", "/workflows/{}/runs"),
-        (Kind::Workflow, Deed::Read) => get("get_workflow_run", "/workflows/{}/runs/{}"),
-        (Kind::Workflow, Deed::Cancel) => post("cancel_workflow_run", "/workflows/{}/runs/{}/cancel"),
-        (Kind::Workflow, Deed::Continue) => post("continue_workflow_run", "/workflows/{}/runs/{}/continue"),
+        (Kind::Agent, Deed::List) => const { to("get_agents") },
+        (Kind::Agent, Deed::Start) => const { to("create_agent_run") },
+        (Kind::Agent, Deed::Read) => const { to("get_agent_run") },
+        (Kind::Agent, Deed::Cancel) => const { to("cancel_agent_run") },
+        (Kind::Agent, Deed::Continue) => const { to("continue_agent_run") },
+        (Kind::Team, Deed::List) => const { to("get_teams") },
+        (Kind::Team, Deed::Start) => const { to("create_team_run") },
+        (Kind::Team, Deed::Read) => const { to("get_team_run") },
+        (Kind::Team, Deed::Cancel) => const { to("cancel_team_run") },
+        (Kind::Team, Deed::Continue) => const { to("continue_team_run") },
+        (Kind::Workflow, Deed::List) => const { to("get_workflows") },
+        (Kind::Workflow, Deed::Start) => const { to("create_workflow_run") },
+        (Kind::Workflow, Deed::Read) => const { to("get_workflow_run") },
+        (Kind::Workflow, Deed::Cancel) => const { to("cancel_workflow_run") },
+        (Kind::Workflow, Deed::Continue) => const { to("continue_workflow_run") },
     }
 }
 
@@ -83,8 +75,11 @@ impl Route {
     /// The HTTP method.
     pub(super) fn method(&self) -> Method {
         match self.method {
-            Verb::Get => Method::GET,
-            Verb::Post => Method::POST,
+            agentos::Method::Get => Method::GET,
+            agentos::Method::Post => Method::POST,
+            agentos::Method::Put => Method::PUT,
+            agentos::Method::Patch => Method::PATCH,
+            agentos::Method::Delete => Method::DELETE,
         }
     }
 
@@ -92,12 +87,13 @@ impl Route {
     pub(super) fn path(&self, ids: &[&str]) -> String {
         let mut ids = ids.iter();
         let mut path = String::with_capacity(self.template.len() + 64);
-        for (index, piece) in self.template.split("{}").enumerate() {
-            if index > 0 {
-                let id = ids.next().copied().unwrap_or_default();
-                path.extend(utf8_percent_encode(id, SEGMENT));
+        for segment in self.template.split('/').skip(1) {
+            path.push('/');
+            if segment.starts_with('{') {
+                path.extend(utf8_percent_encode(ids.next().copied().unwrap_or_default(), SEGMENT));
+            } else {
+                path.push_str(segment);
             }
-            path.push_str(piece);
         }
         debug_assert!(ids.next().is_none(), "more ids than `{}` takes", self.template);
         path

@@ -1,5 +1,5 @@
 //! Owns making a byte stream to an origin: name resolution, TCP, TLS, all under one deadline.
-//! Does not speak HTTP (`channel`) and does not keep streams (`pool`).
+//! Does not speak HTTP (`channel`) and does not keep streams (`channel`).
 
 use std::io;
 use std::pin::Pin;
@@ -14,14 +14,6 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::origin::Origin;
-
-/// A byte stream in both directions.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
-/// A connected stream, TLS already spoken.
-pub type BoxedStream = Box<dyn Duplex>;
 
 /// A TCP or TLS stream. An enum, not a box: every body byte passes through it.
 pub(super) enum Stream {

@@ -105,9 +105,9 @@ impl SendError {
         }
     }
 
-    /// Says whether any request, idempotent or not, may be sent again: nothing of it was sent.
-    pub fn is_safe_to_retry(&self) -> bool {
-        self.retry() == Retry::Always
+    /// Says whether an idle connection had died: nothing is known against the peer, a new connection may do.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Reset { reused: true, .. })
     }
 
     /// The word used in the `kind` label of metrics.

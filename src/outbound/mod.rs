@@ -28,7 +28,6 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 pub use body::{RequestBody, ResponseBody, empty, full};
-pub use connect::{BoxedStream, Duplex};
 pub use error::{BodyError, Retry, SendError, Sent, Unsent};
 pub use fetch::{FetchError, FetchOptions, Fetched};
 pub use origin::{BadOrigin, Origin};
@@ -168,14 +167,6 @@ impl Client {
                 },
             }
         }
-    }
-
-    /// Opens a raw stream, TLS spoken, for protocols other than HTTP/1.1 exchanges.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::TimedOut`] when `limit` has passed, else the cause.
-    pub async fn connect_stream(&self, origin: &Origin, limit: Duration) -> io::Result<BoxedStream> {
-        Ok(Box::new(self.0.connector.connect(origin, limit).await?))
     }
 
     /// Closes connections that were unused too long. The pool does so itself where there is traffic.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::agentos::{Exposure, ListScope, Operation, Resource};
+use crate::agentos::{ListScope, Operation, Resource};
 
 use super::ask::ResourceFacts;
 
@@ -44,7 +44,7 @@ pub(super) fn accepted(operation: &Operation, resource: &ResourceFacts<'_>, held
 
 /// Says whether each part of what the row answers is decided on its own.
 fn is_decided_again(operation: &Operation) -> bool {
-    operation.exposure == Exposure::Local || operation.list.is_some_and(|list| list.scope == ListScope::PerItem)
+    operation.exposure.is_local() || operation.list.is_some_and(|list| list.scope == ListScope::PerItem)
 }
 
 /// The component of a call. An id with a colon cannot be named by a scope: `agents:a:b:run` has four parts.

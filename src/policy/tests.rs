@@ -11,9 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::agentos::catalog::Catalog;
-use crate::agentos::{
-    Action, Affinity, Body, Caching, Cost, Exposure, List, ListScope, Method, Reach, Reply, Resource, Versions,
-};
+use crate::agentos::{Action, List, ListScope, Method, Reach, Resource};
 use crate::principal::{Principal, PrincipalKind, TenantId};
 
 const fn row(
@@ -23,31 +21,8 @@ const fn row(
     reach: Reach,
     scopes: &'static [&'static str],
 ) -> Operation {
-    Operation {
-        id,
-        upstream_ids: &[],
-        versions: Versions::Both,
-        method: Method::Get,
-        path: "/",
-        resource,
-        action,
-        scopes,
-        reach,
-        cost: Cost::Light,
-        body: Body::None,
-        reply: Reply::Json,
-        query: &[],
-        user_id: &[],
-        session_id: &[],
-        run_id: &[],
-        cache: Caching::Never,
-        purges: &[],
-        affinity: Affinity::Any,
-        list: None,
-        tool: None,
-        destructive: matches!(action, Action::Delete),
-        exposure: Exposure::Offered,
-    }
+    let destructive = matches!(action, Action::Delete);
+    Operation { resource, action, scopes, reach, destructive, ..Operation::new(id, Method::Get, "/") }
 }
 
 const PER_ITEM: Option<List> = Some(List { items: "", id: "id", scope: ListScope::PerItem });

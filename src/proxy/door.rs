@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode, header};
-use pingora::apps::{HttpServerApp, ReusedHttpStream, ServerApp as _};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::io::AsyncWriteExt;
@@ -21,9 +21,7 @@ use super::head::{self, BadHead, Head, HeadLimits};
 use super::pump::{self, Gone, Upload};
 use super::tls::TlsAcceptor;
 use super::websocket;
-use crate::gateway::{
-    Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id,
-};
+use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
 use crate::telemetry::{Door, Telemetry};
 
 /// Silence on a kept-alive connection before it is closed.
@@ -32,6 +30,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the rest of a refused body is read before the connection is closed instead.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Largest body of a refused request that is read to its end so that the connection can be used again.
+const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
 /// The HTTP door. Shared by all connections.
 pub struct HttpDoor {
@@ -45,6 +45,7 @@ pub struct HttpDoor {
 struct Streams {
     door: Arc<HttpDoor>,
     peer: IpAddr,
+    options: HttpServerOptions,
 }
 
 // === impl HttpDoor ===
@@ -86,14 +87,17 @@ impl HttpDoor {
         };
         let connection = Connection::new(transport, peer);
         if connection.is_http2() {
-            self.serve_http2(connection, peer, shutdown).await;
+            Box::pin(self.serve_http2(connection, peer, shutdown)).await;
         } else {
-            self.serve_http1(connection, peer, shutdown).await;
+            // One connection is large; its task should not be moved about.
+            Box::pin(self.serve_http1(connection, peer, shutdown)).await;
         }
     }
 
     async fn serve_http2(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
-        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip() });
+        let mut options = HttpServerOptions::default();
+        options.h2_idle_timeout = Some(KEEP_ALIVE);
+        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip(), options });
         streams.process_new(Box::new(connection), shutdown).await;
     }
 
@@ -123,12 +127,13 @@ impl HttpDoor {
                 Err(bad) => return self.refuse_head(&mut stream, bad).await,
             }
             let mut session = ServerSession::new_http1(stream);
-            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
             session.set_pipelining_enabled(true);
             session.set_pipelined_prefix(std::mem::take(&mut ahead));
             if !matches!(session.read_request().await, Ok(true)) {
                 return self.telemetry.head_refused("unparsable");
             }
+            // Reading the head sets what the caller wants; a drain and the idle limit come on top of that.
+            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
             let Some(reused) = self.exchange(session, peer.ip()).await else { return };
             (stream, ahead) = reused;
         }
@@ -167,13 +172,18 @@ impl HttpDoor {
     async fn exchange(self: &Arc<Self>, mut session: ServerSession, peer: IpAddr) -> Option<(Stream, BytesMut)> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+        if let ServerSession::H1(session) = &mut session {
+            // `reply` decides that: an interim answer and a small body left unread are no reason.
+            session.set_close_on_response_before_downstream_finish(false);
+        }
         match self.answer(&mut session, peer).await {
             Err(Gone) => None,
             Ok(Upgraded::Yes) => None,
-            Ok(Upgraded::No(upload)) => {
-                if !upload.has_ended() && session.get_header(header::CONTENT_LENGTH).is_none() {
-                    // A chunked body of unknown length is not worth reading to save a connection.
-                    session.set_keepalive(None);
+            Ok(Upgraded::No) => {
+                if matches!(session, ServerSession::H1(_)) {
+                    // A close on unread bytes is a reset, which may overtake the answer.
+                    session.finish_body().await.ok()?;
+                    session.drain_request_body().await.ok()?;
                 }
                 let reusable = session.finish().await.ok()??;
                 let (stream, ahead) = reusable.into_parts();
@@ -195,7 +205,8 @@ impl HttpDoor {
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
             let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
-            return websocket::serve(&self.gateway, session, carrier, &headers).await.map(|()| Upgraded::Yes);
+            let conversation = websocket::serve(&self.gateway, session, carrier, &headers);
+            return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             session.write_continue_response().await.map_err(|_| Gone)?;
@@ -223,7 +234,8 @@ impl HttpDoor {
                     human: false,
                     body,
                 };
-                pump::while_uploading(session, &mut upload, self.gateway.serve(call)).await?
+                // Boxed: what admission needed is freed before an answer streams for hours.
+                pump::while_uploading(session, &mut upload, Box::pin(self.gateway.serve(call))).await?
             }
         };
         self.reply(session, upload, with_id(answer, &id), &method).await
@@ -236,9 +248,13 @@ impl HttpDoor {
         answer: Answer,
         method: &http::Method,
     ) -> Result<Upgraded, Gone> {
+        if !session.is_body_done() && !is_small(session) {
+            // Not worth reading to save a connection.
+            session.set_keepalive(None);
+        }
         let head_only = *method == http::Method::HEAD;
         pump::send(session, &mut upload, answer, head_only).await?;
-        Ok(Upgraded::No(upload))
+        Ok(Upgraded::No)
     }
 
     /// Hands a request to a service of this process, once its caller is known.
@@ -273,7 +289,7 @@ impl HttpDoor {
 
 /// Whether the session still speaks HTTP.
 enum Upgraded {
-    No(Upload),
+    No,
     Yes,
 }
 
@@ -294,6 +310,10 @@ impl HttpServerApp for Streams {
         self.door.exchange(session, self.peer).await;
         // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
         None
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
     }
 }
 
@@ -317,6 +337,12 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
     let text = std::str::from_utf8(authority).ok()?.to_ascii_lowercase();
     let end = if text.starts_with('[') { text.find(']').map(|at| at + 1) } else { text.find(':') };
     text.get(..end.unwrap_or(text.len())).map(str::to_owned)
+}
+
+/// Says whether the request body is declared to be so small that the rest of it is read when nobody wants it.
+fn is_small(session: &ServerSession) -> bool {
+    let length = session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    length.is_some_and(|length| length <= DRAIN_BYTES_MAX)
 }
 
 fn with_id(mut answer: Answer, id: &str) -> Answer {

@@ -19,7 +19,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// What the bytes at the start of an exchange are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Head {
-    /// A checked HTTP/1 head; it ends at this offset of the buffer.
+    /// A checked HTTP/1 head, at the start of the buffer.
     Http1,
     /// The HTTP/2 preface.
     Http2,
@@ -110,7 +110,7 @@ fn check(head: &[u8]) -> Result<(), BadHead> {
         return Err(Malformed("bare_line_break"));
     }
     let text = head.get(..head.len().saturating_sub(4)).unwrap_or_default();
-    let mut lines = memmem_lines(text);
+    let mut lines = lines_of(text);
     let http10 = request_line(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
@@ -239,7 +239,7 @@ fn has_bare_break(bytes: &[u8]) -> bool {
     })
 }
 
-fn memmem_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest?;
@@ -293,10 +293,16 @@ mod tests {
             (format!("GET / HTTP/1.1\r\n{host}X : b\r\n\r\n"), "field_name"),
             (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), "field_without_colon"),
             (format!("GET / HTTP/1.1\r\n{host}\tfolded: x\r\n\r\n"), "field_name"),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"), "content_length_duplicated"),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nContent-Length: 5\r\n\r\n"),
+                "content_length_duplicated",
+            ),
             (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5, 5\r\n\r\n"), "content_length"),
             (format!("POST / HTTP/1.1\r\n{host}Content-Length: +5\r\n\r\n"), "content_length"),
-            (format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),
+            (
+                format!("POST / HTTP/1.1\r\n{host}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                "framing_ambiguous",
+            ),
             (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: gzip, chunked\r\n\r\n"), "transfer_encoding"),
             (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: xchunked\r\n\r\n"), "transfer_encoding"),
             (format!("POST / HTTP/1.0\r\n{host}Transfer-Encoding: chunked\r\n\r\n"), "framing_ambiguous"),

@@ -37,7 +37,9 @@ impl Upload {
         let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
         let (sender, mut receiver) = mpsc::channel::<Result<Bytes, BodyBroken>>(CHUNKS_IN_FLIGHT);
         let frames = futures_util::stream::poll_fn(move |cx| {
-            receiver.poll_recv(cx).map(|next: Option<Result<Bytes, BodyBroken>>| next.map(|chunk| chunk.map(Frame::data)))
+            receiver
+                .poll_recv(cx)
+                .map(|next: Option<Result<Bytes, BodyBroken>>| next.map(|chunk| chunk.map(Frame::data)))
         });
         let body = FrameStream::new(frames).boxed_unsync();
         (Inbound::Stream { length, body }, Self { sender: Some(sender), ended: false })
@@ -46,11 +48,6 @@ impl Upload {
     /// The upload of a request whose body nobody reads.
     pub(super) fn none() -> Self {
         Self { sender: None, ended: false }
-    }
-
-    /// Says whether the whole request body was read.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
     }
 
     /// Moves one chunk, or waits for the caller to go away once nothing is left to move.
@@ -118,7 +115,12 @@ pub(super) async fn while_uploading<T>(
 ///
 /// # Errors
 /// [`Gone`] when the caller went away or the body broke off: the connection must not be used again.
-pub(super) async fn send(session: &mut ServerSession, upload: &mut Upload, answer: Answer, head_only: bool) -> Result<(), Gone> {
+pub(super) async fn send(
+    session: &mut ServerSession,
+    upload: &mut Upload,
+    answer: Answer,
+    head_only: bool,
+) -> Result<(), Gone> {
     let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2)).map_err(|_| Gone)?;
     for (name, value) in &answer.headers {
         header.append_header(name.clone(), value.clone()).map_err(|_| Gone)?;

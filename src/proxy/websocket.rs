@@ -38,6 +38,8 @@ const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Events between a run and the socket.
 const EVENTS_IN_FLIGHT: usize = 16;
+/// Largest event of a run; a run whose event is larger is given up.
+const EVENT_BYTES_MAX: usize = 8 << 20;
 /// Runs under way on one socket.
 const RUNS_MAX: usize = 16;
 /// RFC 6455 §1.3.
@@ -72,7 +74,9 @@ pub(super) async fn serve(
 ) -> Result<(), Gone> {
     let accept = match accept_key(headers) {
         Ok(accept) => accept,
-        Err(reason) => return refuse(session, &carrier, Refusal::new(Code::BadHead, Stage::Request).saying(reason)).await,
+        Err(reason) => {
+            return refuse(session, &carrier, Refusal::new(Code::BadHead, Stage::Request).saying(reason)).await;
+        }
     };
     let mut identity = HeaderMap::new();
     if headers.contains_key(header::AUTHORIZATION) {
@@ -91,7 +95,8 @@ pub(super) async fn serve(
     session.write_response_header(Box::new(response)).await.map_err(|_| Gone)?;
 
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let config =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(far, Role::Server, Some(config)).await;
     let conversation = Conversation::new(Arc::clone(gateway), carrier, identity).hold(socket);
     tokio::select! {
@@ -239,7 +244,11 @@ impl Conversation {
                 Some(id) => {
                     let path = format!("/{}/{}/runs", Kind::Workflow.plural(), encode_segment(id));
                     let message = incoming.message.unwrap_or_default();
-                    let fields = [("message", Some(message)), ("session_id", incoming.session_id), ("stream", Some("true".into()))];
+                    let fields = [
+                        ("message", Some(message)),
+                        ("session_id", incoming.session_id),
+                        ("stream", Some("true".into())),
+                    ];
                     self.start(path, &fields)
                 }
             },
@@ -271,9 +280,10 @@ impl Conversation {
                 let text = "Authentication successful.";
                 (Some(json!({ "event": "authenticated", "message": text, "user_id": &*principal.subject })), Next::Go)
             }
-            Err(_) => {
-                (Some(json!({ "event": "auth_error", "error": "Invalid token" })), Next::Close(CloseCode::Policy, "invalid token"))
-            }
+            Err(_) => (
+                Some(json!({ "event": "auth_error", "error": "Invalid token" })),
+                Next::Close(CloseCode::Policy, "invalid token"),
+            ),
         }
     }
 
@@ -304,7 +314,11 @@ impl Conversation {
         };
         let (gateway, events) = (Arc::clone(&self.gateway), self.events.clone());
         let work = Box::pin(async move { relay(&gateway, call, events).await });
-        if self.gateway.detach("workflow socket run", work) { (None, Next::Go) } else { error("the gateway is shutting down") }
+        if self.gateway.detach("workflow socket run", work) {
+            (None, Next::Go)
+        } else {
+            error("the gateway is shutting down")
+        }
     }
 }
 
@@ -312,12 +326,18 @@ impl Conversation {
 async fn relay(gateway: &Arc<Gateway>, call: Call, events: mpsc::Sender<Message>) {
     let answer = gateway.serve(call).await;
     let refused = answer.refused;
-    let is_stream = answer.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    let is_stream =
+        answer.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
     let mut body = answer.body;
     let mut pending = Vec::new();
     while let Some(Ok(frame)) = body.frame().await {
         let Ok(data) = frame.into_data() else { continue };
         pending.extend_from_slice(&data);
+        if pending.len() > EVENT_BYTES_MAX {
+            let error = json!({ "event": "error", "error": "the run sent more than one message can hold" });
+            let _ = events.send(Message::text(error.to_string())).await;
+            return;
+        }
         while is_stream && let Some(at) = memchr::memmem::find(&pending, b"\n\n") {
             let event: Vec<u8> = pending.drain(..at + 2).collect();
             // Comments keep HTTP alive; a socket has pings.
@@ -331,7 +351,8 @@ async fn relay(gateway: &Arc<Gateway>, call: Call, events: mpsc::Sender<Message>
     if !is_stream {
         let problem: serde_json::Value = serde_json::from_slice(&pending).unwrap_or_default();
         let detail = problem.get("detail").cloned().unwrap_or_else(|| json!("the run could not be started"));
-        let _ = events.send(Message::text(json!({ "event": "error", "error": detail, "code": refused }).to_string())).await;
+        let _ =
+            events.send(Message::text(json!({ "event": "error", "error": detail, "code": refused }).to_string())).await;
     }
 }
 

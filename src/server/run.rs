@@ -142,10 +142,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         telemetry,
         readiness: Arc::new(Ready(Arc::clone(&gateway), tasks.clone())),
     });
-    tasks.spawn("admin", accept("admin", admin_listener, ADMIN_CONNECTIONS_MAX, tasks.clone(), move |stream, _| {
-        let state = Arc::clone(&state);
-        async move { admin::serve_connection(stream, state).await }
-    }));
+    tasks.spawn(
+        "admin",
+        accept("admin", admin_listener, ADMIN_CONNECTIONS_MAX, tasks.clone(), move |stream, _| {
+            let state = Arc::clone(&state);
+            async move { admin::serve_connection(stream, state).await }
+        }),
+    );
     tracing::info!(%address, %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
     Ok(Running { address, admin_address, gateway, tasks, reload, drain_timeout: config.server.drain_timeout })
 }
@@ -177,10 +180,13 @@ fn mcp(
 
 fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Arc<HttpDoor>, tls: Option<TlsAcceptor>) {
     let stopping = tasks.stopping();
-    tasks.spawn("http", accept("http", listener, connections_max, tasks.clone(), move |stream, peer| {
-        let (door, tls, stopping) = (Arc::clone(&door), tls.clone(), stopping.clone());
-        async move { door.serve(stream, peer, tls, &stopping).await }
-    }));
+    tasks.spawn(
+        "http",
+        accept("http", listener, connections_max, tasks.clone(), move |stream, peer| {
+            let (door, tls, stopping) = (Arc::clone(&door), tls.clone(), stopping.clone());
+            async move { Box::pin(door.serve(stream, peer, tls, &stopping)).await }
+        }),
+    );
 }
 
 /// The periodic work: probes of each cluster, keys of issuers, idle connections.
@@ -188,22 +194,31 @@ fn background(tasks: &Tasks, gateway: &Arc<Gateway>, client: &Client, telemetry:
     for cluster in gateway.snapshot().clusters.iter() {
         let (cluster, client, telemetry) = (Arc::clone(cluster), client.clone(), Arc::clone(telemetry));
         let interval = cluster.settings.health.interval;
-        tasks.spawn("probes", every(interval, tasks.clone(), move || {
-            let (cluster, client, telemetry) = (Arc::clone(&cluster), client.clone(), Arc::clone(&telemetry));
-            async move { probe(&cluster, &client, &telemetry).await }
-        }));
+        tasks.spawn(
+            "probes",
+            every(interval, tasks.clone(), move || {
+                let (cluster, client, telemetry) = (Arc::clone(&cluster), client.clone(), Arc::clone(&telemetry));
+                async move { probe(&cluster, &client, &telemetry).await }
+            }),
+        );
     }
     let keys = Arc::clone(gateway);
     let interval = gateway.snapshot().identity.refresh_interval();
-    tasks.spawn("keys", every(interval, tasks.clone(), move || {
-        let gateway = Arc::clone(&keys);
-        async move { refresh_keys(&gateway.snapshot()).await }
-    }));
+    tasks.spawn(
+        "keys",
+        every(interval, tasks.clone(), move || {
+            let gateway = Arc::clone(&keys);
+            async move { refresh_keys(&gateway.snapshot()).await }
+        }),
+    );
     let idle = client.clone();
-    tasks.spawn("idle connections", every(Duration::from_secs(5), tasks.clone(), move || {
-        let client = idle.clone();
-        async move { client.prune() }
-    }));
+    tasks.spawn(
+        "idle connections",
+        every(Duration::from_secs(5), tasks.clone(), move || {
+            let client = idle.clone();
+            async move { client.prune() }
+        }),
+    );
 }
 
 async fn probe(cluster: &crate::cluster::Cluster, client: &Client, telemetry: &Telemetry) {
@@ -211,7 +226,11 @@ async fn probe(cluster: &crate::cluster::Cluster, client: &Client, telemetry: &T
         .probe_round(client, &|probed| {
             let (name, endpoint) = (cluster.name(), &probed.endpoint.address);
             telemetry.endpoint_up(name, endpoint, probed.up);
-            telemetry.endpoint_in_flight(name, endpoint, i64::try_from(probed.endpoint.in_flight()).unwrap_or(i64::MAX));
+            telemetry.endpoint_in_flight(
+                name,
+                endpoint,
+                i64::try_from(probed.endpoint.in_flight()).unwrap_or(i64::MAX),
+            );
             if probed.changed {
                 let failure = probed.failure.as_deref().unwrap_or("");
                 tracing::info!(cluster = %name, %endpoint, up = probed.up, failure, "endpoint changed");
@@ -250,7 +269,8 @@ where
 
 fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |source| StartError::Bind { address, source };
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).map_err(failed)?;
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).map_err(failed)?;
     socket.set_reuse_address(true).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
     socket.bind(&address.into()).map_err(failed)?;

@@ -1,8 +1,8 @@
 """Runs every official MCP client against a Tollbridge that is up.
 
 Prints `ok …` or `FAILED …` for each check; the status is 1 when one failed. Python clients run in the environments
-`.venv-mcp-1` and `.venv-mcp-2`, the others need Node 20 or newer; without Node they fail, unless `--no-node` says that
-this machine has none. Tokens may stand in MCP_TOKEN and MCP_VIEWER_TOKEN instead of on the command line.
+`.venv-mcp-1` and `.venv-mcp-2`, the others in the system's Node.js or, where it has none of 20 or newer, in `.venv-node`.
+Tokens may stand in MCP_TOKEN and MCP_VIEWER_TOKEN instead of on the command line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ sys.path.insert(0, str(HERE.parent.parent / "scripts"))
 
 import venvs  # noqa: E402
 
+NODE_MAJOR_MIN = 20
 CLIENT_DEADLINE_S = 180
 INSTALL_DEADLINE_S = 600
 
@@ -58,10 +59,24 @@ def inspector(what: str, url: str, token: str, arguments: list[str], wanted: str
     return report(good, name, f"status {done.returncode}: {(done.stderr + done.stdout).strip()[-500:]!r}")
 
 
+def system_has_node() -> bool:
+    """Whether the system's Node.js will do."""
+    if not shutil.which("npm") or not shutil.which("node"):
+        return False
+    done = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=30, check=False)
+    major = done.stdout.strip().removeprefix("v").split(".")[0]
+    return major.isdigit() and int(major) >= NODE_MAJOR_MIN
+
+
 def install_node_packages() -> str:
     """Installs the pinned packages once; returns why it could not."""
-    if not shutil.which("npm"):
-        return "npm is missing; install Node 20 or newer"
+    if not system_has_node():
+        try:
+            folder = venvs.ensure("node").parent
+        except venvs.VenvError as error:
+            return str(error)
+        # Everything that runs from here on finds this one first.
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
     pins = hashlib.sha256((HERE / "package.json").read_bytes()).hexdigest()
     stamp = HERE / "node_modules" / "tollbridge.stamp"
     if stamp.is_file() and stamp.read_text() == pins:

@@ -2,10 +2,26 @@
 //! Does not hold tests itself.
 
 mod agno;
+mod attack_isolation;
 mod audit;
 mod authority;
 mod cli;
 mod config;
 mod fake;
+mod http_bodies;
+mod http_framing;
+mod http_headers;
+mod http_lists;
+mod http_quotas;
+mod http_refusals;
+mod http_retries;
+mod http_streams;
+mod http_two;
+mod mcp_client;
+mod mcp_door;
+mod real_agno;
+mod real_people;
+mod real_stack;
 mod stack;
 mod tidy;
+mod twin;

@@ -214,6 +214,11 @@ impl Stack {
     }
 }
 
+/// Sends one request past the gateway, to somebody else, and reads the whole answer.
+pub(crate) async fn send_to(address: SocketAddr, ask: Ask) -> Got {
+    client::open(address, ask).await.whole().await
+}
+
 /// Waits for something, for as long as a test is patient.
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, work).await {

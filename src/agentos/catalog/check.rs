@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::Problem;
 use crate::agentos::matching::{Segment, segments};
 use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Cost, Exposure, Method, Operation, Place, Reach, Reply,
+    Action, Affinity, Body, Caching, Cost, Exposure, Mark, Method, Operation, Place, Reach, Reply,
 };
 
 /// Longest tool name that every MCP client takes.
@@ -22,7 +22,7 @@ const KNOWN_ORDER: &[(&str, &str)] = &[("/knowledge/content/{content_id}", "/kno
 
 /// What only the gateway may write in a row.
 pub(super) fn operator_rows(rows: &[Operation]) -> Vec<Problem> {
-    let local = rows.iter().filter(|row| row.exposure == Exposure::Local);
+    let local = rows.iter().filter(|row| row.exposure.is_local());
     local.map(|row| problem(row, "only the gateway's own rows are answered locally")).collect()
 }
 
@@ -42,6 +42,7 @@ fn one(row: &Operation, rows: &[Operation]) -> Vec<Problem> {
     caching(row, rows, &mut texts);
     runs(row, &mut texts);
     shape(row, &mut texts);
+    references(row, rows, &mut texts);
     texts.into_iter().map(|text| problem(row, text)).collect()
 }
 
@@ -65,7 +66,7 @@ fn words(row: &Operation, texts: &mut Vec<String>) {
             texts.push(format!("scope `{scope}` must read `resource:action`"));
         }
     }
-    if row.scopes.is_empty() && row.exposure != Exposure::Local {
+    if row.scopes.is_empty() && !row.exposure.is_local() {
         texts.push("no scope grants it".to_owned());
     }
     if row.exposure == Exposure::Off("") {
@@ -173,6 +174,25 @@ fn shape(row: &Operation, texts: &mut Vec<String>) {
     for list in [row.query, fields(row)] {
         let twice = list.iter().enumerate().find(|(index, name)| list.iter().skip(index + 1).any(|n| n == *name));
         texts.extend(twice.map(|(_, name)| format!("names `{name}` twice")));
+    }
+}
+
+/// What a row says about its own fields and about other rows must exist.
+fn references(row: &Operation, rows: &[Operation], texts: &mut Vec<String>) {
+    for (field, id) in row.lists_within {
+        if !rows.iter().any(|other| other.id == *id && other.action == Action::Read) {
+            texts.push(format!("`{id}` decides about `{field}`, and is no operation that reads"));
+        }
+    }
+    let holds_mark = match row.mark {
+        None => true,
+        Some(Mark::Filter(name)) => matches!(row.body, Body::Json(fields) if fields.contains(&name)),
+        Some(Mark::Metadata(name) | Mark::MetadataIfGiven(name)) => {
+            matches!(row.body, Body::Form(fields) if fields.contains(&name))
+        }
+    };
+    if !holds_mark {
+        texts.push("its body has no field for the tenant's mark".to_owned());
     }
 }
 

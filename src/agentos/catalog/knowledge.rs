@@ -1,7 +1,7 @@
 //! Owns the rows of knowledge bases: content, sources, search.
 
 use super::row::{delete, get, patch, post};
-use crate::agentos::operation::{ListScope::Tenant, Operation, Resource};
+use crate::agentos::operation::{ListScope::Marked, Mark, Operation, Resource};
 
 /// What a change of content makes stale.
 const SEARCHES: &[&str] = &["search_knowledge"];
@@ -13,21 +13,21 @@ pub(super) static ROWS: &[Operation] = &[
     post("search_knowledge", "/knowledge/search")
         .on(Resource::Knowledge).component().reads().scopes(&["knowledge:read"])
         .json(&["query", "db_id", "knowledge_id", "vector_db_ids", "search_type", "max_results", "filters", "meta"])
-        .per_principal().tool("search_knowledge"),
+        .per_principal().mark(Mark::Filter("filters")).tool("search_knowledge"),
     get("get_knowledge_config", "/knowledge/config")
         .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"]),
 
     get("get_content", "/knowledge/content")
         .on(Resource::Knowledge).component().scopes(&["knowledge:read"])
         .query(&["limit", "page", "sort_by", "sort_order", "db_id", "knowledge_id", "parent_id"])
-        .list("data", "id", Tenant),
+        .list("data", "id", Marked),
     // Fetches `url` from inside AgentOS: the gateway checks it before it goes through.
     post("upload_content", "/knowledge/content")
         .on(Resource::Knowledge).component().scopes(&["knowledge:write"])
         .query(&["db_id", "knowledge_id"])
         .form(&["name", "description", "url", "metadata", "file", "text_content", "reader_id", "chunker",
                 "chunk_size", "chunk_overlap"])
-        .purges(SEARCHES),
+        .mark(Mark::Metadata("metadata")).purges(SEARCHES),
     // Wipes the knowledge of every tenant at once, so it is no component's own business.
     delete("delete_all_content", "/knowledge/content")
         .on(Resource::Knowledge).scopes(&["knowledge:delete"])
@@ -37,7 +37,7 @@ pub(super) static ROWS: &[Operation] = &[
     patch("update_content", "/knowledge/content/{content_id}")
         .on(Resource::Knowledge).component().scopes(&["knowledge:write"])
         .query(&["db_id", "knowledge_id"]).form(&["name", "description", "metadata", "reader_id"])
-        .purges(SEARCHES),
+        .mark(Mark::MetadataIfGiven("metadata")).purges(SEARCHES),
     delete("delete_content_by_id", "/knowledge/content/{content_id}")
         .on(Resource::Knowledge).component().scopes(&["knowledge:delete"])
         .query(&["db_id", "knowledge_id"]).purges(SEARCHES),
@@ -52,7 +52,7 @@ pub(super) static ROWS: &[Operation] = &[
         .query(&["db_id", "knowledge_id"])
         .form(&["config_id", "path", "source_params", "name", "description", "metadata", "reader_id", "chunker",
                 "chunk_size", "chunk_overlap"])
-        .purges(SEARCHES),
+        .mark(Mark::Metadata("metadata")).purges(SEARCHES),
     get("list_content_sources", "/knowledge/{knowledge_id}/sources")
         .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id"]),
     get("list_source_files", "/knowledge/{knowledge_id}/sources/{source_id}/files")

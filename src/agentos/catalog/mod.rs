@@ -99,6 +99,27 @@ impl Catalog {
         Ok(Self { rows, router: Router::new(rows) })
     }
 
+    /// The shipped row with that id, at compile time: for code that names an operation.
+    ///
+    /// # Panics
+    /// When there is none, which a `const` turns into an error of the compiler.
+    #[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
+    pub const fn row(id: &str) -> &'static Operation {
+        let mut family = 0;
+        while family < FAMILIES.len() {
+            let rows = FAMILIES[family];
+            let mut at = 0;
+            while at < rows.len() {
+                if is_same(rows[at].id, id) {
+                    return &rows[at];
+                }
+                at += 1;
+            }
+            family += 1;
+        }
+        panic!("the catalogue has no such row")
+    }
+
     /// Every row.
     pub fn rows(&self) -> &'static [Operation] {
         self.rows
@@ -132,6 +153,23 @@ impl fmt::Display for CatalogError {
 }
 
 impl std::error::Error for CatalogError {}
+
+/// Text comparison for constants, where `==` cannot be used.
+#[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
+const fn is_same(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < one.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
 
 /// Shipped rows, each replaced by the operator's row that turns it on; the operator's other rows follow.
 fn merge(mut operator: Vec<Operation>) -> Vec<Operation> {

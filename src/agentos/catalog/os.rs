@@ -1,7 +1,7 @@
 //! Owns the rows of the AgentOS as a whole: configuration, metrics, databases, files, registry, service accounts.
 
 use super::row::{delete, get, patch, post, put};
-use crate::agentos::operation::{Operation, Reply};
+use crate::agentos::operation::{Operation, Own, Reply};
 
 /// Why `/queue` is off.
 const NO_QUEUE: &str = "answers 503 unless AgentOS runs a durable queue, whose operations no row describes";
@@ -10,14 +10,15 @@ const NO_QUEUE: &str = "answers 503 unless AgentOS runs a durable queue, whose o
 #[rustfmt::skip]
 pub(super) static ROWS: &[Operation] = &[
     // Load balancers ask the gateway, the gateway asks AgentOS.
-    get("health_check", "/health").component().local(),
+    get("health_check", "/health").component().local(Own::Health),
     get("get_api_info", "/").v2().component().scopes(&["config:read", "system:read"])
         .off("names the AgentOS and its version to anyone"),
     // Public in AgentOS although it counts every tenant's agents; here it takes a credential and OS-wide rights.
     get("get_info", "/info").v3().scopes(&["config:read", "system:read"]),
     // Names every agent, team, workflow and knowledge base: filtered per caller like their lists.
     get("get_config", "/config").component().scopes(&["config:read", "system:read"])
-        .shared().tool("list_knowledge"),
+        .shared().tool("list_knowledge")
+        .lists_within(&[("agents", "get_agents"), ("teams", "get_teams"), ("workflows", "get_workflows")]),
     get("get_models", "/models").v2().component().scopes(&["config:read", "system:read"]),
 
     // Counts of all users together, also where 3.x takes a user id to narrow them.

@@ -3,8 +3,8 @@
 //! Invariant: a column that a row leaves out has the strictest value.
 
 use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Cost, Exposure, List, ListScope, Method, Operation, Place, Reach, Reply, Resource,
-    Version, Versions,
+    Action, Affinity, Body, Caching, Cost, Exposure, Kind, List, ListScope, Mark, Method, Operation, Own, Place, Reach,
+    Reply, Resource, Version, Versions,
 };
 
 /// A row that reads.
@@ -53,6 +53,7 @@ impl Operation {
             resource: Resource::Os,
             action,
             scopes: &[],
+            upstream_scopes: &[],
             reach: Reach::OsWide,
             cost: Cost::Light,
             body: Body::None,
@@ -65,6 +66,8 @@ impl Operation {
             purges: &[],
             affinity: Affinity::Any,
             list: None,
+            lists_within: &[],
+            mark: None,
             tool: None,
             destructive: matches!(method, Method::Delete),
             exposure: Exposure::Offered,
@@ -74,6 +77,22 @@ impl Operation {
     /// Operation ids in the OpenAPI documents of AgentOS.
     pub fn upstream_ids(&self) -> &[&'static str] {
         if self.upstream_ids.is_empty() { std::slice::from_ref(&self.id) } else { self.upstream_ids }
+    }
+
+    /// Scopes that AgentOS asks for besides: the row's own, else those of the component that the path goes through.
+    ///
+    /// AgentOS 3 checks such a path twice: the route's scope first, then `run` or `read` on the component.
+    pub fn upstream_scopes(&self) -> &'static [&'static str] {
+        if !self.upstream_scopes.is_empty() {
+            return self.upstream_scopes;
+        }
+        let (first, rest) = self.path.trim_start_matches('/').split_once('/').unwrap_or_default();
+        match Kind::ALL.iter().find(|kind| kind.plural() == first && rest.starts_with('{')) {
+            Some(Kind::Agent) => &["agents:read", "agents:run"],
+            Some(Kind::Team) => &["teams:read", "teams:run"],
+            Some(Kind::Workflow) => &["workflows:read", "workflows:run"],
+            None => &[],
+        }
     }
 
     pub(super) const fn upstream(mut self, ids: &'static [&'static str]) -> Self {
@@ -112,6 +131,12 @@ impl Operation {
 
     pub(super) const fn scopes(mut self, scopes: &'static [&'static str]) -> Self {
         self.scopes = scopes;
+        self
+    }
+
+    /// AgentOS asks for these besides.
+    pub(super) const fn also_upstream(mut self, scopes: &'static [&'static str]) -> Self {
+        self.upstream_scopes = scopes;
         self
     }
 
@@ -201,6 +226,17 @@ impl Operation {
         self
     }
 
+    /// Lists inside an object reply, each with the operation that decides about its items.
+    pub(super) const fn lists_within(mut self, lists: &'static [(&'static str, &'static str)]) -> Self {
+        self.lists_within = lists;
+        self
+    }
+
+    pub(super) const fn mark(mut self, mark: Mark) -> Self {
+        self.mark = Some(mark);
+        self
+    }
+
     pub(super) const fn tool(mut self, name: &'static str) -> Self {
         self.tool = Some(name);
         self
@@ -212,8 +248,8 @@ impl Operation {
     }
 
     /// Answered by the gateway itself.
-    pub(super) const fn local(mut self) -> Self {
-        self.exposure = Exposure::Local;
+    pub(super) const fn local(mut self, own: Own) -> Self {
+        self.exposure = Exposure::Local(own);
         self
     }
 

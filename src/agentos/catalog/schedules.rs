@@ -17,6 +17,9 @@ const FIELDS: &[&str] = &[
     "retry_delay_seconds",
 ];
 
+/// AgentOS 3 asks for the right to run a schedule's target when the schedule is written.
+const RUN_ANY: &[&str] = &["agents:run", "teams:run", "workflows:run"];
+
 // OS-wide, not owned: 2.5.6 records no owner, and both versions run a schedule as `__scheduler__` with the right
 // to run every agent, so whoever may touch one acts for the whole AgentOS. Creating, changing and triggering one
 // is besides authorized as the run behind its `endpoint`.
@@ -25,21 +28,21 @@ pub(super) static ROWS: &[Operation] = &[
     get("list_schedules", "/schedules").upstream(&["list_schedules_schedules_get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["enabled", "limit", "page"]),
     post("create_schedule", "/schedules").upstream(&["create_schedule_schedules_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).json(FIELDS),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS),
     get("get_schedule", "/schedules/{schedule_id}").upstream(&["get_schedule_schedules__schedule_id__get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]),
     patch("update_schedule", "/schedules/{schedule_id}")
         .upstream(&["update_schedule_schedules__schedule_id__patch"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).json(FIELDS),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS),
     delete("delete_schedule", "/schedules/{schedule_id}")
         .upstream(&["delete_schedule_schedules__schedule_id__delete"])
         .on(Resource::Schedule).scopes(&["schedules:delete"]).reply(Reply::Empty),
     post("enable_schedule", "/schedules/{schedule_id}/enable")
         .upstream(&["enable_schedule_schedules__schedule_id__enable_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY),
     post("disable_schedule", "/schedules/{schedule_id}/disable")
         .upstream(&["disable_schedule_schedules__schedule_id__disable_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY),
     // Runs the endpoint now and answers when it ended: it costs what the run costs.
     post("trigger_schedule", "/schedules/{schedule_id}/trigger")
         .upstream(&["trigger_schedule_schedules__schedule_id__trigger_post"])

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Method, Place, Reach, Reply};
+use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Mark, Method, Own, Place, Reach, Reply};
 
 fn find(method: &str, path: &str) -> Result<Matched, NotMatched> {
     let path = CanonicalPath::parse(path).unwrap();
@@ -202,7 +202,10 @@ fn every_rule_is_reached() {
         (Operation { scopes: &["widgets"], ..get }, "scope `widgets` must read `resource:action`"),
         (Operation { scopes: &[], ..get }, "no scope grants it"),
         (Operation { exposure: Exposure::Off(""), ..get }, "an operation that is off must say why"),
-        (Operation { exposure: Exposure::Local, ..get }, "only the gateway's own rows are answered locally"),
+        (
+            Operation { exposure: Exposure::Local(Own::Health), ..get },
+            "only the gateway's own rows are answered locally",
+        ),
         (path("widgets"), "path `widgets` must start with `/` and have no empty segment"),
         (path("/widgets/"), "path `/widgets/` must start with `/` and have no empty segment"),
         (path("/widgets/../x"), "path `/widgets/../x` has a dot segment"),
@@ -247,6 +250,11 @@ fn every_rule_is_reached() {
         (Operation { body: Body::Json(&[]), ..get }, "a `GET` has no body"),
         (Operation { action: Action::Delete, ..post }, "deletes, so it is destructive"),
         (Operation { query: &["limit", "limit"], ..get }, "names `limit` twice"),
+        (
+            Operation { lists_within: &[("widgets", "post_widget")], ..get },
+            "`post_widget` decides about `widgets`, and is no operation that reads",
+        ),
+        (Operation { mark: Some(Mark::Filter("filters")), ..post }, "its body has no field for the tenant's mark"),
     ];
     for (broken, text) in cases {
         let all = problems(vec![broken]);

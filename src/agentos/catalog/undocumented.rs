@@ -3,7 +3,7 @@
 //! they authenticate by signatures that only AgentOS can check.
 
 use super::row::{get, post};
-use crate::agentos::operation::{Operation, Reply, Resource};
+use crate::agentos::operation::{Operation, Own, Reply, Resource};
 
 const DOCUMENTS: &str = "describes all of AgentOS, also what the caller may not use";
 const A2A: &str = "takes the caller's identity from its body; 2.x checks no scopes on it";
@@ -14,11 +14,11 @@ const ANY: &[&str] = &[];
 
 #[rustfmt::skip]
 pub(super) static ROWS: &[Operation] = &[
-    get("get_quota", "/quota").owned().local(),
+    get("get_quota", "/quota").owned().local(Own::Quota),
     // The handshake only: every message on the socket is admitted as the operation that it stands for. AgentOS
     // would read a plain GET here as a workflow called `ws`.
     get("workflow_websocket", "/workflows/ws")
-        .on(Resource::Workflow).component().runs().scopes(&["workflows:run"]).reply(Reply::Opaque).local(),
+        .on(Resource::Workflow).component().runs().scopes(&["workflows:run"]).reply(Reply::Opaque).local(Own::Socket),
 
     get("get_openapi_document", "/openapi.json").component().scopes(&["config:read"]).off(DOCUMENTS),
     get("get_docs", "/docs").component().scopes(&["config:read"]).reply(Reply::Opaque).off(DOCUMENTS),

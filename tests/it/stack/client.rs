@@ -262,9 +262,11 @@ impl Raw {
     pub(crate) async fn answer(&mut self) -> (String, String) {
         let head = self.until("\r\n\r\n").await;
         let lower = head.to_ascii_lowercase();
-        let length = lower.split("content-length:").nth(1).and_then(|rest| rest.split("\r\n").next()).map_or(0, |text| {
-            text.trim().parse::<usize>().unwrap()
-        });
+        let length = lower
+            .split("content-length:")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next())
+            .map_or(0, |text| text.trim().parse::<usize>().unwrap());
         while self.seen.len() < length {
             assert!(self.fill().await, "closed inside a body: {head}");
         }
@@ -276,6 +278,11 @@ impl Raw {
     pub(crate) async fn rest(&mut self) -> String {
         while self.fill().await {}
         String::from_utf8_lossy(&std::mem::take(&mut self.seen)).into_owned()
+    }
+
+    /// Everything until the gateway closes, if it has closed or closes within a moment.
+    pub(crate) async fn try_rest(&mut self) -> Option<String> {
+        tokio::time::timeout(std::time::Duration::from_millis(20), self.rest()).await.ok()
     }
 
     async fn fill(&mut self) -> bool {

@@ -16,40 +16,54 @@ impl Settings {
     /// Two tenants, `acme` and `globex`, on one cluster, with a plan that never refuses.
     pub(crate) fn new() -> Self {
         let defaults: &[(&str, &[(&str, &str)])] = &[
-            ("[server]", &[
-                ("listen", "\"127.0.0.1:0\""),
-                ("public_url", "\"http://127.0.0.1\""),
-                ("drain_timeout", "\"2s\""),
-                ("secret", "{ env = \"TOLLBRIDGE_SECRET\" }"),
-            ]),
+            (
+                "[server]",
+                &[
+                    ("listen", "\"127.0.0.1:0\""),
+                    ("public_url", "\"http://127.0.0.1\""),
+                    ("drain_timeout", "\"2s\""),
+                    ("secret", "{ env = \"TOLLBRIDGE_SECRET\" }"),
+                ],
+            ),
             ("[server.limits]", &[]),
             ("[admin]", &[("listen", "\"127.0.0.1:0\"")]),
-            ("[[clusters]]", &[
-                ("name", "\"main\""),
-                ("credential", "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }"),
-                ("knowledge", "{ metadata = \"tenant\" }"),
-            ]),
+            (
+                "[[clusters]]",
+                &[
+                    ("name", "\"main\""),
+                    (
+                        "credential",
+                        "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }",
+                    ),
+                    ("knowledge", "{ metadata = \"tenant\" }"),
+                ],
+            ),
             ("[clusters.health]", &[]),
             ("[clusters.timeouts]", &[]),
             ("[identity]", &[("leeway", "\"0s\"")]),
-            ("[[identity.issuers]]", &[
-                ("issuer", "\"https://id.test\""),
-                ("audiences", "[\"tollbridge\"]"),
-                ("algorithms", "[\"HS256\"]"),
-                ("key", "{ env = \"TOLLBRIDGE_JWT_KEY\" }"),
-            ]),
+            (
+                "[[identity.issuers]]",
+                &[
+                    ("issuer", "\"https://id.test\""),
+                    ("audiences", "[\"tollbridge\"]"),
+                    ("algorithms", "[\"HS256\"]"),
+                    ("key", "{ env = \"TOLLBRIDGE_JWT_KEY\" }"),
+                ],
+            ),
             ("[policy]", &[]),
-            ("[plans.open]", &[
-                ("requests", "\"unlimited\""),
-                ("concurrent_runs", "\"unlimited\""),
-                ("tokens", "\"unlimited\""),
-            ]),
+            (
+                "[plans.open]",
+                &[("requests", "\"unlimited\""), ("concurrent_runs", "\"unlimited\""), ("tokens", "\"unlimited\"")],
+            ),
             ("[tenants.acme]", &[]),
             ("[tenants.globex]", &[]),
             ("[quota]", &[("default_plan", "\"open\""), ("flood", "\"off\"")]),
             ("[cache]", &[]),
             ("[mcp]", &[]),
-            ("[telemetry]", &[("access_log", "{ file = \"access.jsonl\" }"), ("audit_log", "{ file = \"audit.jsonl\" }")]),
+            (
+                "[telemetry]",
+                &[("access_log", "{ file = \"access.jsonl\" }"), ("audit_log", "{ file = \"audit.jsonl\" }")],
+            ),
         ];
         let mut settings = Self { sections: Vec::new() };
         for (section, keys) in defaults {

@@ -1,0 +1,166 @@
+//! Proves that no call reaches rows of another user or tenant, whatever ids it names and wherever it names them.
+//! Does not test refusal codes in general (`http_refusals`).
+//! Invariant: what is refused here never reached AgentOS but as a look-up.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use serde_json::json;
+
+use crate::fake::{FakeAgentOs, Reply};
+use crate::stack::{Ask, Got, Stack, Who};
+
+/// A session of a user of AgentOS, as `GET /sessions/{id}` shows it for every kind that is asked for.
+fn session(os: &FakeAgentOs, id: &str, user: &str) {
+    os.pin("GET", &format!("/sessions/{id}"), Reply::json(200, &json!({"session_id": id, "user_id": user})));
+}
+
+fn no_session(os: &FakeAgentOs, id: &str) {
+    os.pin("GET", &format!("/sessions/{id}"), Reply::json(404, &json!({"detail": "Session not found"})));
+}
+
+fn assert_not_found(what: &str, got: &Got) {
+    assert_eq!((got.status, got.json()["code"].as_str()), (404, Some("not_found")), "{what}: {got:?}");
+}
+
+fn bulk_delete(ids: &str) -> Ask {
+    let body = format!(r#"{{"session_ids":{ids},"session_types":["agent","agent"]}}"#);
+    Ask::new("DELETE", "/sessions").by(&Who::alice()).body("application/json", body)
+}
+
+#[tokio::test]
+async fn a_foreign_session_does_not_hide_among_own_ones() {
+    let stack = Stack::start().await;
+    session(stack.os(), "mine", "acme~alice");
+    session(stack.os(), "bobs", "acme~bob");
+    session(stack.os(), "eves", "globex~eve");
+    no_session(stack.os(), "none");
+    for ids in
+        [r#"["bobs","mine"]"#, r#"["mine","bobs"]"#, r#"["eves","mine"]"#, r#"["mine","eves"]"#, r#"["mine","none"]"#]
+    {
+        assert_not_found(ids, &stack.send(bulk_delete(ids)).await);
+    }
+    // Not readable here is not absent there.
+    let deep = format!(r#"["bobs",{}{}]"#, "[".repeat(200), "]".repeat(200));
+    for ids in [r#"["bobs","\ud800"]"#, r#"["bobs",1e999]"#, &deep] {
+        let got = stack.send(bulk_delete(ids)).await;
+        assert_eq!((got.status, got.json()["code"].as_str()), (400, Some("form_malformed")), "{ids}: {got:?}");
+    }
+    assert_eq!(stack.os().requests_to("/sessions"), []);
+    stack.os().pin("DELETE", "/sessions", Reply::json(200, &json!({})));
+    assert_eq!(stack.send(bulk_delete(r#"["mine"]"#)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_foreign_run_is_not_reached_through_an_own_session() {
+    let stack = Stack::start().await;
+    session(stack.os(), "mine", "acme~alice");
+    let run = "/agents/assistant/runs/9d0ae2a7-0000-4000-8000-000000000000";
+    stack.os().pin("GET", run, Reply::json(404, &json!({"detail": "Run not found"})));
+    let asks = [
+        Ask::post(&format!("{run}/cancel?session_id=mine")),
+        Ask::post(&format!("{run}/resume")).field("session_id", "mine"),
+        Ask::post(&format!("{run}/continue")).field("session_id", "mine").field("tools", "[]"),
+    ];
+    for ask in asks {
+        assert_not_found(&format!("{ask:?}"), &stack.send(ask.by(&Who::alice())).await);
+    }
+    let reached: Vec<_> = stack.os().requests().into_iter().filter(|request| request.method == "POST").collect();
+    assert_eq!(reached, []);
+}
+
+#[tokio::test]
+async fn absent_and_foreign_sessions_look_the_same() {
+    let stack = Stack::start().await;
+    session(stack.os(), "eves", "globex~eve");
+    no_session(stack.os(), "none");
+    for (method, tail) in [("GET", ""), ("GET", "/runs"), ("DELETE", ""), ("POST", "/rename"), ("PATCH", "")] {
+        let ask = |id: &str| {
+            let ask = Ask::new(method, &format!("/sessions/{id}{tail}")).by(&Who::alice());
+            if matches!(method, "POST" | "PATCH") { ask.json(&json!({"session_name": "x"})) } else { ask }
+        };
+        let (absent, foreign) = (stack.send(ask("none")).await, stack.send(ask("eves")).await);
+        assert_not_found(tail, &absent);
+        assert_not_found(tail, &foreign);
+        let text = |got: &Got| {
+            let mut body = got.json();
+            body.as_object_mut().unwrap().remove("request_id");
+            body
+        };
+        assert_eq!(text(&absent), text(&foreign), "{method} {tail}");
+    }
+}
+
+#[tokio::test]
+async fn the_owner_is_looked_up_where_the_call_acts() {
+    let stack = Stack::start().await;
+    session(stack.os(), "mine", "acme~alice");
+    stack.send(Ask::get("/sessions/mine?type=team&db_id=other%26x&table=t").by(&Who::alice())).await;
+    let looked_up = stack.os().requests_to("/sessions/mine");
+    assert_eq!(looked_up[0].query(), "type=team&db_id=other%26x&table=t");
+}
+
+#[tokio::test]
+async fn a_look_up_that_agentos_will_not_answer_is_no_absence() {
+    let stack = Stack::start().await;
+    let which = json!({"detail": "The db_id query parameter is required when using multiple databases"});
+    stack.os().pin("GET", "/sessions/s", Reply::json(400, &which));
+    let run = Ask::run("assistant").field("message", "hi").field("session_id", "s").by(&Who::alice());
+    assert_not_found("a run in a session that nobody could look at", &stack.send(run).await);
+}
+
+#[tokio::test]
+async fn content_of_another_tenant_is_out_of_reach() {
+    let stack = Stack::start().await;
+    let row = |tenant: &str| Reply::json(200, &json!({"id": "c", "name": "n", "metadata": {"tenant": tenant}}));
+    stack.os().pin("GET", "/knowledge/content/theirs", row("globex"));
+    stack.os().pin("GET", "/knowledge/content/ours", row("acme"));
+    let admin = Who::new("ada").role("admin");
+    for (method, tail) in [("GET", ""), ("DELETE", ""), ("GET", "/status"), ("POST", "/refresh")] {
+        let got = stack.send(Ask::new(method, &format!("/knowledge/content/theirs{tail}")).by(&admin)).await;
+        assert_not_found(tail, &got);
+    }
+    let patch = Ask::new("PATCH", "/knowledge/content/theirs").field("name", "taken").by(&admin);
+    assert_not_found("PATCH", &stack.send(patch).await);
+    assert_eq!(stack.send(Ask::get("/knowledge/content/ours").by(&admin)).await.status, 200);
+    let changed: Vec<_> = stack.os().requests().into_iter().filter(|request| request.method != "GET").collect();
+    assert_eq!(changed, []);
+}
+
+#[tokio::test]
+async fn agents_search_only_the_knowledge_of_the_callers_tenant() {
+    let stack = Stack::start().await;
+    let run = Ask::run("assistant").field("message", "hi").field("stream", "false").by(&Who::alice());
+    assert_eq!(stack.send(run).await.status, 200);
+    let form = stack.os().requests_to("/agents/assistant/runs")[0].form();
+    assert_eq!(form.get("knowledge_filters"), Some(r#"{"tenant":"acme"}"#));
+    // The caller's own filters never pass.
+    let forged = Ask::run("assistant").field("message", "hi").field("knowledge_filters", "{}").by(&Who::alice());
+    assert_eq!(stack.send(forged).await.json()["code"], "field_not_allowed");
+}
+
+#[tokio::test]
+async fn agentos_is_not_sent_to_fetch_from_its_own_network() {
+    let stack = Stack::start().await;
+    let admin = Who::new("ada").role("admin");
+    for url in ["http://127.0.0.1:7777/info", "http://169.254.169.254/", "http://0x7f.1/", "http://[::1]/"] {
+        let upload = Ask::post("/knowledge/content").field("name", "n").field("url", url).by(&admin);
+        let got = stack.send(upload).await;
+        assert_eq!((got.status, got.json()["code"].as_str()), (403, Some("forbidden")), "{url}: {got:?}");
+    }
+    let upload = Ask::post("/knowledge/content").field("name", "n").field("url", "file:///etc/passwd").by(&admin);
+    assert_eq!(stack.send(upload).await.status, 403);
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn who_may_not_see_an_approval_does_not_learn_that_it_exists() {
+    let stack = Stack::start().await;
+    let row = json!({"id": "a1", "user_id": "acme~bob", "status": "pending", "tool_name": "t"});
+    stack.os().pin("GET", "/approvals/a1", Reply::json(200, &row));
+    stack.os().pin("GET", "/approvals/none", Reply::json(404, &json!({"detail": "Approval not found"})));
+    for id in ["a1", "none"] {
+        assert_not_found(id, &stack.send(Ask::get(&format!("/approvals/{id}")).by(&Who::alice())).await);
+    }
+    // Who may read it is told why it may not do more.
+    let delete = Ask::new("DELETE", "/approvals/a1").by(&Who::new("pat").role("approver"));
+    assert_eq!(stack.send(delete).await.status, 403);
+}

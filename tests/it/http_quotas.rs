@@ -1,0 +1,113 @@
+//! Proves that limits hold under parallel callers and that what a run holds comes back.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::fake::{Event, Reply};
+use crate::stack::{Ask, Settings, Stack, Who};
+
+fn plan(key: &str, value: &str) -> Settings {
+    Settings::new().set("[plans.open]", key, value)
+}
+
+fn run() -> Ask {
+    Ask::run("assistant").field("message", "hi").by(&Who::alice())
+}
+
+#[tokio::test]
+async fn two_hundred_callers_at_a_limit_of_ten_admit_ten() {
+    let stack = Stack::with(plan("requests", "{ per_day = 10, burst = 10 }")).await;
+    let callers: Vec<Who> = (0..200).map(|n| Who::new(&format!("u{n}")).role("operator")).collect();
+    let answers = join_all(callers.iter().map(|who| stack.send(Ask::get("/sessions").by(who)))).await;
+    let count = |status: u16| answers.iter().filter(|got| got.status == status).count();
+    assert_eq!((count(200), count(429)), (10, 190));
+    assert_eq!(stack.os().requests_to("/sessions").len(), 10);
+    // Another tenant has its own.
+    assert_eq!(stack.send(Ask::get("/sessions").by(&Who::alice().of("globex"))).await.status, 200);
+    assert_eq!(stack.metric_sum("tollbridge_refusals_total", &["code=\"rate_limited\""]).await, 190.0);
+}
+
+#[tokio::test]
+async fn a_run_slot_comes_back_when_its_caller_leaves() {
+    let stack = Stack::with(plan("concurrent_runs", "2")).await;
+    let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let (reply, gate) = Reply::paced_sse(&events);
+        stack.os().script(reply);
+        gate.open_once();
+        let mut flow = stack.open(run()).await;
+        flow.until("RunStarted").await;
+        open.push((flow, gate));
+    }
+    assert_eq!(stack.metric("tollbridge_runs_active{tenant=\"acme\"}").await, 2.0);
+    let got = stack.send(run()).await;
+    assert_eq!((got.status, got.code()), (429, "too_many_runs".to_owned()));
+    assert_eq!(got.json()["limit"]["limit"], 2);
+    // Reads need no slot; another tenant has its own.
+    assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200);
+    assert_eq!(
+        stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status,
+        200
+    );
+
+    drop(open.pop());
+    stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 1.0).await;
+    assert_eq!(stack.send(run()).await.status, 200);
+    let (mut flow, gate) = open.pop().unwrap();
+    gate.open();
+    assert!(flow.rest().await.1);
+    stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_run_slot_comes_back_after_every_failure() {
+    let settings = plan("concurrent_runs", "1").set("[clusters.timeouts]", "response_header", "\"50ms\"");
+    let stack = Stack::with(settings).await;
+    for reply in
+        [Reply::reset_at_once(), Reply::never(), Reply::garbage(), Reply::detail(500, "boom"), Reply::broken_sse(&[])]
+    {
+        stack.os().script(reply);
+        let got = stack.open(run()).await.rest().await;
+        assert!(!got.0.contains("too_many_runs"), "{got:?}");
+        stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+    }
+    assert_eq!(stack.send(run()).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_exhausted_budget_stops_runs_and_nothing_else() {
+    let stack = Stack::with(plan("tokens", "{ per_day = 8 }")).await;
+    // Five tokens each.
+    for status in [200, 200, 429] {
+        let got = stack.send(run()).await;
+        assert_eq!(got.status, status, "{got:?}");
+        if status == 429 {
+            assert_eq!(got.code(), "budget_exhausted");
+            assert_eq!((&got.json()["limit"]["limit"], &got.json()["limit"]["remaining"]), (&json!(8), &json!(0)));
+        }
+    }
+    assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200);
+    assert_eq!(
+        stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn every_answer_says_what_is_left() {
+    let stack = Stack::with(plan("requests", "{ per_hour = 60, burst = 3 }")).await;
+    let got = stack.send(Ask::get("/quota").by(&Who::alice())).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    for remaining in [1, 0] {
+        let got = stack.send(Ask::get("/agents").by(&Who::alice())).await;
+        assert_eq!(got.status, 200, "{got:?}");
+        assert!(got.header("ratelimit-policy").unwrap().starts_with("\"requests\";q="), "{got:?}");
+        assert!(got.header("ratelimit").unwrap().contains(&format!("r={remaining}")), "{got:?}");
+    }
+    let got = stack.send(Ask::get("/agents").by(&Who::alice())).await;
+    assert_eq!((got.status, got.code()), (429, "rate_limited".to_owned()));
+    let wait: u64 = got.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{got:?}");
+}

@@ -1,0 +1,165 @@
+//! Proves HTTP/2: by ALPN over TLS, by prior knowledge where configured, with the same rules as HTTP/1.1.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::fake::{Event, Reply};
+use crate::stack::{Settings, Stack, Who, within};
+
+/// A gateway with a certificate of its own, and a client that trusts it.
+async fn with_tls() -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
+    let folder = tempfile::TempDir::new().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
+    std::fs::write(&certificate, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = format!("{{ certificate = {certificate:?}, key = {key:?} }}");
+    let settings = Settings::new().set("[server]", "tls", &tls).set("[server]", "public_url", "\"https://localhost\"");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    (Stack::with(settings).await, folder, roots)
+}
+
+async fn tls(
+    stack: &Stack,
+    roots: rustls::RootCertStore,
+    alpn: &[&[u8]],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let stream = TcpStream::connect(stack.address()).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from("localhost").unwrap();
+    within("a TLS handshake", connector.connect(name, stream)).await.unwrap()
+}
+
+type Sender = http2::SendRequest<Full<Bytes>>;
+
+async fn speak<S>(stream: S) -> (Sender, JoinSet<()>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) =
+        within("a handshake", http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    (sender, tasks)
+}
+
+fn request(method: &str, target: &str, body: &'static str) -> Request<Full<Bytes>> {
+    let builder = Request::builder().method(method).uri(target).version(Version::HTTP_2);
+    let builder = builder.header("authorization", format!("Bearer {}", Who::alice().token()));
+    let builder =
+        if body.is_empty() { builder } else { builder.header("content-type", "application/x-www-form-urlencoded") };
+    builder.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
+}
+
+async fn send(sender: &mut Sender, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    within("a response", sender.send_request(request)).await.unwrap()
+}
+
+async fn text(response: Response<Incoming>) -> String {
+    let body = within("a body", response.into_body().collect()).await.unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn http2_is_spoken_over_tls_where_the_client_offers_it() {
+    let (stack, _folder, roots) = with_tls().await;
+    let (mut sender, _tasks) = speak(tls(&stack, roots.clone(), &[b"h2", b"http/1.1"]).await).await;
+    let response = send(&mut sender, request("GET", "https://localhost/agents", "")).await;
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
+    assert!(
+        response.headers().contains_key("x-request-id") && !response.headers().contains_key("server"),
+        "{response:?}"
+    );
+    assert!(text(response).await.contains("assistant"));
+    let run = request("POST", "https://localhost/agents/assistant/runs", "message=hi&stream=false");
+    assert!(text(send(&mut sender, run).await).await.contains("echo: hi"));
+    let refused = send(&mut sender, request("PUT", "https://localhost/agents", "")).await;
+    assert_eq!((refused.status().as_u16(), refused.headers()["allow"].to_str().unwrap()), (405, "GET"));
+
+    // Without the offer it is HTTP/1.1.
+    let stream = tls(&stack, roots, &[]).await;
+    let (mut sender, connection) = http1::handshake::<_, Full<Bytes>>(TokioIo::new(stream)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _ = connection.await;
+    });
+    let mut plain = request("GET", "/agents", "");
+    *plain.version_mut() = Version::HTTP_11;
+    plain.headers_mut().insert("host", "localhost".parse().unwrap());
+    let response = within("a response", sender.send_request(plain)).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_11));
+}
+
+#[tokio::test]
+async fn a_failed_handshake_is_counted() {
+    let (stack, _folder, _roots) = with_tls().await;
+    let mut raw = stack.raw().await;
+    raw.write("GET /agents HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let answer = raw.rest().await;
+    assert!(!answer.contains("HTTP/1.1"), "{answer}");
+    stack.wait_for_metric("tollbridge_heads_refused_total", &["reason=\"tls_handshake\""], 1.0).await;
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn http2_without_tls_is_spoken_only_where_it_is_configured() {
+    let stack = Stack::with(Settings::new().set("[server]", "h2c", "true")).await;
+    let (mut sender, _tasks) = speak(TcpStream::connect(stack.address()).await.unwrap()).await;
+    let response = send(&mut sender, request("GET", "http://localhost/agents", "")).await;
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
+    // HTTP/1.1 goes on beside it.
+    assert_eq!(stack.send(crate::stack::Ask::get("/agents").by(&Who::alice())).await.status, 200);
+
+    let stack = Stack::start().await;
+    let answer = stack.raw_exchange("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn streams_of_one_connection_do_not_wait_for_each_other() {
+    let stack = Stack::with(Settings::new().set("[server]", "h2c", "true")).await;
+    let (mut sender, _tasks) = speak(TcpStream::connect(stack.address()).await.unwrap()).await;
+    let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
+    let (reply, gate) = Reply::paced_sse(&events);
+    stack.os().script(reply);
+    let mut slow = send(&mut sender, request("POST", "http://localhost/agents/assistant/runs", "message=hi")).await;
+    gate.open_once();
+    let first = within("an event", slow.body_mut().frame()).await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), events[0].to_wire());
+    assert_eq!(send(&mut sender, request("GET", "http://localhost/agents", "")).await.status().as_u16(), 200);
+    // A reset of one stream ends its run upstream; the connection lives on.
+    drop(slow);
+    stack.os().wait_for_abort("/agents/assistant/runs").await;
+    assert_eq!(send(&mut sender, request("GET", "http://localhost/teams", "")).await.status().as_u16(), 200);
+}
+
+#[tokio::test]
+async fn an_authority_that_contradicts_the_host_is_refused() {
+    let stack = Stack::with(Settings::new().set("[server]", "h2c", "true")).await;
+    let (mut sender, _tasks) = speak(TcpStream::connect(stack.address()).await.unwrap()).await;
+    let mut odd = request("GET", "http://localhost/agents", "");
+    odd.headers_mut().insert("host", "other".parse().unwrap());
+    let response = send(&mut sender, odd).await;
+    assert_eq!(response.status().as_u16(), 400);
+    let body = text(response).await;
+    assert!(body.is_empty() || body.contains("bad_head"), "{body}");
+    assert_eq!(stack.os().requests(), []);
+}
