@@ -93,7 +93,8 @@ async fn what_must_not_go_on_does_not_reach_agentos() {
     let guarded = || run("PAUSED", &[guarded("c-1")]);
     let plain = || run("PAUSED", &[plain("c-1")]);
     let other_args = r#"[{"tool_call_id":"c-1","confirmed":true,"tool_args":{"record_id":"43"}}]"#;
-    let cases: &[(Value, &[Value], &[(&str, &str)], (u16, &str))] = &[
+    type Case<'a> = (Value, &'a [Value], &'a [(&'a str, &'a str)], (u16, &'a str));
+    let cases: &[Case<'_>] = &[
         (guarded(), &[approval("pending")], &[], (409, "approval_pending")),
         (guarded(), &[approval("pending")], &[("tools", YES)], (409, "approval_pending")),
         (guarded(), &[], &[("tools", YES)], (409, "approval_pending")),
@@ -203,16 +204,16 @@ async fn a_run_with_an_approval_is_not_run_twice() {
         &[("regenerate", "true"), ("replace_original", "false")],
         &[("continue_from", "last_user")],
     ] {
-        let stack = holding(run("COMPLETED", &[approved.clone()]), &[]).await;
+        let stack = holding(run("COMPLETED", std::slice::from_ref(&approved)), &[]).await;
         assert_eq!(said(&stack.send(go_on(fields)).await), (403, "forbidden".into()), "{fields:?}");
         // The row is enough, also where the run has lost its marks; and so for an administrator.
-        store(&stack, &run("COMPLETED", &[done.clone()]), &[approval("approved")]);
+        store(&stack, &run("COMPLETED", std::slice::from_ref(&done)), &[approval("approved")]);
         let admin = Ask::post(CONTINUE).by(&Who::new("alice").role("admin")).field("session_id", "s-1");
         let admin = fields.iter().fold(admin, |ask, (name, value)| ask.field(name, value));
         assert_eq!(said(&stack.send(admin).await), (403, "forbidden".into()), "{fields:?}");
         assert_eq!(stack.os().requests_to(CONTINUE), []);
 
-        store(&stack, &run("COMPLETED", &[done.clone()]), &[]);
+        store(&stack, &run("COMPLETED", std::slice::from_ref(&done)), &[]);
         assert_eq!(stack.send(go_on(fields)).await.status, 200, "{fields:?}");
         let sent = stack.os().requests_to(CONTINUE);
         assert_eq!(sent[0].form().get("tools"), None);

@@ -58,7 +58,7 @@ pub(crate) fn step_waits(step: &Value) -> bool {
 }
 
 /// Every tool call in a list of what a run waits for, each with the runs whose approvals may decide it.
-pub(crate) fn tools<'a>(kind: Kind, list: &'a [Value]) -> Vec<(&'a Value, Vec<&'a str>)> {
+pub(crate) fn tools(kind: Kind, list: &[Value]) -> Vec<(&Value, Vec<&str>)> {
     match kind {
         Kind::Agent => list.iter().map(|tool| (tool, Vec::new())).collect(),
         Kind::Team => list.iter().filter_map(|requirement| of_requirement(requirement, None)).collect(),
