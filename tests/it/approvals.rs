@@ -81,7 +81,9 @@ async fn the_stored_call_goes_upstream_as_the_approval_says() {
             assert_eq!(tools, json!([expected]), "{status} {given:?}");
             let mut rest = form.to_map();
             rest.remove("tools");
-            let rest_expected = BTreeMap::from([("session_id", "s-1"), ("stream", "false"), ("user_id", "acme~alice")]);
+            let own = ("knowledge_filters", r#"{"tenant":"acme"}"#);
+            let rest_expected =
+                BTreeMap::from([own, ("session_id", "s-1"), ("stream", "false"), ("user_id", "acme~alice")]);
             assert_eq!(rest, rest_expected);
         }
     }

@@ -42,8 +42,6 @@ pub(crate) enum Need {
 pub(crate) struct Answers {
     /// For plain confirmations.
     pub(crate) confirm: Option<bool>,
-    /// By approval id: what the row says.
-    pub(crate) approvals: Vec<(String, bool)>,
     /// By field name, or by id of the tool call for results.
     pub(crate) inputs: Map<String, Value>,
 }
@@ -130,10 +128,8 @@ pub(crate) fn answered(kind: Kind, run: &Value, answers: &Answers) -> (&'static 
 
 fn answer_tool(tool: &mut Value, answers: &Answers) {
     let Some(waiting) = of_tool(tool) else { return };
-    let confirm = match &waiting.approval_id {
-        Some(id) => answers.approvals.iter().find(|(known, _)| known == id).map(|(_, approved)| *approved),
-        None => answers.confirm,
-    };
+    // An approval decides for itself: the gateway writes what its row says.
+    let confirm = answers.confirm.filter(|_| waiting.approval_id.is_none());
     match (waiting.need, confirm) {
         (Need::Confirmation, Some(confirm)) => set(tool, "confirmed", json!(confirm)),
         (Need::Input(_), _) => {

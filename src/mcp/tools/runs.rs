@@ -126,48 +126,21 @@ async fn prepare(visit: &Visit, handle: &RunHandle, arguments: ContinueRun) -> R
     if view.status != Status::Paused {
         return Ok(Prepared::NotPaused(view));
     }
-    let mut answers =
-        Answers { confirm: arguments.confirm, approvals: Vec::new(), inputs: arguments.inputs.unwrap_or_default() };
+    let answers = Answers { confirm: arguments.confirm, inputs: arguments.inputs.unwrap_or_default() };
     for waiting in &view.waiting {
-        match (&waiting.need, &waiting.approval_id) {
-            (Need::Confirmation, Some(id)) => answers.approvals.extend(decision(visit, handle, id).await?),
-            (Need::Confirmation, None) if answers.confirm.is_none() => {
-                let text = format!("`{}` waits for a confirmation: ask the user, then pass `confirm`", waiting.name);
-                return Err(Failure::Argument(text));
-            }
-            (Need::Confirmation | Need::Input(_) | Need::Result, _) => {}
+        if waiting.need == Need::Confirmation && waiting.approval_id.is_none() && answers.confirm.is_none() {
+            let text = format!("`{}` waits for a confirmation: ask the user, then pass `confirm`", waiting.name);
+            return Err(Failure::Argument(text));
         }
     }
-    // Rows that the caller may not read decide by themselves: AgentOS applies them when no tools are sent.
-    let decided_upstream = view.waiting.iter().any(|w| w.approval_id.is_some()) && answers.approvals.is_empty();
-    let only_approvals = view.waiting.iter().all(|w| w.approval_id.is_some());
     let (field, list) = waiting::answered(handle.kind, &run, &answers);
     let list = list.to_string();
     let mut form = vec![("stream", "true"), ("session_id", handle.session_id.as_str())];
-    if !(decided_upstream && only_approvals) {
+    // What approvals decide, the gateway answers from their rows (`gateway::approvals`).
+    if view.waiting.iter().any(|waiting| waiting.approval_id.is_none()) {
         form.push((field, list.as_str()));
     }
     Ok(Prepared::Form(pairs(&form)))
-}
-
-/// What an approval row says; nothing when the caller may not read it.
-async fn decision(visit: &Visit, handle: &RunHandle, id: &str) -> Result<Option<(String, bool)>, Failure> {
-    let id = id_of("approval_id", id)?;
-    let ids = [id.as_str()];
-    let row = match visit.asker.json(&Ask::plain(routes::APPROVAL, &handle.cluster, &ids)).await {
-        Ok(row) => row,
-        Err(failure) if failure.is_forbidden() || failure.is_not_found() => return Ok(None),
-        Err(failure) => return Err(failure),
-    };
-    match row.get("status").and_then(Value::as_str).unwrap_or_default() {
-        "approved" => Ok(Some((id, true))),
-        "rejected" => Ok(Some((id, false))),
-        _ => {
-            let name = visit.name(&handle.cluster, &id);
-            let text = format!("approval_pending: approval `{name}` is not decided; somebody who may approve has to");
-            Err(Failure::Argument(text))
-        }
-    }
 }
 
 /// Polls one run.
