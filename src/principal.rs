@@ -30,6 +30,15 @@ pub enum PrincipalKind {
     Service,
 }
 
+/// Which credential a caller presented, so far as it can be revoked. Says nothing about what the caller may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialId {
+    /// The token's `jti`.
+    pub id: Option<Arc<str>>,
+    /// SHA-256 of the token or API key.
+    pub sha256: [u8; 32],
+}
+
 /// A verified caller. Built by `identity` only, shared by `Arc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
@@ -47,6 +56,8 @@ pub struct Principal {
     pub plan: Option<Arc<str>>,
     /// When the credential ends, in seconds since the Unix epoch; `None` for API keys without expiry.
     pub expires_at: Option<u64>,
+    /// The credential; set by `identity`, never part of a decision.
+    pub credential: Option<CredentialId>,
     /// Hash over everything that a decision may read: two principals with equal versions decide alike.
     pub version: u64,
 }
@@ -69,7 +80,7 @@ impl Principal {
         let subject = subject.into();
         let mut hasher = DefaultHasher::new();
         (kind, &subject, &tenant, &roles, &scopes, &plan).hash(&mut hasher);
-        Self { kind, subject, tenant, roles, scopes, plan, expires_at, version: hasher.finish() }
+        Self { kind, subject, tenant, roles, scopes, plan, expires_at, credential: None, version: hasher.finish() }
     }
 
     /// Says whether the caller has the role.

@@ -18,7 +18,11 @@ impl Readiness for Fixed {
 }
 
 fn state(token: Option<&str>, ready: Result<(), &str>) -> Arc<AdminState> {
-    let off = telemetry::Settings { access_log: telemetry::LogTarget::Off, audit_log: telemetry::LogTarget::Off };
+    let off = telemetry::Settings {
+        access_log: telemetry::LogTarget::Off,
+        audit_log: telemetry::LogTarget::Off,
+        audit_failure: telemetry::AuditFailure::Continue,
+    };
     Arc::new(AdminState {
         settings: Settings { listen: "127.0.0.1:9090".parse().unwrap(), token: token.map(Secret::new) },
         telemetry: Telemetry::new(off, []).unwrap(),

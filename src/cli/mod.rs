@@ -3,6 +3,8 @@
 //! Invariant: everything that is printed as a table can be printed as JSON.
 
 mod check;
+mod explain;
+mod key;
 pub mod operations;
 mod serve;
 mod test;
@@ -35,6 +37,8 @@ enum Verb {
     Run,
     /// Check everything that can be checked without binding a port.
     Check,
+    /// Say what would happen to a call, stage by stage, and what would allow it; or find an earlier decision.
+    Explain(explain::ExplainArguments),
     /// Print the catalogue of operations.
     Operations(Printed),
     /// Work with policies.
@@ -49,6 +53,17 @@ enum Verb {
     },
     /// Mint a development token with a key of the configuration.
     Token(token::TokenArguments),
+    /// Work with API keys.
+    Key {
+        #[command(subcommand)]
+        verb: KeyVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyVerb {
+    /// Make an API key: the key to stdout, once; its configuration block to stderr.
+    New(key::KeyArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,6 +119,7 @@ fn run(arguments: Arguments) -> Ended {
     match arguments.verb {
         Verb::Run => serve::run(path),
         Verb::Check => check::run(path),
+        Verb::Explain(arguments) => explain::run(path, &arguments),
         Verb::Operations(printed) => {
             let format = match printed.format {
                 Format::Table => operations::Format::Table,
@@ -117,6 +133,7 @@ fn run(arguments: Arguments) -> Ended {
         }),
         Verb::Test { path: cases } => test::run(path, cases.as_deref()),
         Verb::Token(arguments) => token::run(path, &arguments),
+        Verb::Key { verb: KeyVerb::New(arguments) } => key::run(path, &arguments),
     }
 }
 

@@ -2,10 +2,13 @@
 //! Does not verify anything and fetches no keys.
 //! Invariant: two issuers that may assert one tenant can never assert one subject.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::json;
 
 use crate::identity::{Algorithm, ApiKey, Claims, Issuer, KeySource, LEEWAY_MAX, Settings, UnknownTenant};
 use crate::principal::TenantId;
+use crate::telemetry::Timestamp;
 
 use super::plans;
 use super::reader::{At, Table, Value};
@@ -33,6 +36,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     let stream_grace = table.get("stream_grace").and_then(|v| v.duration(grace)).unwrap_or(Duration::from_mins(5));
     let leeway =
         table.get("leeway").and_then(|v| v.duration(Duration::ZERO..=LEEWAY_MAX)).unwrap_or(Duration::from_secs(30));
+    let revoked = table.get("revoked").and_then(|v| v.path());
     let names = Tenants { root, read: tenants, plans, unknown: unknown_tenant };
     let issuers = issuers(&table, &names);
     let claims = claims(&table);
@@ -43,7 +47,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     }
     table.close();
     let tenants = tenants.tenants.keys().cloned().collect();
-    Some(Settings { unknown_tenant, stream_grace, leeway, issuers, claims, api_keys, tenants })
+    Some(Settings { unknown_tenant, stream_grace, revoked, leeway, issuers, claims, api_keys, tenants })
 }
 
 fn claims(table: &Table<'_>) -> Claims {
@@ -305,10 +309,38 @@ fn api_key(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<ApiKey> {
     Some(ApiKey { id: id?, sha256: sha256?, tenant: tenant?, roles, scopes, plan, expires_at })
 }
 
+/// An API key's record as it stands in a configuration file.
+///
+/// Names are quoted as JSON strings, which TOML reads alike; control characters are not written at all.
+pub fn api_key_block(key: &ApiKey) -> String {
+    let quoted = |name: &str| json!(name.replace(char::is_control, "")).to_string();
+    let list = |names: &[String]| format!("[{}]", names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", "));
+    let hash: String = key.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut block = format!("[[identity.api_keys]]\nid = {}\nsha256 = \"{hash}\"\n", quoted(&key.id));
+    block.push_str(&format!("tenant = {}\n", quoted(key.tenant.as_str())));
+    for (name, names) in [("roles", &key.roles), ("scopes", &key.scopes)] {
+        if !names.is_empty() {
+            block.push_str(&format!("{name} = {}\n", list(names)));
+        }
+    }
+    if let Some(plan) = &key.plan {
+        block.push_str(&format!("plan = {}\n", quoted(plan)));
+    }
+    if let Some(seconds) = key.expires_at {
+        block.push_str(&format!("expires_at = {}\n", Timestamp(UNIX_EPOCH + Duration::from_secs(seconds))));
+    }
+    block
+}
+
+/// Says whether an API key may have this id.
+pub fn is_key_id(id: &str) -> bool {
+    let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    plain && (1..=64).contains(&id.len())
+}
+
 fn key_id(value: &Value<'_>) -> Option<String> {
     let id = value.string("a name")?;
-    let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if plain && id.len() <= 64 {
+    if is_key_id(id) {
         return Some(id.to_owned());
     }
     value.problem(format!("is `{id}`, but must be 1 to 64 characters of `A-Z a-z 0-9 . _ -`"), None)

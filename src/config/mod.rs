@@ -36,6 +36,7 @@ use crate::secret::Secret;
 use reader::{Source, Table};
 
 pub use cases::policy_cases;
+pub use identity::{api_key_block, is_key_id};
 pub use problem::{Place, Problem, Problems};
 pub use runtime::{ServerSettings, Threads};
 pub use secrets::{Env, ProcessEnv};

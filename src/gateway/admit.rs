@@ -14,6 +14,7 @@ use super::arrival;
 use super::body::{self, Payload};
 use super::call::{Answer, Call, Inbound};
 use super::exchange::Exchange;
+use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
 use super::path::Gateway;
@@ -136,7 +137,7 @@ pub(super) async fn admit(
     }
     let principal = arrival::principal(snapshot, &call.caller, &call.headers, exchange).await?;
     let cluster = arrival::cluster(snapshot, &call, &principal, operation, exchange)?;
-    let pass = arrival::spend(gateway, snapshot, &principal)?;
+    let pass = arrival::spend(gateway, snapshot, &principal, operation, exchange)?;
     if operation.exposure.is_local() {
         return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
     }
@@ -175,15 +176,20 @@ async fn decide(
         matched: &matched,
         user: &user,
     };
-    let facts = facts::gather(&ground, &query, &payload).await?;
+    let gathered = facts::gather(&ground, &query, &payload).await;
+    let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
     exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
-    exchange.event.policies = ground.permit(&facts)?;
-    let continuing = approvals::guard(&ground, &facts, &mut payload).await?;
-    exchange.approvals = continuing.iter().flat_map(|c| c.approvals.iter().cloned()).collect();
+    explain::policy(&ground, &facts, exchange);
+    ground.permit(&facts, exchange)?;
+    let continuing = guard(&ground, &facts, &mut payload, exchange).await?;
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
     shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
 
+    if exchange.rehearsal.is_some() {
+        explain::rest(&ground, &facts, exchange);
+        return Ok(Verdict::Answered(arrival::healthy()));
+    }
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
     let looked = ground.look_up(&path, &query, &payload).await;
@@ -196,6 +202,7 @@ async fn decide(
 
     let lease = ground.lease()?;
     let picked = ground.endpoint(&facts)?;
+    exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
     let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
@@ -221,6 +228,28 @@ async fn decide(
         view,
         _ticket: (),
     })))
+}
+
+/// Guards a call that continues a run. A dry run claims nothing and reads no approvals: it says so.
+///
+/// # Errors
+/// Those of `approvals::guard`.
+///
+/// # Cancel safety
+/// Safe: the claim is given back on drop.
+async fn guard(
+    ground: &Ground<'_>,
+    facts: &Facts,
+    payload: &mut Payload,
+    exchange: &mut Exchange,
+) -> Result<Option<Continuing>, Refusal> {
+    if exchange.rehearsal.is_some() {
+        explain::approvals(ground, exchange);
+        return Ok(None);
+    }
+    let continuing = approvals::guard(ground, facts, payload).await?;
+    exchange.approvals = continuing.iter().flat_map(|c| c.approvals.iter().cloned()).collect();
+    Ok(continuing)
 }
 
 /// Everything that is known once a call has a caller and a cluster: the ground that the later stages stand on.
@@ -289,18 +318,20 @@ impl Ground<'_> {
         })
     }
 
-    /// The policies that permit, or the refusal. What belongs to another looks as if it did not exist.
-    fn permit(&self, facts: &Facts) -> Result<Arc<[Arc<str>]>, Refusal> {
+    /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
+    fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
-                Ok(policies)
+                exchange.event.policies = policies;
+                Ok(())
             }
             Decision::Deny { policies, errors, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "deny"));
+                exchange.event.policies = Arc::clone(&policies);
                 // A caller with rights on single items may list: the filter shows them those (`filter::Eye`).
                 if policies.is_empty() && !errors && filter::decides_per_item(self.operation()) {
-                    return Ok(policies);
+                    return Ok(());
                 }
                 let foreign = facts.owner.as_deref().is_some_and(|owner| owner != &*self.principal.subject);
                 let code = if foreign && !self.may_see_approval(facts) { Code::NotFound } else { Code::Forbidden };
@@ -383,7 +414,7 @@ impl Ground<'_> {
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 
-    fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
+    pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
         let want = match (self.operation().affinity, facts.tag, &facts.session) {
             (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
             (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => {

@@ -29,7 +29,7 @@ use super::body::Payload;
 use super::facts::{Facts, encode, look_up, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Kind, RunStatus};
+use crate::agentos::{Kind, Operation, RunStatus};
 use crate::policy::Decision;
 
 /// Most approvals of one run that are read: the most that AgentOS puts on a page.
@@ -123,6 +123,11 @@ pub(super) async fn guard(
             Ok(Some(Continuing { claim: None, approvals: Vec::new() }))
         }
     }
+}
+
+/// Says whether the operation continues runs, so that `guard` has a say.
+pub(super) fn guards(operation: &Operation) -> bool {
+    continued_kind(operation.id).is_some()
 }
 
 /// The component whose runs the operation continues.

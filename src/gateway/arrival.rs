@@ -10,9 +10,11 @@ use http::{HeaderMap, HeaderValue, header};
 
 use super::call::{Answer, AnswerBody, Call, Caller};
 use super::exchange::Exchange;
+use super::explain;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_headers, limit_json};
 use super::snapshot::Snapshot;
+use super::trail::Said;
 use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Own};
 use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
@@ -34,7 +36,7 @@ pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result
         let code = match refused {
             Refused::Expired => Code::TokenExpired,
             Refused::KeysUnavailable => Code::Overloaded,
-            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant => Code::Unauthenticated,
+            Refused::Missing | Refused::Invalid(_) | Refused::UnknownTenant | Refused::Revoked => Code::Unauthenticated,
         };
         refuse(code).because(refused.to_string())
     })
@@ -61,6 +63,8 @@ pub(super) fn operation(
     })?;
     exchange.event.operation = Some(matched.operation.id);
     exchange.action = Some(matched.operation.action);
+    exchange.resource = Some(format!("{}::{}", matched.operation.resource, matched.resource_id().unwrap_or("")));
+    exchange.note("catalogue", Said::Passed, || explain::operation(&matched, &path));
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local(_) => Ok((path, matched)),
         Exposure::Off(why) => Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because(why)),
@@ -77,8 +81,13 @@ pub(super) async fn principal(
 ) -> Result<Arc<Principal>, Refusal> {
     let principal = match caller {
         Caller::ByHeaders => identify(snapshot, headers).await?,
+        // Verified once for its carrier, which may live long: a revocation since then counts.
+        Caller::Verified(principal) if snapshot.identity.revocations().covers(principal) => {
+            return Err(Refusal::new(Code::Unauthenticated, Stage::Identity).because("credential revoked"));
+        }
         Caller::Verified(principal) => Arc::clone(principal),
     };
+    exchange.note("identity", Said::Passed, || explain::principal(&principal, caller));
     exchange.event.tenant = Some(principal.tenant.clone());
     exchange.event.subject = Some(Arc::clone(&principal.subject));
     Ok(principal)
@@ -105,11 +114,21 @@ pub(super) fn cluster(
     if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
         return Err(Refusal::new(Code::OperationUnsupported, Stage::Cluster));
     }
+    exchange.note("cluster", Said::Passed, || explain::cluster(cluster));
     Ok(Arc::clone(cluster))
 }
 
-/// Spends one request of the caller's rate.
-pub(super) fn spend(gateway: &Gateway, snapshot: &Snapshot, principal: &Principal) -> Result<Pass, Refusal> {
+/// Spends one request of the caller's rate; in a dry run says what is left.
+pub(super) fn spend(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    principal: &Principal,
+    operation: &Operation,
+    exchange: &mut Exchange,
+) -> Result<Pass, Refusal> {
+    if exchange.rehearsal.is_some() {
+        return explain::quota(snapshot, principal, operation, exchange);
+    }
     let pass = snapshot.quota.spend(principal).map_err(refused)?;
     for limit in &pass.limits {
         gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());

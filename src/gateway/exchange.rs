@@ -1,12 +1,16 @@
 //! Owns one exchange from its accepted head to its end, and says so exactly once.
 //! Does not decide how it ends: whoever holds it names the outcome.
-//! Invariant: dropping an `Exchange` emits exactly one `ExchangeFinished`, also on panic, disconnect and drain.
+//! Invariant: dropping an `Exchange` emits exactly one `ExchangeFinished`, also on panic, disconnect and drain; a dry
+//! run emits none.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::refusal::Refusal;
+use serde_json::Value;
+
+use super::refusal::{Code, Refusal, Stage};
+use super::trail::{Said, Trail};
 use crate::agentos::Action;
 use crate::telemetry::{AuditEvent, CacheResult, Door, ExchangeFinished, InFlight, Telemetry};
 
@@ -25,6 +29,8 @@ pub(super) struct Exchange {
     pub(super) resource: Option<String>,
     /// Approvals that decided, for the audit log.
     pub(super) approvals: Vec<String>,
+    /// Set in a dry run: what the stages say is gathered here, and nothing is logged or counted.
+    pub(super) rehearsal: Option<Box<Trail>>,
     telemetry: Arc<Telemetry>,
     started: Instant,
     _in_flight: InFlight,
@@ -66,6 +72,7 @@ impl Exchange {
             action: None,
             resource: None,
             approvals: Vec::new(),
+            rehearsal: None,
             telemetry: Arc::clone(telemetry),
             started: Instant::now(),
             _in_flight: telemetry.in_flight(door),
@@ -101,27 +108,65 @@ impl Exchange {
         self.event.bytes_sent += bytes as u64;
     }
 
+    /// Notes what a stage said, in a dry run.
+    pub(super) fn note(&mut self, stage: &'static str, said: Said, facts: impl FnOnce() -> Value) {
+        if let Some(trail) = &mut self.rehearsal {
+            trail.add(stage, said, facts());
+        }
+    }
+
+    /// Writes the audit line of a call that will change something, where the operator wants it written first.
+    ///
+    /// # Errors
+    /// `overloaded` when it could not be written: what cannot be audited is not done.
+    ///
+    /// # Cancel safety
+    /// The line may stand although the call was given up; a second line says how it ended.
+    pub(super) async fn audit_first(&self) -> Result<(), Refusal> {
+        if !self.writes() || !self.telemetry.audits_first() {
+            return Ok(());
+        }
+        // Boxed: few take this way, and every exchange would carry its state.
+        if Box::pin(self.telemetry.audit_surely(&self.audit_event("admitted"))).await {
+            return Ok(());
+        }
+        let refusal = Refusal::new(Code::Overloaded, Stage::Audit).because("the audit log cannot be written");
+        Err(refusal.saying("the gateway cannot record this call now"))
+    }
+
+    fn writes(&self) -> bool {
+        matches!(self.action, Some(Action::Write | Action::Delete | Action::Run))
+    }
+
     fn audit(&self) {
         let refused = self.event.stage.is_some();
-        let writes = matches!(self.action, Some(Action::Write | Action::Delete | Action::Run));
-        if refused || writes {
-            self.telemetry.audit(&AuditEvent {
-                request_id: Arc::clone(&self.event.request_id),
-                door: self.event.door,
-                tenant: self.event.tenant.clone(),
-                subject: self.event.subject.clone(),
-                operation: self.event.operation,
-                resource: self.resource.clone(),
-                approvals: self.approvals.clone(),
-                policies: Arc::clone(&self.event.policies),
-                outcome: self.event.code,
-            });
+        if refused || self.writes() {
+            self.telemetry.audit(&self.audit_event(self.event.code));
+        }
+    }
+
+    fn audit_event(&self, outcome: &'static str) -> AuditEvent {
+        AuditEvent {
+            request_id: Arc::clone(&self.event.request_id),
+            door: self.event.door,
+            tenant: self.event.tenant.clone(),
+            subject: self.event.subject.clone(),
+            operation: self.event.operation,
+            resource: self.resource.clone(),
+            approvals: self.approvals.clone(),
+            policies: Arc::clone(&self.event.policies),
+            stage: self.event.stage,
+            peer: self.event.peer,
+            outcome,
         }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.rehearsal.is_some() {
+            return;
+        }
         self.event.duration = self.started.elapsed();
         self.audit();
         self.telemetry.exchange_finished(&self.event);

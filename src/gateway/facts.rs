@@ -84,6 +84,15 @@ impl Owners {
 // === impl Facts ===
 
 impl Facts {
+    /// What the call itself says, before anything was looked up.
+    pub(super) fn of_call(ground: &Ground<'_>, payload: &Payload) -> Self {
+        Self {
+            resource_id: ground.matched.resource_id().unwrap_or("").to_owned(),
+            message_bytes: message_bytes(payload),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn approval_facts(&self) -> Option<ApprovalFacts<'_>> {
         self.approval.as_ref().map(|row| ApprovalFacts {
             tool_name: row.tool_name.as_deref(),
@@ -102,11 +111,7 @@ impl Facts {
 /// Safe: look-ups read only.
 pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
     let operation = ground.operation();
-    let mut facts = Facts {
-        resource_id: ground.matched.resource_id().unwrap_or("").to_owned(),
-        message_bytes: message_bytes(payload),
-        ..Facts::default()
-    };
+    let mut facts = Facts::of_call(ground, payload);
     let sessions =
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;

@@ -23,6 +23,9 @@ mod facts;
 mod knowledge;
 mod shape;
 
+mod explain;
+mod trail;
+
 mod filter;
 mod forward;
 mod runs;
@@ -43,3 +46,4 @@ pub use limits::Limits;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};
 pub use snapshot::Snapshot;
+pub use trail::{Explanation, Remedy, Said, Step};

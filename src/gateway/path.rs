@@ -24,7 +24,7 @@ use super::snapshot::Snapshot;
 use crate::agentos::{Cost, Reply};
 use crate::cluster::Seal;
 use crate::outbound::Client;
-use crate::policy::{Ask, Context, Decision, ResourceFacts};
+use crate::policy::{Ask, Context, Decision, Policies, ResourceFacts};
 use crate::principal::Principal;
 use crate::telemetry::{Door, Telemetry};
 
@@ -66,6 +66,12 @@ impl Gateway {
     /// Replaces the configuration of exchanges that begin from now on.
     pub fn install(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// Replaces the policies alone; every other stage, and what it counts, stays.
+    pub fn install_policies(&self, policies: Policies) {
+        let policies = Arc::new(policies);
+        self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
     }
 
     /// Sizes and times that the doors enforce.

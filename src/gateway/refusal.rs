@@ -117,6 +117,8 @@ pub enum Stage {
     Facts,
     /// Asking the policies.
     Policy,
+    /// Writing the audit log first.
+    Audit,
     /// Talking to AgentOS.
     Forward,
 }
@@ -153,6 +155,7 @@ impl Stage {
             Self::Quota => "quota",
             Self::Facts => "facts",
             Self::Policy => "policy",
+            Self::Audit => "audit",
             Self::Forward => "forward",
         }
     }
@@ -202,7 +205,9 @@ impl Refusal {
         Bytes::from(body.to_string())
     }
 
-    /// The refusal as an answer, with `Retry-After`, `Allow` and `WWW-Authenticate` where they belong.
+    /// The refusal as an answer, with `Retry-After`, `Allow` and `WWW-Authenticate` where they belong, and the id of
+    /// the decision: the request id, under which the audit log has it. A caller may choose its request id, so the id
+    /// is unique only where the gateway minted it; `explain --decision` prints every line that has it.
     pub fn answer(&self, request_id: &str) -> Answer {
         let row = self.code.row();
         let mut headers = HeaderMap::with_capacity(6);
@@ -210,6 +215,9 @@ impl Refusal {
         if matches!(row.status, 429 | 503) {
             let wait = self.retry_after.unwrap_or(Duration::from_secs(1));
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ceil_seconds(wait)));
+        }
+        if let Ok(id) = HeaderValue::from_str(request_id) {
+            headers.insert("tollbridge-decision", id);
         }
         if row.status == 401 {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

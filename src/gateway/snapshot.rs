@@ -13,7 +13,8 @@ use crate::identity::Identity;
 use crate::policy::Policies;
 use crate::quota::Quota;
 
-/// Every stage of the path, as configured.
+/// Every stage of the path, as configured. Cloning shares the stages.
+#[derive(Clone)]
 pub struct Snapshot {
     /// What is served.
     pub catalog: Arc<Catalog>,

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, Sleep};
@@ -51,6 +52,7 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
         stripper: settlement.stripper(),
         keep_alive: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
         deadline: Box::pin(tokio::time::sleep_until(deadline)),
+        revoked: settlement.revoked(),
         expires,
         line_open: false,
         settlement,
@@ -61,8 +63,15 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
 /// Starts a stream of anything else.
 pub(super) fn opaque(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
     let idle = settlement.admitted.cluster.settings.timeouts.stream_idle;
-    let stripper = settlement.stripper();
-    AnswerBody::stream(Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, settlement }.boxed_unsync())
+    let (stripper, revoked) = (settlement.stripper(), settlement.revoked());
+    AnswerBody::stream(
+        Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, revoked, settlement }.boxed_unsync(),
+    )
+}
+
+/// How a stream ends whose caller may not see more of it.
+fn revoked() -> Refusal {
+    Refusal::new(Code::Unauthenticated, Stage::Identity).because("the credential was revoked")
 }
 
 struct Events {
@@ -70,6 +79,8 @@ struct Events {
     stripper: UserStripper,
     keep_alive: Pin<Box<Sleep>>,
     deadline: Pin<Box<Sleep>>,
+    /// Ready once the caller's credential is revoked.
+    revoked: BoxFuture<'static, ()>,
     /// The deadline is the end of the caller's authority, not of AgentOS's time.
     expires: bool,
     /// The last byte passed on was not the end of an event.
@@ -80,6 +91,7 @@ struct Events {
 struct Opaque {
     upstream: Option<ResponseBody>,
     stripper: UserStripper,
+    revoked: BoxFuture<'static, ()>,
     settlement: Settlement,
 }
 
@@ -99,6 +111,12 @@ impl Settlement {
         let expires = UNIX_EPOCH + Duration::from_secs(self.admitted.principal.expires_at?);
         let left = expires.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
         now.checked_add(left + self.admitted.snapshot.identity.stream_grace())
+    }
+
+    /// Waits until the caller's credential is revoked.
+    fn revoked(&self) -> BoxFuture<'static, ()> {
+        let revocations = Arc::clone(self.admitted.snapshot.identity.revocations());
+        Box::pin(revocations.ended(Arc::clone(&self.admitted.principal)))
     }
 
     /// Reads along: who runs, what was used.
@@ -135,7 +153,7 @@ impl Settlement {
             "event": "error",
             "code": refusal.code.row().code,
             "run_id": self.exchange.event.run_id,
-            "retry": refusal.code != Code::TokenExpired && self.admitted.operation().cost == Cost::Light,
+            "retry": !matches!(refusal.code, Code::TokenExpired | Code::Unauthenticated) && self.admitted.operation().cost == Cost::Light,
         });
         let mut event = BytesMut::new();
         if line_open {
@@ -210,6 +228,14 @@ impl Body for Events {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
         let this = &mut *self;
+        // The ends of authority come first: a stream that never pauses must not outrun them.
+        if this.upstream.is_some() && this.revoked.as_mut().poll(cx).is_ready() {
+            return this.cut(&revoked());
+        }
+        if this.upstream.is_some() && this.deadline.as_mut().poll(cx).is_ready() {
+            let code = if this.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
+            return this.cut(&Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
             match Pin::new(upstream).poll_frame(cx) {
@@ -231,10 +257,6 @@ impl Body for Events {
                 Poll::Pending => break,
             }
         }
-        if this.deadline.as_mut().poll(cx).is_ready() {
-            let code = if this.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
-            return this.cut(&Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
-        }
         if this.keep_alive.as_mut().poll(cx).is_ready() {
             this.rest(cx);
             if !this.line_open {
@@ -253,6 +275,12 @@ impl Body for Opaque {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
         let this = &mut *self;
+        if this.upstream.is_some() && this.revoked.as_mut().poll(cx).is_ready() {
+            this.upstream = None;
+            this.settlement.ended = true;
+            this.settlement.exchange.refused(&revoked());
+            return Poll::Ready(Some(Err(BodyBroken("the credential was revoked".to_owned()))));
+        }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
             match std::task::ready!(Pin::new(upstream).poll_frame(cx)) {

@@ -37,6 +37,16 @@ impl ClaimSet {
         self.text("iss").ok_or(Refused::Invalid("claim `iss` missing or not a string"))
     }
 
+    /// Sets what the claims leave out.
+    pub(super) fn fill(&mut self, name: &str, value: impl FnOnce() -> Value) {
+        self.0.entry(name).or_insert_with(value);
+    }
+
+    /// The token's own id, where it can be one.
+    pub(super) fn token_id(&self) -> Option<Arc<str>> {
+        self.text("jti").filter(|id| (1..=NAME_BYTES_MAX).contains(&id.len())).map(Arc::from)
+    }
+
     fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }

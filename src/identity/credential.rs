@@ -11,7 +11,7 @@ use http::header::AUTHORIZATION;
 /// Longest credential that is looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// How API keys begin.
-const API_KEY_START: &str = "tb_";
+pub(super) const API_KEY_START: &str = "tb_";
 
 /// What a caller presents. Cloning shares the bytes.
 #[derive(Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ mod jwks;
 mod jws;
 mod key;
 mod mint;
+mod revoked;
 mod settings;
 
 use std::collections::HashMap;
@@ -24,11 +25,13 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use sha2::{Digest as _, Sha256};
 
-use crate::principal::Principal;
+use crate::principal::{CredentialId, Principal};
 
+pub use api_key::{NewKey, NoRandomness};
 pub use credential::{Ambiguous, Credential, TOKEN_BYTES_MAX};
 pub use jwks::{JWKS_BYTES_MAX, KeyChange};
 pub use mint::{Mint, MintError, mint};
+pub use revoked::{BadList, Revocations, RevokedList};
 pub use settings::{
     Algorithm, ApiKey, Claims, Issuer, KeySource, LEEWAY_MAX, Problem, Settings, SettingsError, UnknownTenant,
 };
@@ -59,6 +62,9 @@ pub enum Refused {
     /// The credential is good, its tenant is not served here.
     #[error("tenant of the credential is not in the configuration")]
     UnknownTenant,
+    /// The credential is good and on the revocation list.
+    #[error("credential revoked")]
+    Revoked,
     /// The issuer's keys could not be had; the credential may be good.
     #[error("keys of the issuer are not available")]
     KeysUnavailable,
@@ -81,6 +87,7 @@ pub struct Identity {
     verified: cache::Verified,
     fetch: Arc<dyn KeyFetch>,
     stream_grace: Duration,
+    revocations: Arc<Revocations>,
 }
 
 // === impl Identity ===
@@ -114,6 +121,7 @@ impl Identity {
             verified: cache::Verified::new(),
             fetch,
             stream_grace: settings.stream_grace,
+            revocations: Arc::default(),
         })
     }
 
@@ -126,15 +134,54 @@ impl Identity {
     /// Dropping the future may abandon a fetch of keys; the next caller starts it again.
     pub async fn verify(&self, credential: &Credential, now: SystemTime) -> Result<Arc<Principal>, Refused> {
         let now = unix_seconds(now);
-        match credential.form() {
+        let principal = match credential.form() {
             credential::Form::ApiKey(key) => {
                 let principal = self.api_keys.verify(key, now)?;
                 self.rules.check_tenant(&principal.tenant)?;
-                Ok(principal)
+                principal
             }
-            credential::Form::Token(token) => self.verify_token(token, now).await,
-            credential::Form::Malformed(reason) => Err(Refused::Invalid(reason)),
+            credential::Form::Token(token) => self.verify_token(token, now).await?,
+            credential::Form::Malformed(reason) => return Err(Refused::Invalid(reason)),
+        };
+        // After the cache of verified tokens: what it remembers is refused as well.
+        if self.revocations.covers(&principal) { Err(Refused::Revoked) } else { Ok(principal) }
+    }
+
+    /// What is revoked now, for those who serve a caller for longer than one look.
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
+    }
+
+    /// Replaces the revocation list, forgets verified tokens, and tells every stream; says whether anything changed.
+    pub fn revoke(&self, list: RevokedList) -> bool {
+        let changed = self.revocations.replace(list);
+        if changed {
+            self.forget_verified();
         }
+        changed
+    }
+
+    /// Shares the revocations of a previous snapshot, so that streams which began under it hear of later lists.
+    #[must_use]
+    pub fn sharing_revocations(mut self, previous: &Identity) -> Self {
+        self.revocations = Arc::clone(&previous.revocations);
+        self
+    }
+
+    /// Returns the caller that these claims would stand for. Nothing is verified: this is for telling an operator
+    /// what would happen to somebody, never for serving a call. `iss`, `aud` and `exp` may be left out.
+    ///
+    /// # Errors
+    /// [`Refused`] as for a token with these claims.
+    pub fn suppose(&self, claims: &[u8], now: SystemTime) -> Result<Principal, Refused> {
+        let now = unix_seconds(now);
+        let mut claims = claims::ClaimSet::parse(claims)?;
+        let first = self.issuers.keys().min().ok_or(Refused::Invalid("no issuer is configured"))?;
+        claims.fill("iss", || (**first).into());
+        let issuer = self.issuers.get(claims.issuer()?).ok_or(Refused::Invalid("issuer not configured"))?.settings();
+        claims.fill("aud", || issuer.audiences.clone().into());
+        claims.fill("exp", || now.saturating_add(3600).into());
+        self.rules.principal(&claims, issuer, now)
     }
 
     /// Fetches the keys of every issuer that publishes them, all at once. A failure keeps the keys in use.
@@ -201,7 +248,9 @@ impl Identity {
         // Read before the keys: should they rotate in between, the entry is born outdated.
         let generation = issuer.generation();
         issuer.verify_signature(&jws, &*self.fetch, Instant::now()).await?;
-        let principal = Arc::new(self.rules.principal(&claims, issuer.settings(), now)?);
+        let mut principal = self.rules.principal(&claims, issuer.settings(), now)?;
+        principal.credential = Some(CredentialId { id: claims.token_id(), sha256: digest });
+        let principal = Arc::new(principal);
         let ends_at = principal.expires_at.unwrap_or(0).saturating_add(self.rules.leeway_seconds());
         let known =
             cache::Known { principal: Arc::clone(&principal), issuer: Arc::clone(issuer.name()), generation, ends_at };

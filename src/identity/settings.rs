@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::principal::TenantId;
@@ -20,6 +21,8 @@ pub struct Settings {
     pub unknown_tenant: UnknownTenant,
     /// How long a stream may outlive its credential.
     pub stream_grace: Duration,
+    /// File of revoked credentials; `server` reads it, and again when it changes.
+    pub revoked: Option<PathBuf>,
     /// Clock difference to issuers, at most [`LEEWAY_MAX`].
     pub leeway: Duration,
     /// Who may vouch for users.

@@ -26,6 +26,7 @@ use crate::agentos::Operation;
 pub use ask::{ApprovalFacts, Ask, Context, Decision, ResourceFacts, Shadow};
 pub use cases::{Case, CaseContext, CaseFile, CasePrincipal, CaseResource, CaseResult, Expect};
 pub use load::{LoadError, LoadErrors};
+pub use scopes::ADMIN_SCOPE;
 
 use entities::Names;
 use load::{Judge, Loaded};

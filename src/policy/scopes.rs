@@ -10,7 +10,7 @@ use crate::agentos::{ListScope, Operation, Resource};
 use super::ask::ResourceFacts;
 
 /// The scope that grants everything inside one tenant.
-pub(super) const ADMIN_SCOPE: &str = "agent_os:admin";
+pub const ADMIN_SCOPE: &str = "agent_os:admin";
 
 /// Families whose scopes may name one component; elsewhere AgentOS ignores the id.
 const PER_ID: [&str; 3] = ["agents", "teams", "workflows"];

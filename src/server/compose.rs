@@ -19,6 +19,8 @@ use crate::policy::{LoadErrors, Policies};
 use crate::proxy::{TlsAcceptor, TlsError};
 use crate::quota::{self, Quota};
 
+use super::reload::{RevokedError, read_list};
+
 /// Deadline of one fetch of keys.
 const KEYS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -40,6 +42,9 @@ pub enum ComposeError {
     /// Clusters and upstream credentials.
     #[error("{0}")]
     Clusters(#[from] SettingsErrors),
+    /// The revocation list.
+    #[error("{0}")]
+    Revoked(#[from] RevokedError),
     /// TLS of the main listener.
     #[error("{0}")]
     Tls(#[from] TlsError),
@@ -58,6 +63,11 @@ pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<Tls
     });
     let keys = Arc::new(Keys(client.clone()));
     let identity = noted(&mut errors, Identity::new(config.identity.clone(), keys));
+    if let (Some(path), Some(identity)) = (&config.identity.revoked, &identity)
+        && let Some(list) = noted(&mut errors, read_list(path))
+    {
+        identity.revoke(list);
+    }
     let quota = noted(&mut errors, Quota::new(config.quota.clone()));
     let clusters = noted(&mut errors, Clusters::new(config.clusters.clone(), &config.tenants, &config.secrets));
     let tls = match &config.proxy.tls {

@@ -4,11 +4,13 @@
 
 mod accept;
 mod compose;
+mod reload;
 mod run;
 pub mod settings;
 mod tasks;
 
 pub use compose::{ComposeError, compose};
+pub use reload::RevokedError;
 pub use run::{Running, StartError, serve, start};
 pub use settings::{Settings, Threads};
 pub use tasks::Tasks;

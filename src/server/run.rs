@@ -12,17 +12,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::accept::accept;
 use super::compose::{ComposeError, compose};
+use super::reload::Reload;
 use super::tasks::Tasks;
 use crate::admin::{self, AdminState, Readiness};
 use crate::config::Config;
 use crate::gateway::{Gateway, LocalService, Snapshot, Spawn};
 use crate::mcp::{self, McpService, UnknownToolset};
 use crate::outbound::{self, Client};
+use crate::policy::LoadErrors;
 use crate::proxy::{HttpDoor, TlsAcceptor};
 use crate::telemetry::{OpenError, Telemetry};
 
 /// Most connections of the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// How often the revocation list is looked at.
+const REVOKED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,29 +63,43 @@ pub struct Running {
     /// The path, for tests that look inside.
     pub gateway: Arc<Gateway>,
     tasks: Tasks,
+    reload: Arc<Reload>,
     drain_timeout: Duration,
 }
 
 // === impl Running ===
 
 impl Running {
+    /// Does what SIGHUP does: opens the logs anew, reads the revocation list and the policies again.
+    ///
+    /// # Errors
+    /// What is wrong with the policies; the old ones stay in force.
+    pub async fn reload(&self) -> Result<(), LoadErrors> {
+        self.reload.hang_up().await
+    }
+
     /// Stops accepting, lets exchanges end, cuts them at the deadline. Says how many were cut.
     pub async fn drain(self) -> usize {
         self.tasks.drain(self.drain_timeout).await
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, then drains. SIGHUP opens the logs anew and reads policies and revocations again.
 ///
 /// # Errors
 /// [`StartError`] when the process could not start.
 pub async fn serve(config: Config) -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     let running = start(config).await?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // What came of it is logged and counted.
+            _ = hang_up.recv() => drop(running.reload().await),
+        }
     }
     tracing::info!(timeout_ms = running.drain_timeout.as_millis(), "draining");
     let cut = running.drain().await;
@@ -110,6 +129,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
     background(&tasks, &gateway, &client, &telemetry);
+    let revoked = config.identity.revoked.clone();
+    let reload = Arc::new(Reload::new(Arc::clone(&gateway), Arc::clone(&telemetry), config.policy.clone(), revoked));
+    let watched = Arc::clone(&reload);
+    tasks.spawn(
+        "revocations",
+        every(REVOKED_INTERVAL, tasks.clone(), move || {
+            let reload = Arc::clone(&watched);
+            async move { reload.revoked().await }
+        }),
+    );
     listen(&tasks, listener, config.server.connections_max, door, tls);
     let state = Arc::new(AdminState {
         settings: config.admin.clone(),
@@ -124,7 +153,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         }),
     );
     tracing::info!(%address, %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
-    Ok(Running { address, admin_address, gateway, tasks, drain_timeout: config.server.drain_timeout })
+    Ok(Running { address, admin_address, gateway, tasks, reload, drain_timeout: config.server.drain_timeout })
 }
 
 /// The MCP endpoint, with its reaper and its end at drain.

@@ -107,7 +107,11 @@ pub struct AuditEvent {
     pub approvals: Vec<String>,
     /// Policies that decided.
     pub policies: Arc<[Arc<str>]>,
-    /// `ok`, or the refusal code.
+    /// Where it stopped, for refusals.
+    pub stage: Option<&'static str>,
+    /// Caller's address.
+    pub peer: IpAddr,
+    /// `ok`, or the refusal code; `admitted` for a line that is written before the call goes upstream.
     pub outcome: &'static str,
 }
 

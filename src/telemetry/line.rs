@@ -81,6 +81,10 @@ struct Audit<'a> {
     #[serde(skip_serializing_if = "Texts::is_empty")]
     approvals: Texts<'a>,
     policies: Policies<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<&'static str>,
+    #[serde(rename = "client.address")]
+    client: std::net::IpAddr,
     outcome: &'static str,
 }
 
@@ -142,6 +146,8 @@ pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
         resource: event.resource.as_deref().map(Text),
         approvals: Texts(&event.approvals),
         policies: Policies(&event.policies),
+        stage: event.stage,
+        client: event.peer,
         outcome: event.outcome,
     })
 }

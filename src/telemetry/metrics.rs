@@ -16,6 +16,7 @@ use prometheus::{
 
 use super::event::{CacheResult, Door, ExchangeFinished, ModelTokens};
 use super::labels::{FirstNames, OTHER};
+use super::writer::Lost;
 use crate::principal::TenantId;
 
 /// Most label sets of exchanges that name cluster and tenant.
@@ -83,9 +84,12 @@ const BUILD_INFO: Row = row("tollbridge_build_info", &["version"], "Always 1; th
 const LINES_DROPPED: Row =
     row("tollbridge_log_lines_dropped_total", &["log"], "Log lines lost to a slow or full target.");
 
+const AUDIT_FAILURES: Row =
+    row("tollbridge_audit_failures_total", &["reason"], "Audit lines lost: `queue` too slow, `target` not writable.");
+
 /// Every metric.
 #[cfg(test)]
-pub(super) const ROWS: [&Row; 18] = [
+pub(super) const ROWS: [&Row; 19] = [
     &REQUESTS,
     &DURATION,
     &FIRST_BYTE,
@@ -104,6 +108,7 @@ pub(super) const ROWS: [&Row; 18] = [
     &CONFIG_RELOADS,
     &BUILD_INFO,
     &LINES_DROPPED,
+    &AUDIT_FAILURES,
 ];
 
 /// All metrics of the process.
@@ -126,6 +131,7 @@ pub(super) struct Metrics {
     mcp_requests: IntCounterVec,
     config_reloads: IntCounterVec,
     lines_dropped: IntCounterVec,
+    audit_failures: IntCounterVec,
     tenants: ArcSwap<HashSet<TenantId>>,
     models: FirstNames,
     policies: FirstNames,
@@ -179,6 +185,7 @@ impl Metrics {
             mcp_requests: counter(&registry, &MCP_REQUESTS),
             config_reloads: counter(&registry, &CONFIG_RELOADS),
             lines_dropped: counter(&registry, &LINES_DROPPED),
+            audit_failures: counter(&registry, &AUDIT_FAILURES),
             tenants: ArcSwap::from_pointee(tenants),
             models: FirstNames::new(MODELS_MAX),
             policies: FirstNames::new(POLICIES_MAX),
@@ -215,8 +222,15 @@ impl Metrics {
         }
     }
 
-    pub(super) fn lines_dropped(&self, log: &'static str) -> IntCounter {
-        self.lines_dropped.with_label_values(&[log])
+    /// The counters of the access log's lost lines.
+    pub(super) fn access_lost(&self) -> Lost {
+        Lost { dropped: self.lines_dropped.with_label_values(&["access"]), alarms: None }
+    }
+
+    /// The counters of the audit log's lost lines, which alarm.
+    pub(super) fn audit_lost(&self) -> Lost {
+        let alarms = ["queue", "target"].map(|reason| self.audit_failures.with_label_values(&[reason]));
+        Lost { dropped: self.lines_dropped.with_label_values(&["audit"]), alarms: Some(alarms) }
     }
 
     pub(super) fn head_refused(&self, reason: &'static str) {

@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use crate::principal::TenantId;
 
 pub use event::*;
+pub use timestamp::Timestamp;
 pub use tracing_setup::{TracingError, init_tracing};
 pub use writer::OpenError;
 
@@ -42,6 +43,18 @@ pub struct Settings {
     pub access_log: LogTarget,
     /// One line per decision that refuses or writes.
     pub audit_log: LogTarget,
+    /// What happens to calls that cannot be audited.
+    pub audit_failure: AuditFailure,
+}
+
+/// What happens to a call that changes something while the audit log cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuditFailure {
+    /// It goes on; the lost line is counted, which alarms.
+    #[default]
+    Continue,
+    /// It is refused: its line is written first, and only then does it go upstream.
+    Refuse,
 }
 
 /// Counts and writes what happens. One per process, shared by `Arc`; it outlives configuration reloads.
@@ -49,6 +62,7 @@ pub struct Telemetry {
     metrics: metrics::Metrics,
     access: Option<writer::LogWriter>,
     audit: Option<writer::LogWriter>,
+    audit_failure: AuditFailure,
 }
 
 /// One exchange in flight; dropping it ends the count.
@@ -67,9 +81,9 @@ impl Telemetry {
     /// [`OpenError`] when a log file cannot be opened.
     pub fn new(settings: Settings, tenants: impl IntoIterator<Item = TenantId>) -> Result<Arc<Self>, OpenError> {
         let metrics = metrics::Metrics::new(tenants.into_iter().collect());
-        let access = writer::LogWriter::open("access", &settings.access_log, metrics.lines_dropped("access"))?;
-        let audit = writer::LogWriter::open("audit", &settings.audit_log, metrics.lines_dropped("audit"))?;
-        Ok(Arc::new(Self { metrics, access, audit }))
+        let access = writer::LogWriter::open("access", &settings.access_log, metrics.access_lost())?;
+        let audit = writer::LogWriter::open("audit", &settings.audit_log, metrics.audit_lost())?;
+        Ok(Arc::new(Self { metrics, access, audit, audit_failure: settings.audit_failure }))
     }
 
     /// Writes the access-log line of an exchange and counts it.
@@ -84,6 +98,23 @@ impl Telemetry {
     pub fn audit(&self, event: &AuditEvent) {
         if let Some(audit) = &self.audit {
             audit.write(line::audit(event, SystemTime::now()));
+        }
+    }
+
+    /// Says whether a call that changes something must be audited before it goes upstream.
+    pub fn audits_first(&self) -> bool {
+        self.audit.is_some() && self.audit_failure == AuditFailure::Refuse
+    }
+
+    /// Writes a line of the audit log and waits until it is written (handed to the system, not synced to the disk);
+    /// `false` when it could not be, within two seconds.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the line back.
+    pub async fn audit_surely(&self, event: &AuditEvent) -> bool {
+        match &self.audit {
+            Some(audit) => audit.write_surely(line::audit(event, SystemTime::now())).await,
+            None => true,
         }
     }
 

@@ -16,7 +16,8 @@ fn tenant(name: &str) -> TenantId {
 }
 
 fn silent() -> Arc<Telemetry> {
-    let settings = Settings { access_log: LogTarget::Off, audit_log: LogTarget::Off };
+    let settings =
+        Settings { access_log: LogTarget::Off, audit_log: LogTarget::Off, audit_failure: AuditFailure::Continue };
     Telemetry::new(settings, [tenant("acme")]).unwrap()
 }
 
@@ -238,7 +239,11 @@ fn hostile_text_stays_one_line_and_short() {
 fn logs_reach_their_files_across_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
     let (access, audit) = (dir.path().join("access.jsonl"), dir.path().join("audit.jsonl"));
-    let settings = Settings { access_log: LogTarget::File(access.clone()), audit_log: LogTarget::File(audit.clone()) };
+    let settings = Settings {
+        access_log: LogTarget::File(access.clone()),
+        audit_log: LogTarget::File(audit.clone()),
+        audit_failure: AuditFailure::Continue,
+    };
     let telemetry = Telemetry::new(settings, []).unwrap();
     telemetry.exchange_finished(&exchange());
     telemetry.flush();
@@ -254,6 +259,8 @@ fn logs_reach_their_files_across_a_rotation() {
         resource: Some("Approval::a1".to_owned()),
         approvals: vec!["a1".to_owned()],
         policies: Arc::new(["approver".into()]),
+        stage: None,
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
         outcome: "ok",
     });
     drop(telemetry);
@@ -268,7 +275,7 @@ fn logs_reach_their_files_across_a_rotation() {
     let expected = json!({
         "timestamp": null, "log": "audit", "request_id": "r-2", "door": "mcp", "tenant": "acme", "subject": "alice",
         "operation": "resolve_approval", "resource": "Approval::a1", "approvals": ["a1"],
-        "policies": ["approver"], "outcome": "ok"
+        "policies": ["approver"], "client.address": "127.0.0.1", "outcome": "ok"
     });
     assert_eq!(line, expected);
 }
@@ -277,17 +284,68 @@ fn logs_reach_their_files_across_a_rotation() {
 fn a_log_that_cannot_be_opened_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("missing/access.jsonl");
-    let settings = Settings { access_log: LogTarget::File(path.clone()), audit_log: LogTarget::Off };
+    let settings = Settings {
+        access_log: LogTarget::File(path.clone()),
+        audit_log: LogTarget::Off,
+        audit_failure: AuditFailure::Continue,
+    };
     let error = Telemetry::new(settings, []).err().unwrap();
     assert_eq!(error.to_string(), format!("cannot open log file `{}`", path.display()));
 }
 
 #[test]
 fn a_full_disk_loses_lines_and_counts_them() {
-    let settings = Settings { access_log: LogTarget::File("/dev/full".into()), audit_log: LogTarget::Off };
+    let settings = Settings {
+        access_log: LogTarget::File("/dev/full".into()),
+        audit_log: LogTarget::Off,
+        audit_failure: AuditFailure::Continue,
+    };
     let telemetry = Telemetry::new(settings, []).unwrap();
     telemetry.exchange_finished(&exchange());
     telemetry.exchange_finished(&exchange());
     telemetry.flush();
     assert!(telemetry.render().lines().any(|l| l == r#"tollbridge_log_lines_dropped_total{log="access"} 2"#));
+}
+
+fn audited() -> AuditEvent {
+    AuditEvent {
+        request_id: "r-9".into(),
+        door: Door::Http,
+        tenant: Some(tenant("acme")),
+        subject: Some("alice".into()),
+        operation: Some("delete_session"),
+        resource: Some("Session::s1".to_owned()),
+        approvals: Vec::new(),
+        policies: Arc::new([]),
+        stage: Some("policy"),
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        outcome: "forbidden",
+    }
+}
+
+fn auditing(path: &str, audit_failure: AuditFailure) -> Arc<Telemetry> {
+    let audit_log = LogTarget::File(path.into());
+    Telemetry::new(Settings { access_log: LogTarget::Off, audit_log, audit_failure }, []).unwrap()
+}
+
+#[test]
+fn a_lost_audit_line_alarms() {
+    let telemetry = auditing("/dev/full", AuditFailure::Continue);
+    telemetry.audit(&audited());
+    telemetry.flush();
+    let text = telemetry.render();
+    assert!(text.lines().any(|l| l == r#"tollbridge_audit_failures_total{reason="target"} 1"#), "{text}");
+    assert!(text.lines().any(|l| l == r#"tollbridge_audit_failures_total{reason="queue"} 0"#), "{text}");
+    assert!(!telemetry.audits_first());
+}
+
+#[tokio::test]
+async fn an_audit_line_can_be_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let telemetry = auditing(path.to_str().unwrap(), AuditFailure::Refuse);
+    assert!(telemetry.audits_first() && telemetry.audit_surely(&audited()).await);
+    let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!((&line["outcome"], &line["stage"]), (&json!("forbidden"), &json!("policy")));
+    assert!(!auditing("/dev/full", AuditFailure::Refuse).audit_surely(&audited()).await);
 }

@@ -10,7 +10,7 @@ const DAY_SECONDS: u64 = 86_400;
 
 /// A moment, written as `2026-11-23T22:16:56.123Z`; moments before 1970 are written as its beginning.
 #[derive(Clone, Copy)]
-pub(super) struct Timestamp(pub(super) SystemTime);
+pub struct Timestamp(pub SystemTime);
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

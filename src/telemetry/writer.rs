@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
+use tokio::sync::oneshot;
 
 use super::LogTarget;
 
@@ -39,14 +40,25 @@ pub struct OpenError {
 /// One log with its thread.
 pub(super) struct LogWriter {
     queue: Option<SyncSender<Message>>,
-    dropped: IntCounter,
+    lost: Lost,
     thread: Option<JoinHandle<()>>,
     /// Disconnected when the thread has ended.
     ended: parking_lot::Mutex<Receiver<()>>,
 }
 
+/// Counts lost lines.
+#[derive(Clone)]
+pub(super) struct Lost {
+    /// Every line.
+    pub(super) dropped: IntCounter,
+    /// Where a lost line must alarm somebody: too many waiting, and target failed.
+    pub(super) alarms: Option<[IntCounter; 2]>,
+}
+
 enum Message {
     Line(Vec<u8>),
+    /// A line whose sender waits to hear whether it was written.
+    Sure(Vec<u8>, oneshot::Sender<bool>),
     Reopen,
     Flush(SyncSender<()>),
 }
@@ -63,7 +75,8 @@ struct Drain {
     sink: Sink,
     batch: Vec<u8>,
     lines: u64,
-    dropped: IntCounter,
+    waiting: Vec<oneshot::Sender<bool>>,
+    lost: Lost,
     failing: bool,
 }
 
@@ -71,7 +84,7 @@ struct Drain {
 
 impl LogWriter {
     /// Opens the target and starts the thread; `None` for a log that is off.
-    pub(super) fn open(log: &'static str, target: &LogTarget, dropped: IntCounter) -> Result<Option<Self>, OpenError> {
+    pub(super) fn open(log: &'static str, target: &LogTarget, lost: Lost) -> Result<Option<Self>, OpenError> {
         let (sink, path) = match target {
             LogTarget::Off => return Ok(None),
             LogTarget::Stdout => (Sink::Stdout, PathBuf::from("-")),
@@ -79,21 +92,35 @@ impl LogWriter {
         };
         let (queue, lines) = sync_channel(QUEUE_LINES);
         let (end, ended) = sync_channel(0);
-        let mut drain = Drain { log, sink, batch: Vec::new(), lines: 0, dropped: dropped.clone(), failing: false };
+        let mut drain =
+            Drain { log, sink, batch: Vec::new(), lines: 0, waiting: Vec::new(), lost: lost.clone(), failing: false };
         let body = move || {
             drain.run(&lines);
             drop(end);
         };
         let thread = std::thread::Builder::new().name(format!("log-{log}")).spawn(body);
         let thread = thread.map_err(|source| OpenError { path, source })?;
-        Ok(Some(Self { queue: Some(queue), dropped, thread: Some(thread), ended: ended.into() }))
+        Ok(Some(Self { queue: Some(queue), lost, thread: Some(thread), ended: ended.into() }))
     }
 
     /// Hands a whole line to the thread, or drops and counts it when too many wait.
     pub(super) fn write(&self, line: Vec<u8>) {
         if !self.send(Message::Line(line)) {
-            self.dropped.inc();
+            self.lost.waiting_too_long();
         }
+    }
+
+    /// Hands a whole line to the thread and waits, two seconds at most, until it is written; `false` when it is not.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the line back.
+    pub(super) async fn write_surely(&self, line: Vec<u8>) -> bool {
+        let (done, wait) = oneshot::channel();
+        if !self.send(Message::Sure(line, done)) {
+            self.lost.waiting_too_long();
+            return false;
+        }
+        matches!(tokio::time::timeout(DRAIN_DEADLINE, wait).await, Ok(Ok(true)))
     }
 
     pub(super) fn reopen(&self) {
@@ -128,6 +155,20 @@ impl Drop for LogWriter {
     }
 }
 
+// === impl Lost ===
+
+impl Lost {
+    fn waiting_too_long(&self) {
+        self.dropped.inc();
+        self.alarms.iter().for_each(|[queue, _]| queue.inc());
+    }
+
+    fn not_written(&self, lines: u64) {
+        self.dropped.inc_by(lines);
+        self.alarms.iter().for_each(|[_, target]| target.inc_by(lines));
+    }
+}
+
 // === impl Drain ===
 
 impl Drain {
@@ -149,12 +190,11 @@ impl Drain {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Line(line) => {
-                self.batch.extend_from_slice(&line);
-                self.lines += 1;
-                if self.batch.len() >= BATCH_BYTES {
-                    self.write_batch();
-                }
+            Message::Line(line) => self.gather(&line),
+            Message::Sure(line, done) => {
+                // Before the line: a full batch is written, and answered, inside.
+                self.waiting.push(done);
+                self.gather(&line);
             }
             Message::Reopen => {
                 self.write_batch();
@@ -164,6 +204,14 @@ impl Drain {
                 self.write_batch();
                 let _ = done.try_send(());
             }
+        }
+    }
+
+    fn gather(&mut self, line: &[u8]) {
+        self.batch.extend_from_slice(line);
+        self.lines += 1;
+        if self.batch.len() >= BATCH_BYTES {
+            self.write_batch();
         }
     }
 
@@ -178,10 +226,14 @@ impl Drain {
             }
             Sink::File { file, .. } => file.write_all(&self.batch),
         };
+        // Who waits no more has given up; the line stands all the same.
+        self.waiting.drain(..).for_each(|done| {
+            let _ = done.send(written.is_ok());
+        });
         match written {
             Ok(()) => self.failing = false,
             Err(error) => {
-                self.dropped.inc_by(self.lines);
+                self.lost.not_written(self.lines);
                 if !self.failing {
                     tracing::error!(log = self.log, %error, "log lines lost");
                 }

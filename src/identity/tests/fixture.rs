@@ -129,6 +129,7 @@ pub(super) fn settings(issuers: Vec<Issuer>) -> Settings {
     Settings {
         unknown_tenant: UnknownTenant::Deny,
         stream_grace: Duration::from_secs(300),
+        revoked: None,
         leeway: Duration::from_secs(30),
         issuers,
         claims: Claims::default(),

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::fixture::*;
 use crate::identity::{Algorithm, ApiKey, Identity, KeySource, Mint, Refused, UnknownTenant, mint};
-use crate::principal::{Principal, PrincipalKind};
+use crate::principal::{CredentialId, Principal, PrincipalKind};
 use crate::secret::Secret;
 
 const INVALID_TIME: Refused = Refused::Invalid("a time claim is not a whole number of seconds");
@@ -43,7 +43,7 @@ fn every_algorithm_family_makes_a_round_trip() {
             at(NOW),
         )
         .unwrap();
-        let expected = Principal::new(
+        let mut expected = Principal::new(
             PrincipalKind::User,
             "alice",
             tenant("acme"),
@@ -52,6 +52,7 @@ fn every_algorithm_family_makes_a_round_trip() {
             Some("pro".into()),
             Some(NOW + 600),
         );
+        expected.credential = Some(CredentialId { id: None, sha256: Sha256::digest(token.as_bytes()).into() });
         assert_eq!(verify(&identity, &token).as_deref(), Ok(&expected), "{algorithm}");
     }
 }
@@ -227,8 +228,9 @@ fn api_keys_are_services() {
     let api_keys = api_keys.into_iter().chain([stranger]).collect();
     let identity = Identity::new(crate::identity::Settings { api_keys, ..settings(vec![]) }, Script::of([])).unwrap();
     let ci = verify(&identity, "tb_one").unwrap();
-    let expected =
+    let mut expected =
         Principal::new(PrincipalKind::Service, "key:ci", tenant("acme"), vec!["operator".into()], vec![], None, None);
+    expected.credential = Some(CredentialId { id: None, sha256: Sha256::digest(b"tb_one").into() });
     assert_eq!(*ci, expected);
     assert_eq!(verify(&identity, "tb_two"), Err(Refused::Expired));
     assert_eq!(verify(&identity, "tb_three").unwrap().expires_at, Some(NOW + 1));
