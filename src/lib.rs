@@ -9,6 +9,7 @@ pub mod secret;
 
 // Floor 1: the edges to the world.
 pub mod outbound;
+pub mod store;
 pub mod telemetry;
 
 // Floor 2: the stages. Siblings are strangers.

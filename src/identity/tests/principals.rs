@@ -207,7 +207,10 @@ fn scopes_come_as_lists_or_words_and_nothing_else() {
     for (changes, expected) in table {
         assert_eq!(scopes(&changes), expected, "{changes}");
     }
-    assert_eq!(judged(&json!({"roles": "operator viewer"})).unwrap().roles, ["operator".into(), "viewer".into()]);
+    assert_eq!(
+        judged(&json!({"roles": "operator viewer"})).unwrap().roles,
+        ["operator", "viewer"].map(std::sync::Arc::<str>::from)
+    );
     assert_eq!(judged(&json!({"plan": ["pro"]})).unwrap().plan, None);
 }
 

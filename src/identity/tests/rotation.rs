@@ -29,7 +29,7 @@ const UNKNOWN: Refused = Refused::Invalid("issuer has no key of this id and algo
 fn keys_are_fetched_when_first_needed_and_then_kept() {
     let script = Script::of([key_set(&[plain("k1")])]);
     let identity = with_script(&script);
-    assert_eq!(identity.issuers_without_keys(), [ISSUER.into()]);
+    assert_eq!(identity.issuers_without_keys(), [std::sync::Arc::<str>::from(ISSUER)]);
     for _ in 0..3 {
         assert!(verify(&identity, &rs256("k1")).is_ok());
     }

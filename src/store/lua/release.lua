@@ -1,0 +1,5 @@
+-- Gives a claim back if it is the owner's. ARGV: owner.
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+return 1
