@@ -138,6 +138,7 @@ fn call(snapshot: &Snapshot, arguments: &ExplainArguments) -> Result<Call, Strin
         caller,
         cluster: arguments.cluster.as_deref().map(Arc::from),
         human: false,
+        tool: None,
         body,
     })
 }

@@ -14,10 +14,12 @@ mod cache;
 mod cases;
 mod clusters;
 mod identity;
+mod limits;
 mod operations;
 mod plans;
 mod policy;
 mod server;
+mod store;
 mod telemetry;
 mod tenants;
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub policy: crate::policy::Settings,
     /// Plans and who has which.
     pub quota: crate::quota::Settings,
+    /// Where shared or durable state is kept.
+    pub store: crate::store::Settings,
     /// How long approvals count.
     pub approvals: crate::gateway::ApprovalSettings,
     /// Response cache.
@@ -110,6 +114,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 fn config(root: Table<'_>) -> Option<Config> {
     let server = server::read(&root);
     let plans = plans::read(&root);
+    let store = store::read(&root, plans.store);
     let tenants = tenants::read(&root, &plans);
     let identity = identity::read(&root, &tenants, &plans);
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
@@ -137,6 +142,7 @@ fn config(root: Table<'_>) -> Option<Config> {
         tenants: tenant_clusters,
         identity: identity?,
         policy,
+        store,
         quota: tenants.quota(plans),
         approvals,
         cache,

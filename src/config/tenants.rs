@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::principal::TenantId;
-use crate::quota;
+use crate::quota::{self, Instead, Limits, Plan};
 
-use super::plans;
 use super::reader::{At, Table, Value, nearest, quoted};
+use super::{limits, plans};
 
 /// The tenants, as far as they could be read.
 pub(super) struct Read {
@@ -19,6 +19,8 @@ pub(super) struct Read {
 /// One tenant.
 pub(super) struct Tenant {
     plan: String,
+    /// Limits that replace those of the plan.
+    instead: Instead,
     /// Clusters it may use, default first; `None` means every cluster.
     pub(super) clusters: Option<Vec<At<String>>>,
 }
@@ -55,8 +57,23 @@ fn tenant(root: &Table<'_>, table: Table<'_>, at: usize, plans: &plans::Read) ->
         plans.known(root, plan, &format!("`plan` in {}", table.label()));
     }
     let clusters = table.get("clusters").and_then(|v| clusters(&v));
+    let instead = limits::read(&table);
+    keepable(&table, at, &instead, plans);
     table.close();
-    Tenant { plan: plan.map(|plan| plan.value).unwrap_or_default(), clusters }
+    Tenant { plan: plan.map(|plan| plan.value).unwrap_or_default(), instead, clusters }
+}
+
+/// Reports limits of a tenant's own that cannot be kept, or not be counted.
+fn keepable(table: &Table<'_>, at: usize, instead: &Instead, plans: &plans::Read) {
+    let limits = limits::whole(instead.clone(), Limits::default());
+    let alone = BTreeMap::from([(String::new(), Plan { limits, ..Plan::default() })]);
+    if let Err(error) = (quota::Settings { plans: alone, ..quota::Settings::default() }).check() {
+        table.source.problem(at, format!("{} cannot be kept: {}", table.label(), limits::reasons(error)), None);
+    }
+    if plans.prices.is_empty() && instead.money.as_ref().is_some_and(|budgets| !budgets.is_empty()) {
+        let help = "write `[prices.\"the model\"]` and below it `input = \"2.50\"` and `output = \"10.00\"`".to_owned();
+        table.source.problem(at, format!("{} limits money, but no model has a price", table.label()), Some(help));
+    }
 }
 
 fn clusters(value: &Value<'_>) -> Option<Vec<At<String>>> {
@@ -93,12 +110,15 @@ impl Read {
 
     /// The Settings of `quota`.
     pub(super) fn quota(self, plans: plans::Read) -> quota::Settings {
-        let tenants = self.tenants.into_iter().map(|(id, tenant)| (id, quota::TenantQuota { plan: tenant.plan }));
+        let quota = |tenant: Tenant| quota::TenantQuota { plan: tenant.plan, instead: tenant.instead };
+        let tenants = self.tenants.into_iter().map(|(id, tenant)| (id, quota(tenant)));
         quota::Settings {
             tenants: tenants.collect(),
             plans: plans.plans,
             default_plan: plans.default_plan.map(|name| name.value),
             flood: plans.flood,
+            prices: plans.prices,
+            legacy_headers: plans.legacy_headers,
         }
     }
 }

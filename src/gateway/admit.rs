@@ -18,7 +18,7 @@ use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
 use super::path::Gateway;
-use super::refusal::{Code, Refusal, Stage, limit_headers};
+use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_headers};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
@@ -93,6 +93,7 @@ pub(super) struct View {
     pub(super) door: &'static str,
     pub(super) peer: IpAddr,
     pub(super) human: bool,
+    pub(super) tool: Option<&'static str>,
 }
 
 impl Admitted {
@@ -137,9 +138,10 @@ pub(super) async fn admit(
     }
     let principal = arrival::principal(snapshot, &call.caller, &call.headers, exchange).await?;
     let cluster = arrival::cluster(snapshot, &call, &principal, operation, exchange)?;
-    let pass = arrival::spend(gateway, snapshot, &principal, operation, exchange)?;
+    let work = arrival::work(&cluster, &matched, call.tool);
+    let pass = arrival::spend(gateway, snapshot, &principal, operation, &work, exchange).await?;
     if operation.exposure.is_local() {
-        return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
+        return arrival::local(operation, snapshot, &principal, &pass).await.map(Verdict::Answered);
     }
     decide(gateway, snapshot, call, Arrived { path, matched, principal, cluster, pass }, exchange).await
 }
@@ -166,7 +168,7 @@ async fn decide(
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
-    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
+    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human, tool: call.tool };
     let ground = Ground {
         gateway,
         snapshot,
@@ -192,6 +194,9 @@ async fn decide(
     }
     let mut answer_headers = HeaderMap::with_capacity(8);
     limit_headers(&mut answer_headers, &pass.limits);
+    if snapshot.quota.has_legacy_headers() {
+        legacy_headers(&mut answer_headers, &pass.limits);
+    }
     let looked = ground.look_up(&path, &query, &payload).await;
     exchange.event.cache = looked.result();
     let fill = match looked {
@@ -200,7 +205,7 @@ async fn decide(
         Looked::Bypass => None,
     };
 
-    let lease = ground.lease()?;
+    let lease = ground.lease().await?;
     let picked = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
@@ -403,14 +408,13 @@ impl Ground<'_> {
         }
     }
 
-    fn lease(&self) -> Result<Option<Held>, Refusal> {
+    async fn lease(&self) -> Result<Option<Held>, Refusal> {
         if self.operation().cost == Cost::Light {
             return Ok(None);
         }
-        // Agents of the same name on two clusters are two agents.
-        let component = self.matched.component().map_or("", |(_, id)| id);
-        let agent = format!("{}/{component}", self.cluster.name());
-        let lease = self.snapshot.quota.lease(self.principal, &agent).map_err(arrival::refused)?;
+        let work = arrival::work(self.cluster, self.matched, self.view.tool);
+        // Boxed: most calls start no run, and each would carry its state.
+        let lease = Box::pin(self.snapshot.quota.lease(self.principal, &work)).await.map_err(arrival::refused)?;
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
     }
 

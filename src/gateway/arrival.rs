@@ -12,14 +12,14 @@ use super::call::{Answer, AnswerBody, Call, Caller};
 use super::exchange::Exchange;
 use super::explain;
 use super::path::Gateway;
-use super::refusal::{Code, Refusal, Stage, limit_headers, limit_json};
+use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_headers, limit_json};
 use super::snapshot::Snapshot;
 use super::trail::Said;
 use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Own};
 use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
 use crate::principal::Principal;
-use crate::quota::{self, Exceeded, ExceededKind, NoPlan, Pass};
+use crate::quota::{self, Exceeded, ExceededKind, NoPlan, Pass, Scope, Work};
 
 /// Guards against floods from one address, before anything is known about the caller.
 pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
@@ -118,19 +118,29 @@ pub(super) fn cluster(
     Ok(Arc::clone(cluster))
 }
 
+/// What the call works on, as limits see it.
+pub(super) fn work<'a>(cluster: &'a Cluster, matched: &'a Matched, tool: Option<&'static str>) -> Work<'a> {
+    let component = matched.component().map(|(kind, id)| (kind.plural(), id));
+    Work { cluster: cluster.name(), component, tool }
+}
+
 /// Spends one request of the caller's rate; in a dry run says what is left.
-pub(super) fn spend(
+///
+/// # Cancel safety
+/// Safe: nothing is spent before the end.
+pub(super) async fn spend(
     gateway: &Gateway,
     snapshot: &Snapshot,
     principal: &Principal,
     operation: &Operation,
+    work: &Work<'_>,
     exchange: &mut Exchange,
 ) -> Result<Pass, Refusal> {
     if exchange.rehearsal.is_some() {
-        return explain::quota(snapshot, principal, operation, exchange);
+        return Box::pin(explain::quota(snapshot, principal, operation, work, exchange)).await;
     }
-    let pass = snapshot.quota.spend(principal).map_err(refused)?;
-    for limit in &pass.limits {
+    let pass = snapshot.quota.spend(principal, work).await.map_err(refused)?;
+    for limit in pass.limits.iter().filter(|limit| limit.scope == Scope::Tenant) {
         gateway.telemetry.quota_used(&principal.tenant, limit.name, limit.used_ratio());
     }
     Ok(pass)
@@ -153,7 +163,7 @@ pub(super) fn healthy() -> Answer {
 }
 
 /// Answers an operation of the gateway's own, after identity and rate.
-pub(super) fn local(
+pub(super) async fn local(
     operation: &Operation,
     snapshot: &Snapshot,
     principal: &Principal,
@@ -161,20 +171,24 @@ pub(super) fn local(
 ) -> Result<Answer, Refusal> {
     match operation.exposure {
         Exposure::Local(Own::Health) => Ok(healthy()),
-        Exposure::Local(Own::Quota) => usage(snapshot, principal, pass),
+        Exposure::Local(Own::Quota) => usage(snapshot, principal, pass).await,
         Exposure::Local(Own::Socket) | Exposure::Offered | Exposure::Off(_) | Exposure::Facet(_) => {
             Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"))
         }
     }
 }
 
-fn usage(snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Answer, Refusal> {
+async fn usage(snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Answer, Refusal> {
     let no_plan = |e: NoPlan| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string());
-    let usage = snapshot.quota.usage(principal).map_err(no_plan)?;
+    let plan = snapshot.quota.plan_of(principal).map_err(no_plan)?;
+    let usage = snapshot.quota.usage(principal, &Work::default()).await.map_err(no_plan)?;
     let limits: Vec<_> = usage.iter().map(limit_json).collect();
-    let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "limits": limits });
+    let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "plan": plan, "limits": limits });
     let mut answer = json_answer(body.to_string());
     limit_headers(&mut answer.headers, &pass.limits);
+    if snapshot.quota.has_legacy_headers() {
+        legacy_headers(&mut answer.headers, &pass.limits);
+    }
     Ok(answer)
 }
 
@@ -198,6 +212,11 @@ fn exceeded(exceeded: Exceeded) -> Refusal {
         ExceededKind::Rate => Code::RateLimited,
         ExceededKind::Runs => Code::TooManyRuns,
         ExceededKind::Budget => Code::BudgetExhausted,
+        ExceededKind::Unknown => {
+            let refusal = Refusal::new(Code::Overloaded, Stage::Quota).because("the store of limits is out of reach");
+            return Refusal { retry_after: Some(exceeded.retry_after), ..refusal }
+                .saying("the limits of your tenant cannot be checked now");
+        }
     };
     let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
     refusal.retry_after = Some(exceeded.retry_after);

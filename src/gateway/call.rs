@@ -72,6 +72,8 @@ pub struct Call {
     pub cluster: Option<Arc<str>>,
     /// What an MCP client claims: a person confirmed this call. Never sufficient alone.
     pub human: bool,
+    /// The MCP tool that makes the call, for its limits.
+    pub tool: Option<&'static str>,
     /// Request body.
     pub body: Inbound,
 }

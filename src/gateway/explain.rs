@@ -19,7 +19,7 @@ use crate::agentos::{Caching, CanonicalPath, Cost, Matched, Operation};
 use crate::cluster::Cluster;
 use crate::policy::{ADMIN_SCOPE, Decision, Policies};
 use crate::principal::Principal;
-use crate::quota::Pass;
+use crate::quota::{Pass, Work};
 
 /// The roles that the shipped policies know.
 const ROLES: [&str; 5] = ["viewer", "operator", "approver", "admin", "platform_admin"];
@@ -87,21 +87,22 @@ pub(super) fn cluster(cluster: &Cluster) -> Value {
 ///
 /// # Errors
 /// As spending and leasing: no plan, or a limit with nothing left that the operation needs.
-pub(super) fn quota(
+pub(super) async fn quota(
     snapshot: &Snapshot,
     principal: &Principal,
     operation: &Operation,
+    work: &Work<'_>,
     exchange: &mut Exchange,
 ) -> Result<Pass, Refusal> {
     let no_plan = |e: crate::quota::NoPlan| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string());
     let plan = snapshot.quota.plan_of(principal).map_err(no_plan)?;
-    let limits = snapshot.quota.usage(principal).map_err(no_plan)?;
+    let limits = snapshot.quota.usage(principal, work).await.map_err(no_plan)?;
     let facts = json!({ "plan": plan, "limits": limits.iter().map(limit_json).collect::<Vec<_>>() });
     let is_run = operation.cost == Cost::Model;
     let used_up = limits.iter().find_map(|limit| {
         let code = match limit.name {
             "concurrent_runs" => Code::TooManyRuns,
-            name if name.starts_with("tokens") => Code::BudgetExhausted,
+            name if name.starts_with("tokens") || name.starts_with("money") => Code::BudgetExhausted,
             _ => Code::RateLimited,
         };
         (limit.remaining == 0 && (is_run || code == Code::RateLimited)).then_some((code, limit))
@@ -109,7 +110,7 @@ pub(super) fn quota(
     if let Some((code, limit)) = used_up {
         exchange.note("quota", Said::Refused, || facts);
         let mut refusal =
-            Refusal::new(code, Stage::Quota).because(format!("`{}` of plan `{plan}` is used up", limit.name));
+            Refusal::new(code, Stage::Quota).because(format!("`{}` of plan `{plan}` is used up", limit.full_name()));
         refusal.retry_after = Some(limit.reset);
         return Err(refusal);
     }

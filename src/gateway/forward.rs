@@ -187,7 +187,7 @@ fn settle_whole(
         return;
     }
     if status.is_success() {
-        lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
+        lease.commit(&usage);
     } else if status.is_client_error() {
         lease.waive();
     }

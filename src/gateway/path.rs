@@ -18,7 +18,7 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
-use super::refusal::{Code, Refusal, Stage};
+use super::refusal::{Code, Refusal, Stage, legacy_headers};
 use super::runs::Runs;
 use super::snapshot::Snapshot;
 use crate::agentos::{Cost, Reply};
@@ -149,7 +149,11 @@ impl Gateway {
             }
             Err(refusal) => {
                 exchange.refused(&refusal);
-                refusal.answer(&id)
+                let mut answer = refusal.answer(&id);
+                if let Some(limit) = refusal.limit.as_deref().filter(|_| snapshot.quota.has_legacy_headers()) {
+                    legacy_headers(&mut answer.headers, std::slice::from_ref(limit));
+                }
+                answer
             }
         }
     }

@@ -250,12 +250,20 @@ pub(super) fn limit_headers(headers: &mut HeaderMap, limits: &[LimitState]) {
     }
 }
 
+/// Writes `X-RateLimit-*` for clients that know no other: of the limit with the least left, its reset in seconds.
+pub(super) fn legacy_headers(headers: &mut HeaderMap, limits: &[LimitState]) {
+    let Some(tightest) = limits.iter().min_by_key(|limit| limit.remaining) else { return };
+    headers.insert("x-ratelimit-limit", HeaderValue::from(tightest.limit));
+    headers.insert("x-ratelimit-remaining", HeaderValue::from(tightest.remaining));
+    headers.insert("x-ratelimit-reset", HeaderValue::from(ceil_seconds(tightest.reset)));
+}
+
 pub(super) fn limit_json(limit: &LimitState) -> serde_json::Value {
     serde_json::json!({
-        "name": limit.name,
+        "name": limit.full_name(),
         "limit": limit.limit,
         "remaining": limit.remaining,
-        "used": limit.limit.saturating_sub(limit.remaining),
+        "used": limit.used,
         "window_s": limit.window.as_secs(),
         "reset_s": ceil_seconds(limit.reset),
     })

@@ -13,9 +13,9 @@ use super::path::Gateway;
 use crate::agentos::{Kind, RunStatus};
 use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
 use crate::principal::TenantId;
-use crate::quota::Lease;
+use crate::quota::{Growth, Lease, ModelSpent};
 use crate::telemetry::Telemetry;
-use crate::usage::Meter;
+use crate::usage::{Meter, ModelUsage, UsageRecord};
 
 /// Most learned run ids.
 const LEARNED_MAX: u64 = 100_000;
@@ -54,18 +54,14 @@ impl Held {
     }
 
     /// Notes what the run has used so far, in all.
-    pub(super) fn grow(&mut self, tokens: u64) {
-        self.lease.grow(tokens);
+    pub(super) fn grow(&mut self, models: &[ModelUsage]) -> Growth {
+        self.lease.grow(models.iter().map(spent))
     }
 
-    /// Charges what the run has used.
-    pub(super) fn commit(&mut self, tokens: u64) {
-        self.lease.commit(tokens);
-    }
-
-    /// Tokens reserved now.
-    pub(super) fn reserved(&self) -> u64 {
-        self.lease.reserved()
+    /// Charges what the run has used; what was reserved where AgentOS did not report all of it.
+    pub(super) fn commit(&mut self, usage: &UsageRecord) {
+        let at_least = if usage.incomplete { self.lease.reserved() } else { 0 };
+        self.lease.commit(usage.models.iter().map(spent), at_least);
     }
 
     /// Charges nothing: no model was called.
@@ -78,6 +74,10 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.telemetry.runs_active(&self.tenant, -1);
     }
+}
+
+fn spent(model: &ModelUsage) -> ModelSpent<'_> {
+    ModelSpent { model: &model.model, input: model.input, output: model.output }
 }
 
 // === impl Runs ===
@@ -122,7 +122,7 @@ pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
             meter.json(row.to_string().as_bytes());
             let usage = meter.finish();
             // A cancelled run reports no tokens: ending it just before its end must not make it free.
-            run.lease.commit(if usage.incomplete { usage.tokens().max(run.lease.reserved()) } else { usage.tokens() });
+            run.lease.commit(&usage);
             return;
         }
     }

@@ -22,6 +22,7 @@ use super::refusal::{Code, Refusal, Stage};
 use super::strip::UserStripper;
 use crate::agentos::Cost;
 use crate::outbound::{BodyError, ResponseBody};
+use crate::quota::Growth;
 use crate::usage::Meter;
 
 /// Silence after which a comment tells proxies and clients that the stream lives.
@@ -34,6 +35,10 @@ pub(super) struct Settlement {
     admitted: Admitted,
     exchange: Exchange,
     meter: Meter,
+    /// Tokens that the lease was told of.
+    charged: u64,
+    /// A budget is used up, and the plan says to cut.
+    overdrawn: bool,
     learned: bool,
     ended: bool,
 }
@@ -99,7 +104,16 @@ struct Opaque {
 
 impl Settlement {
     pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
-        Self { gateway, admitted, exchange, meter: Meter::new(), learned: false, ended: false }
+        Self {
+            gateway,
+            admitted,
+            exchange,
+            meter: Meter::new(),
+            charged: 0,
+            overdrawn: false,
+            learned: false,
+            ended: false,
+        }
     }
 
     fn stripper(&self) -> UserStripper {
@@ -134,8 +148,11 @@ impl Settlement {
             self.exchange.event.run_id = Some(run.run_id.clone());
         }
         let seen = self.meter.tokens_so_far();
-        if let Some(lease) = &mut self.admitted.lease {
-            lease.grow(seen);
+        if seen > self.charged
+            && let Some(lease) = &mut self.admitted.lease
+        {
+            self.charged = seen;
+            self.overdrawn |= lease.grow(self.meter.models_so_far()) == Growth::Cut;
         }
     }
 
@@ -153,7 +170,7 @@ impl Settlement {
             "event": "error",
             "code": refusal.code.row().code,
             "run_id": self.exchange.event.run_id,
-            "retry": !matches!(refusal.code, Code::TokenExpired | Code::Unauthenticated) && self.admitted.operation().cost == Cost::Light,
+            "retry": !matches!(refusal.code, Code::TokenExpired | Code::Unauthenticated | Code::BudgetExhausted) && self.admitted.operation().cost == Cost::Light,
         });
         let mut event = BytesMut::new();
         if line_open {
@@ -172,7 +189,7 @@ impl Drop for Settlement {
         if let Some(mut lease) = self.admitted.lease.take()
             && terminal
         {
-            lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
+            lease.commit(&usage);
         }
         if !self.ended {
             self.exchange.abandoned();
@@ -235,6 +252,11 @@ impl Body for Events {
         if this.upstream.is_some() && this.deadline.as_mut().poll(cx).is_ready() {
             let code = if this.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
             return this.cut(&Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        }
+        // Not at the run's own end: what it used is used.
+        if this.upstream.is_some() && this.settlement.overdrawn && this.settlement.meter.terminal().is_none() {
+            let refusal = Refusal::new(Code::BudgetExhausted, Stage::Quota);
+            return this.cut(&refusal.because("the budget ran out during the run"));
         }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };

@@ -33,6 +33,8 @@ pub(super) struct Asker {
     pub(super) carrier: Carrier,
     /// `traceparent` and `tracestate` of the MCP request.
     pub(super) trace: HeaderMap,
+    /// The tool that asks, for its limits.
+    pub(super) tool: Option<&'static str>,
 }
 
 /// What is asked.
@@ -73,6 +75,8 @@ pub(super) struct Refused {
     pub(super) request_id: Option<String>,
     /// From `Retry-After`.
     pub(super) retry_after: Option<u64>,
+    /// The limit that was met, in words.
+    pub(super) limit: Option<String>,
 }
 
 // === impl Asker ===
@@ -127,6 +131,7 @@ impl Asker {
             caller: Caller::Verified(Arc::clone(&self.principal)),
             cluster: Some(Arc::clone(&ask.cluster)),
             human: false,
+            tool: self.tool,
             body,
         }
     }
@@ -190,6 +195,9 @@ impl Failure {
 impl Refused {
     fn text(&self) -> String {
         let mut text = format!("{}: {}", self.code, self.detail);
+        if let Some(limit) = &self.limit {
+            text.push_str(&format!(". {limit}"));
+        }
         if let Some(seconds) = self.retry_after {
             text.push_str(&format!(". Retry after {seconds} s"));
         }
@@ -217,9 +225,23 @@ pub(super) async fn failure(answer: Answer) -> Failure {
             help: field("help"),
             request_id: field("request_id"),
             retry_after,
+            limit: problem.get("limit").and_then(limit_in_words),
         }),
         None => Failure::Upstream { status: status.as_u16(), detail: upstream_detail(status, &problem) },
     }
+}
+
+/// A limit as a model can act on it: how much, used how far, and when there is more.
+fn limit_in_words(limit: &Value) -> Option<String> {
+    let number = |name: &str| limit.get(name).and_then(Value::as_u64);
+    let name = limit.get("name").and_then(Value::as_str)?.replace('_', " ");
+    let window = match number("window_s") {
+        Some(0) | None => " at once".to_owned(),
+        Some(seconds) => format!(" per {seconds} s"),
+    };
+    let again = number("reset_s").filter(|_| number("window_s") != Some(0));
+    let again = again.map_or_else(String::new, |seconds| format!(", all of it again in {seconds} s"));
+    Some(format!("Limit `{name}`: {}{window}, {} used{again}", number("limit")?, number("used")?))
 }
 
 /// What AgentOS said, where it is meant for callers: 500 bodies hold exception texts in 2.x.

@@ -72,10 +72,11 @@ impl ServerHandler for Bridge {
         request: CallToolRequestParams,
         cx: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let (visit, progress) = Visit::of(&self.0, &cx)?;
+        let (mut visit, progress) = Visit::of(&self.0, &cx)?;
         let tool = tools::find(&request.name).filter(|tool| visit.narrowing.allows(tool)).ok_or_else(|| {
             ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
         })?;
+        visit.asker.tool = Some(tool.name);
         let arguments = Value::Object(request.arguments.unwrap_or_default());
         let call = Box::pin(tools::call(tool, &visit, progress, arguments));
         // The library answers nothing when a handler panics: its client would wait for ever.

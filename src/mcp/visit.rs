@@ -59,7 +59,7 @@ impl Visit {
         let path = Arc::clone(&inner.path);
         let visit = Self {
             inner: Arc::clone(inner),
-            asker: Asker { path, principal, carrier, trace: trace(cx) },
+            asker: Asker { path, principal, carrier, trace: trace(cx), tool: None },
             narrowing,
             clusters,
             ct: cx.ct.clone(),

@@ -232,6 +232,7 @@ impl HttpDoor {
                     caller: Caller::ByHeaders,
                     cluster: None,
                     human: false,
+                    tool: None,
                     body,
                 };
                 // Boxed: what admission needed is freed before an answer streams for hours.

@@ -310,6 +310,7 @@ impl Conversation {
             caller: Caller::ByHeaders,
             cluster: None,
             human: false,
+            tool: None,
             body: Inbound::Full(body.into()),
         };
         let (gateway, events) = (Arc::clone(&self.gateway), self.events.clone());

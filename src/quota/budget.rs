@@ -1,28 +1,61 @@
-//! Owns the token ledger of one account: what was used today and this month, and what is reserved.
+//! Owns the ledger of one account: what was used in each period, and what is reserved.
 //! Does not estimate runs (`estimate`) and reads no clock: callers pass wall-clock seconds.
 //! Invariant: a reservation is never larger than what is left when it is made.
 
 use std::time::Duration;
 
 use super::calendar::{DAY_SECS, Day, Month};
-use super::limit::LimitState;
+use super::limit::{LimitState, Scope};
+use super::money::Amount;
+use super::settings::{Budget, Period, Unit};
 
-/// The budgets of a plan; `None` means unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Budgets {
-    pub(super) per_day: Option<u64>,
-    pub(super) per_month: Option<u64>,
+/// When a budget is only reserved, not used up: a run in flight may end at any moment.
+const RESERVED_WAIT: Duration = Duration::from_secs(5);
+const HOUR_SECS: u64 = 3_600;
+/// The hours that a rolling day touches, the current one included: never fewer than 24 whole ones.
+const HOURS: usize = 25;
+/// The same for 30 days.
+const DAYS: usize = 31;
+
+/// Who counts with us, and how far we may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// This process counts for itself.
+    Alone,
+    /// Others count too; `others` says what they have.
+    Among,
+    /// Others count too, but are out of sight since the loss of this number: we may have one of so many parts of
+    /// what was left.
+    Cut { parts: u64, loss: u64 },
 }
 
-/// Tokens used and reserved by the runs of one account.
+/// What was used and reserved by the runs of one account.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Ledger {
     latest: u64,
     day: Day,
     month: Month,
-    used_in_day: u64,
-    used_in_month: u64,
-    reserved: u64,
+    in_day: Amount,
+    in_month: Amount,
+    reserved: Amount,
+    rolling: Option<Box<Rolling>>,
+    /// What others have in each period, corrections by hand included. Absent is nothing.
+    others: Option<Box<Others>>,
+}
+
+/// Rings of hours and days.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rolling {
+    hours: [Amount; HOURS],
+    days: [Amount; DAYS],
+}
+
+/// By period: tokens and millionths.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Others {
+    known: [(i64, i64); 4],
+    /// Our own amounts when the loss of this number began.
+    at_loss: Option<(u64, [Amount; 4])>,
 }
 
 /// A budget has nothing left.
@@ -33,94 +66,340 @@ pub(super) struct Spent {
     pub(super) wait: Duration,
 }
 
-/// When a budget is only reserved, not used up: a run in flight may end at any moment.
-const RESERVED_WAIT: Duration = Duration::from_secs(5);
+/// The part of a period that is stated to a store: its number there, our amount in it with what is reserved, and when
+/// it no longer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stated {
+    pub(super) number: u64,
+    pub(super) amount: Amount,
+    pub(super) expires: u64,
+}
+
+// === impl Period, Budget, Unit ===
+
+impl Period {
+    /// Every period.
+    pub(super) const ALL: [Self; 4] = [Self::Day, Self::Month, Self::Last24Hours, Self::Last30Days];
+
+    const fn index(self) -> usize {
+        match self {
+            Self::Day => 0,
+            Self::Month => 1,
+            Self::Last24Hours => 2,
+            Self::Last30Days => 3,
+        }
+    }
+
+    pub(super) const fn is_rolling(self) -> bool {
+        matches!(self, Self::Last24Hours | Self::Last30Days)
+    }
+}
+
+impl Unit {
+    pub(super) fn of(self, amount: Amount) -> u64 {
+        match self {
+            Self::Tokens => amount.tokens,
+            Self::Money => amount.micros,
+        }
+    }
+}
+
+impl Budget {
+    /// How it is called in headers.
+    pub(super) const fn name(&self) -> &'static str {
+        match (self.unit, self.period) {
+            (Unit::Tokens, Period::Day) => "tokens_per_day",
+            (Unit::Tokens, Period::Month) => "tokens_per_month",
+            (Unit::Tokens, Period::Last24Hours) => "tokens_per_24_hours",
+            (Unit::Tokens, Period::Last30Days) => "tokens_per_30_days",
+            (Unit::Money, Period::Day) => "money_per_day",
+            (Unit::Money, Period::Month) => "money_per_month",
+            (Unit::Money, Period::Last24Hours) => "money_per_24_hours",
+            (Unit::Money, Period::Last30Days) => "money_per_30_days",
+        }
+    }
+}
+
+// === impl Ledger ===
 
 impl Ledger {
-    /// Reserves `estimate` tokens, or all that is left when that is less.
+    /// Says which budget has nothing left, the one that takes longest to come back.
+    pub(super) fn spent(&mut self, budgets: &[Budget], scope: Scope, reach: Reach, now: u64) -> Option<Spent> {
+        self.turn(now);
+        let states = budgets.iter().map(|budget| (budget, self.state(budget, scope, reach)));
+        let empty = states.filter(|(_, state)| state.remaining == 0);
+        let (budget, limit) = empty.max_by_key(|(_, state)| state.reset)?;
+        let in_use = limit.used.saturating_sub(budget.unit.of(self.reserved));
+        let wait = if in_use < limit.limit { RESERVED_WAIT } else { limit.reset };
+        Some(Spent { limit, wait })
+    }
+
+    /// What is left of all budgets together; without a budget there is no end.
     ///
     /// Departure: a run is let in when anything is left, so that the tail of a budget is usable and
     /// a budget below the estimate is not a refusal for ever. What the run uses beyond its
     /// reservation is overspent, as for every run.
-    pub(super) fn reserve(&mut self, budgets: Budgets, estimate: u64, now: u64) -> Result<u64, Spent> {
+    pub(super) fn left(&mut self, budgets: &[Budget], reach: Reach, now: u64) -> Amount {
         self.turn(now);
-        let spent = self.limits(budgets, now).filter(|limit| limit.remaining == 0).max_by_key(|limit| limit.reset);
-        if let Some(limit) = spent {
-            let used = if limit.name == PER_DAY { self.used_in_day } else { self.used_in_month };
-            let wait = if used < limit.limit { RESERVED_WAIT } else { limit.reset };
-            return Err(Spent { limit, wait });
+        let mut left = Amount { tokens: u64::MAX, micros: u64::MAX };
+        for budget in budgets {
+            let remaining = self.state(budget, Scope::Tenant, reach).remaining;
+            match budget.unit {
+                Unit::Tokens => left.tokens = left.tokens.min(remaining),
+                Unit::Money => left.micros = left.micros.min(remaining),
+            }
         }
-        let left = self.limits(budgets, now).map(|limit| limit.remaining).min().unwrap_or(u64::MAX);
-        let reserved = estimate.min(left);
-        self.reserved = self.reserved.saturating_add(reserved);
-        Ok(reserved)
+        left
     }
 
-    /// Reserves more for a run in flight, which is known to have used it.
-    pub(super) fn grow(&mut self, more: u64) {
-        self.reserved = self.reserved.saturating_add(more);
+    /// Reserves for a run.
+    pub(super) fn reserve(&mut self, amount: Amount) {
+        self.reserved = self.reserved.plus(amount);
     }
 
-    /// Gives a reservation back and charges what the run used to the current day and month.
-    pub(super) fn settle(&mut self, reserved: u64, used: u64, now: u64) {
+    /// Gives a reservation back and charges what the run used to the current periods.
+    pub(super) fn settle(&mut self, reserved: Amount, used: Amount, now: u64) {
         self.turn(now);
-        self.reserved = self.reserved.saturating_sub(reserved);
-        self.used_in_day = self.used_in_day.saturating_add(used);
-        self.used_in_month = self.used_in_month.saturating_add(used);
+        self.reserved = self.reserved.minus(reserved);
+        self.in_day = self.in_day.plus(used);
+        self.in_month = self.in_month.plus(used);
+        let (hour, day) = (ring(now / HOUR_SECS, HOURS), ring(now / DAY_SECS, DAYS));
+        if let Some(rolling) = &mut self.rolling {
+            if let Some(slot) = rolling.hours.get_mut(hour) {
+                *slot = slot.plus(used);
+            }
+            if let Some(slot) = rolling.days.get_mut(day) {
+                *slot = slot.plus(used);
+            }
+        }
     }
 
-    /// The states of the budgets that the plan has, days first.
-    pub(super) fn states(&mut self, budgets: Budgets, now: u64) -> impl Iterator<Item = LimitState> {
+    /// Notes what all others have in a period, in one unit.
+    pub(super) fn know(&mut self, period: Period, unit: Unit, others: i64) {
+        if others == 0 && self.others.is_none() {
+            return;
+        }
+        if let Some(known) = self.others.get_or_insert_default().known.get_mut(period.index()) {
+            match unit {
+                Unit::Tokens => known.0 = others,
+                Unit::Money => known.1 = others,
+            }
+        }
+    }
+
+    /// Corrects what is used in all periods by hand, in this process alone.
+    pub(super) fn correct(&mut self, unit: Unit, correction: crate::store::Correction, now: u64) {
         self.turn(now);
-        self.limits(budgets, now)
+        for period in Period::ALL {
+            let (others, mine) = (
+                self.others(period, unit),
+                i64::try_from(unit.of(self.mine(period, Reach::Alone))).unwrap_or(i64::MAX),
+            );
+            let others = match correction {
+                crate::store::Correction::By(by) => others.saturating_add(by),
+                crate::store::Correction::To(sum) => sum.saturating_sub(mine),
+            };
+            self.know(period, unit, others);
+        }
+    }
+
+    /// Keeps rings from now on: a plan has a rolling budget.
+    pub(super) fn roll(&mut self) {
+        self.rolling.get_or_insert_with(|| {
+            Box::new(Rolling { hours: [Amount::default(); HOURS], days: [Amount::default(); DAYS] })
+        });
+    }
+
+    /// The states of the budgets, in their order.
+    pub(super) fn states(&mut self, budgets: &[Budget], scope: Scope, reach: Reach, now: u64) -> Vec<LimitState> {
+        self.turn(now);
+        budgets.iter().map(|budget| self.state(budget, scope, reach)).collect()
+    }
+
+    /// What a store is told about a period.
+    pub(super) fn stated(&mut self, period: Period, now: u64) -> Stated {
+        self.turn(now);
+        let now = self.latest;
+        let (number, expires) = match period {
+            Period::Day => (self.day.number(), self.day.end()),
+            Period::Month => (self.month.number(), self.month.end()),
+            Period::Last24Hours => (now / HOUR_SECS, (now / HOUR_SECS + HOURS as u64) * HOUR_SECS),
+            Period::Last30Days => (now / DAY_SECS, (now / DAY_SECS + DAYS as u64) * DAY_SECS),
+        };
+        Stated { number, amount: self.mine(period, Reach::Among).plus(self.reserved), expires }
+    }
+
+    /// Says whether anything was ever charged in rolling periods.
+    pub(super) fn rolls(&self) -> bool {
+        self.rolling.is_some()
+    }
+
+    /// Says whether money is in use.
+    pub(super) fn has_money(&self) -> bool {
+        self.in_month.micros > 0 || self.reserved.micros > 0
     }
 
     /// Says whether forgetting this ledger would change no decision.
     pub(super) fn is_idle(&self, now: u64) -> bool {
-        self.reserved == 0 && (self.used_in_month == 0 || Month::of(now) > self.month)
+        let unused = self.in_month.is_zero() && self.others.is_none();
+        let rolled = self.rolling.is_none() || now > self.latest.saturating_add(DAYS as u64 * DAY_SECS);
+        self.reserved.is_zero() && (unused || Month::of(now) > self.month) && rolled
     }
 
-    /// Begins a new day or month when the wall clock reached one.
+    /// Begins new periods when the wall clock reached them.
     ///
     /// A clock that is set back does not begin a period a second time: up to one day back, time
     /// stands still; further back (the clock was wrong before) the earlier period is taken over
     /// with its counters.
     fn turn(&mut self, now: u64) {
-        if now >= self.latest {
+        let forward = now >= self.latest;
+        if !forward && self.latest - now <= DAY_SECS {
+            return;
+        }
+        if forward {
             if Day::of(now) > self.day {
-                self.used_in_day = 0;
+                self.in_day = Amount::default();
+                self.forget(Period::Day);
             }
             if Month::of(now) > self.month {
-                self.used_in_month = 0;
+                self.in_month = Amount::default();
+                self.forget(Period::Month);
             }
-        } else if self.latest - now <= DAY_SECS {
-            return;
+            self.roll_on(now);
         }
         self.latest = now;
         self.day = Day::of(now);
         self.month = Month::of(now);
     }
 
-    fn limits(&self, budgets: Budgets, now: u64) -> impl Iterator<Item = LimitState> + use<> {
-        let state = |name, limit: u64, used: u64, start: u64, end: u64| LimitState {
-            name,
-            limit,
-            remaining: limit.saturating_sub(used.saturating_add(self.reserved)),
-            window: Duration::from_secs(end.saturating_sub(start)),
-            reset: Duration::from_secs(end.saturating_sub(now)),
+    /// Empties the slots of hours and days that begin.
+    fn roll_on(&mut self, now: u64) {
+        let latest = self.latest;
+        let Some(rolling) = &mut self.rolling else { return };
+        let mut left = [(0_i64, 0_i64); 2];
+        for (i, (slots, secs)) in
+            [(&mut rolling.hours[..], HOUR_SECS), (&mut rolling.days[..], DAY_SECS)].into_iter().enumerate()
+        {
+            let (from, to) = (latest / secs, now / secs);
+            if to > from
+                && let (Some(slot), Some(left)) = (slots.get(ring(from, slots.len())), left.get_mut(i))
+            {
+                *left = signed(*slot);
+            }
+            for number in from + 1..=to.min(from + slots.len() as u64) {
+                let at = ring(number, slots.len());
+                if let Some(slot) = slots.get_mut(at) {
+                    *slot = Amount::default();
+                }
+            }
+        }
+        // What we stated about the slot that ended stands in the store beside our next one.
+        if let Some(others) = &mut self.others {
+            for (known, left) in others.known.iter_mut().skip(2).zip(left) {
+                *known = (known.0.saturating_add(left.0), known.1.saturating_add(left.1));
+            }
+        }
+    }
+
+    fn forget(&mut self, period: Period) {
+        if let Some(others) = &mut self.others {
+            if let Some(known) = others.known.get_mut(period.index()) {
+                *known = (0, 0);
+            }
+            others.at_loss = None;
+            if others.known.iter().all(|known| *known == (0, 0)) {
+                self.others = None;
+            }
+        }
+    }
+
+    /// What this process used in a period. Among others, a rolling period is the current slot: the others' sum has
+    /// the earlier ones.
+    fn mine(&self, period: Period, reach: Reach) -> Amount {
+        let sum = |slots: &[Amount], secs: u64| match reach {
+            Reach::Alone => slots.iter().fold(Amount::default(), |sum, slot| sum.plus(*slot)),
+            Reach::Among | Reach::Cut { .. } => {
+                slots.get(ring(self.latest / secs, slots.len())).copied().unwrap_or_default()
+            }
         };
-        let (day_end, month) = (self.day.end(), self.month);
-        let per_day = budgets
-            .per_day
-            .map(|limit| state(PER_DAY, limit, self.used_in_day, day_end.saturating_sub(DAY_SECS), day_end));
-        let per_month =
-            budgets.per_month.map(|limit| state(PER_MONTH, limit, self.used_in_month, month.start(), month.end()));
-        per_day.into_iter().chain(per_month)
+        match (period, &self.rolling) {
+            (Period::Day, _) => self.in_day,
+            (Period::Month, _) => self.in_month,
+            (Period::Last24Hours, Some(rolling)) => sum(&rolling.hours, HOUR_SECS),
+            (Period::Last30Days, Some(rolling)) => sum(&rolling.days, DAY_SECS),
+            (Period::Last24Hours | Period::Last30Days, None) => Amount::default(),
+        }
+    }
+
+    fn others(&self, period: Period, unit: Unit) -> i64 {
+        let known = self.others.as_ref().and_then(|others| others.known.get(period.index()).copied());
+        let (tokens, micros) = known.unwrap_or_default();
+        match unit {
+            Unit::Tokens => tokens,
+            Unit::Money => micros,
+        }
+    }
+
+    /// Remembers what we had when the store was lost.
+    pub(super) fn lose(&mut self, loss: u64, now: u64) {
+        self.turn(now);
+        if self.others.as_ref().and_then(|others| others.at_loss).is_some_and(|(known, _)| known == loss) {
+            return;
+        }
+        let reach = Reach::Cut { parts: 1, loss };
+        let had = Period::ALL.map(|period| self.mine(period, reach).plus(self.reserved));
+        self.others.get_or_insert_default().at_loss = Some((loss, had));
+    }
+
+    fn state(&self, budget: &Budget, scope: Scope, reach: Reach) -> LimitState {
+        let (period, unit) = (budget.period, budget.unit);
+        let mine = unit.of(self.mine(period, reach).plus(self.reserved));
+        let others = self.others(period, unit);
+        let used = u64::try_from(i128::from(mine).saturating_add(i128::from(others)).max(0)).unwrap_or(u64::MAX);
+        let room = i128::from(budget.limit) - i128::from(mine) - i128::from(others);
+        let room = match reach {
+            Reach::Alone | Reach::Among => room,
+            Reach::Cut { parts, loss } => {
+                let at_loss =
+                    self.others.as_ref().and_then(|others| others.at_loss).filter(|(known, _)| *known == loss);
+                let had = at_loss.and_then(|(_, had)| had.get(period.index()).copied()).unwrap_or_default();
+                let since = i128::from(mine) - i128::from(unit.of(had));
+                (room + since) / i128::from(parts.max(1)) - since
+            }
+        };
+        let (window, end) = self.window(period);
+        LimitState {
+            scope,
+            name: budget.name(),
+            limit: budget.limit,
+            used,
+            remaining: u64::try_from(room.max(0)).unwrap_or(u64::MAX),
+            window: Duration::from_secs(window),
+            reset: Duration::from_secs(end.saturating_sub(self.latest)),
+        }
+    }
+
+    /// Length of a period, and when it ends; a rolling one gives back at the end of each slot.
+    fn window(&self, period: Period) -> (u64, u64) {
+        let now = self.latest;
+        match period {
+            Period::Day => (DAY_SECS, self.day.end()),
+            Period::Month => (self.month.end().saturating_sub(self.month.start()), self.month.end()),
+            Period::Last24Hours => (DAY_SECS, (now / HOUR_SECS + 1) * HOUR_SECS),
+            Period::Last30Days => (30 * DAY_SECS, (now / DAY_SECS + 1) * DAY_SECS),
+        }
     }
 }
 
-const PER_DAY: &str = "tokens_per_day";
-const PER_MONTH: &str = "tokens_per_month";
+/// The slot of a number; a ring is never empty.
+fn ring(number: u64, slots: usize) -> usize {
+    usize::try_from(number % (slots.max(1) as u64)).unwrap_or(0)
+}
+
+fn signed(amount: Amount) -> (i64, i64) {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    (signed(amount.tokens), signed(amount.micros))
+}
 
 #[cfg(test)]
 mod tests {
@@ -129,14 +408,35 @@ mod tests {
     const NOON: u64 = 1_735_646_400; // 2024-12-31T12:00:00Z
     const MIDNIGHT: u64 = 1_735_689_600; // 2025-01-01T00:00:00Z
 
-    fn budgets(per_day: u64, per_month: u64) -> Budgets {
-        Budgets { per_day: Some(per_day), per_month: Some(per_month) }
+    fn budget(period: Period, limit: u64) -> Budget {
+        Budget { unit: Unit::Tokens, period, limit }
+    }
+
+    fn budgets(per_day: u64, per_month: u64) -> [Budget; 2] {
+        [budget(Period::Day, per_day), budget(Period::Month, per_month)]
+    }
+
+    fn tokens(tokens: u64) -> Amount {
+        Amount { tokens, micros: 0 }
+    }
+
+    fn reserve(ledger: &mut Ledger, budgets: &[Budget], estimate: u64, now: u64) -> Result<u64, Spent> {
+        if let Some(spent) = ledger.spent(budgets, Scope::Tenant, Reach::Alone, now) {
+            return Err(spent);
+        }
+        let reserved = estimate.min(ledger.left(budgets, Reach::Alone, now).tokens);
+        ledger.reserve(tokens(reserved));
+        Ok(reserved)
+    }
+
+    fn settle(ledger: &mut Ledger, reserved: u64, used: u64, now: u64) {
+        ledger.settle(tokens(reserved), tokens(used), now);
     }
 
     fn used(ledger: &mut Ledger, now: u64) -> (u64, u64) {
-        let states: Vec<_> = ledger.states(budgets(1_000, 1_000), now).map(|s| 1_000 - s.remaining).collect();
+        let states = ledger.states(&budgets(1_000, 1_000), Scope::Tenant, Reach::Alone, now);
         match states.as_slice() {
-            [day, month] => (*day, *month),
+            [day, month] => (day.used, month.used),
             other => panic!("{other:?}"),
         }
     }
@@ -144,40 +444,42 @@ mod tests {
     #[test]
     fn a_reservation_takes_no_more_than_is_left() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.reserve(budgets(800, 10_000), 500, NOON), Ok(500));
-        assert_eq!(ledger.reserve(budgets(800, 10_000), 500, NOON), Ok(300));
-        let spent = ledger.reserve(budgets(800, 10_000), 500, NOON).expect_err("all is reserved");
-        assert_eq!((spent.limit.name, spent.limit.remaining, spent.wait), (PER_DAY, 0, RESERVED_WAIT));
-        ledger.settle(500, 20, NOON);
-        assert_eq!(ledger.reserve(budgets(800, 10_000), 500, NOON), Ok(480));
+        let both = budgets(800, 10_000);
+        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(500));
+        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(300));
+        let spent = reserve(&mut ledger, &both, 500, NOON).expect_err("all is reserved");
+        assert_eq!((spent.limit.name, spent.limit.remaining, spent.wait), ("tokens_per_day", 0, RESERVED_WAIT));
+        settle(&mut ledger, 500, 20, NOON);
+        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(480));
     }
 
     #[test]
     fn a_spent_budget_names_the_period_that_ends_last() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, 900, NOON - 86_400);
-        let spent = ledger.reserve(budgets(900, 900), 1, NOON - 86_400).expect_err("both are spent");
-        assert_eq!((spent.limit.name, spent.wait), (PER_MONTH, Duration::from_secs(MIDNIGHT - NOON + 86_400)));
-        let spent = ledger.reserve(budgets(900, 1_000), 1, NOON - 86_400).expect_err("the day is spent");
-        assert_eq!((spent.limit.name, spent.wait), (PER_DAY, Duration::from_secs(MIDNIGHT - NOON)));
+        settle(&mut ledger, 0, 900, NOON - 86_400);
+        let spent = reserve(&mut ledger, &budgets(900, 900), 1, NOON - 86_400).expect_err("both are spent");
+        let left = Duration::from_secs(MIDNIGHT - NOON);
+        assert_eq!((spent.limit.name, spent.wait), ("tokens_per_month", left + Duration::from_secs(86_400)));
+        let spent = reserve(&mut ledger, &budgets(900, 1_000), 1, NOON - 86_400).expect_err("the day is spent");
+        assert_eq!((spent.limit.name, spent.wait), ("tokens_per_day", left));
     }
 
     #[test]
     fn midnight_begins_a_day_and_a_month_and_keeps_reservations() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, 100, NOON - 86_400);
-        ledger.settle(0, 10, NOON);
+        settle(&mut ledger, 0, 100, NOON - 86_400);
+        settle(&mut ledger, 0, 10, NOON);
         assert_eq!(used(&mut ledger, NOON), (10, 110));
-        assert_eq!(ledger.reserve(budgets(1_000, 1_000), 7, NOON), Ok(7));
+        assert_eq!(reserve(&mut ledger, &budgets(1_000, 1_000), 7, NOON), Ok(7));
         assert_eq!(used(&mut ledger, MIDNIGHT), (7, 7));
-        ledger.settle(7, 9, MIDNIGHT);
+        settle(&mut ledger, 7, 9, MIDNIGHT);
         assert_eq!(used(&mut ledger, MIDNIGHT), (9, 9));
     }
 
     #[test]
     fn a_clock_that_jumps_back_gives_no_budget_back() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, 5, MIDNIGHT);
+        settle(&mut ledger, 0, 5, MIDNIGHT);
         for back in [MIDNIGHT - 1, MIDNIGHT - 86_400, MIDNIGHT - 90 * 86_400, 0] {
             assert_eq!(used(&mut ledger, back), (5, 5), "{back}");
         }
@@ -186,16 +488,16 @@ mod tests {
     #[test]
     fn a_step_back_across_midnight_does_not_begin_the_day_twice() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, 5, MIDNIGHT + 1);
-        ledger.settle(0, 6, MIDNIGHT - 2);
+        settle(&mut ledger, 0, 5, MIDNIGHT + 1);
+        settle(&mut ledger, 0, 6, MIDNIGHT - 2);
         assert_eq!(used(&mut ledger, MIDNIGHT), (11, 11));
     }
 
     #[test]
     fn a_wrong_future_clock_does_not_freeze_the_budget_once_corrected() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, 5, NOON + 365 * 86_400);
-        ledger.settle(0, 6, NOON);
+        settle(&mut ledger, 0, 5, NOON + 365 * 86_400);
+        settle(&mut ledger, 0, 6, NOON);
         assert_eq!(used(&mut ledger, NOON), (11, 11));
         assert_eq!(used(&mut ledger, MIDNIGHT), (0, 0));
     }
@@ -203,7 +505,50 @@ mod tests {
     #[test]
     fn unlimited_reserves_the_estimate_and_never_refuses() {
         let mut ledger = Ledger::default();
-        ledger.settle(0, u64::MAX, NOON);
-        assert_eq!(ledger.reserve(Budgets::default(), 500, NOON), Ok(500));
+        settle(&mut ledger, 0, u64::MAX, NOON);
+        assert_eq!(reserve(&mut ledger, &[], 500, NOON), Ok(500));
+    }
+
+    #[test]
+    fn a_rolling_day_gives_back_hour_by_hour_and_never_early() {
+        let mut ledger = Ledger::default();
+        ledger.roll();
+        let day = [budget(Period::Last24Hours, 100)];
+        settle(&mut ledger, 0, 60, NOON);
+        settle(&mut ledger, 0, 40, NOON + 3_600);
+        for (hours, left) in [(1, 0), (23, 0), (24, 0), (25, 60), (26, 100)] {
+            assert_eq!(ledger.left(&day, Reach::Alone, NOON + hours * 3_600).tokens, left, "after {hours} hours");
+        }
+    }
+
+    #[test]
+    fn a_share_of_what_is_left_is_all_that_is_granted_while_others_are_out_of_sight() {
+        let mut ledger = Ledger::default();
+        let day = [budget(Period::Day, 1_000)];
+        settle(&mut ledger, 0, 100, NOON);
+        ledger.know(Period::Day, Unit::Tokens, 300);
+        assert_eq!(ledger.left(&day, Reach::Among, NOON).tokens, 600);
+        ledger.lose(1, NOON);
+        let cut = Reach::Cut { parts: 3, loss: 1 };
+        assert_eq!(ledger.left(&day, cut, NOON).tokens, 200);
+        settle(&mut ledger, 0, 150, NOON);
+        ledger.lose(1, NOON);
+        assert_eq!(ledger.left(&day, cut, NOON).tokens, 50);
+        settle(&mut ledger, 0, 70, NOON);
+        assert_eq!(ledger.left(&day, cut, NOON).tokens, 0);
+    }
+
+    #[test]
+    fn corrections_last_until_the_period_ends() {
+        let mut ledger = Ledger::default();
+        settle(&mut ledger, 0, 900, NOON);
+        ledger.correct(Unit::Tokens, crate::store::Correction::By(-500), NOON);
+        assert_eq!(used(&mut ledger, NOON), (400, 400));
+        ledger.correct(Unit::Tokens, crate::store::Correction::To(0), NOON);
+        assert_eq!(used(&mut ledger, NOON), (0, 0));
+        settle(&mut ledger, 0, 7, NOON);
+        assert_eq!(used(&mut ledger, NOON), (7, 7));
+        settle(&mut ledger, 0, 9, MIDNIGHT);
+        assert_eq!(used(&mut ledger, MIDNIGHT), (9, 9));
     }
 }

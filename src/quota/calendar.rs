@@ -13,6 +13,11 @@ pub(super) struct Day(u64);
 pub(super) struct Month(u64);
 
 impl Day {
+    /// Days since 1970-01-01.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// The day that holds a second.
     pub(super) fn of(secs: u64) -> Self {
         Self(secs / DAY_SECS)
@@ -25,6 +30,11 @@ impl Day {
 }
 
 impl Month {
+    /// Months since January of year 0.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// The month that holds a second.
     pub(super) fn of(secs: u64) -> Self {
         let (year, month) = civil(secs / DAY_SECS);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::limit::{Exceeded, ExceededKind};
+use super::limit::{Exceeded, ExceededKind, Scope};
 use super::plans::NamedRate;
 use super::table::Table;
 
@@ -37,9 +37,9 @@ impl Flood {
                 *full_at = next;
                 Ok(())
             }
-            Err(wait) => Err((rate.state(*full_at, now), wait)),
+            Err(wait) => Err((rate.state(rate.gcra, Scope::Tenant, *full_at, now), wait)),
         };
-        let counted = self.addresses.with(client_key(address), now, |full_at| *full_at <= now, || 0, take);
+        let counted = self.addresses.with(client_key(address), now, |full_at| *full_at <= now, |_| 0, take);
         let counted = counted.unwrap_or_else(|| take(&mut self.overflow.lock()));
         counted.map_err(|(limit, wait)| {
             Exceeded::new(ExceededKind::Flood, limit, Duration::from_nanos(wait), self.no_plan.clone())

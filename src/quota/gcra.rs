@@ -24,6 +24,23 @@ impl Gcra {
         Self { interval, depth: interval.saturating_mul(rate.burst.max(1)) }
     }
 
+    /// One of `parts` equal shares; no share is less than one admission.
+    pub(super) fn shared(&self, parts: u64) -> Self {
+        let interval = self.interval.saturating_mul(parts.max(1));
+        Self { interval, depth: self.depth.max(interval) }
+    }
+
+    /// The bucket in microseconds, as stores count: the cost of one admission, rounded up, and the depth.
+    pub(super) fn in_us(&self) -> (u64, u64) {
+        let interval = self.interval.div_ceil(1_000);
+        (interval, interval.saturating_mul(self.burst()))
+    }
+
+    /// Admissions that a full bucket holds.
+    pub(super) fn burst(&self) -> u64 {
+        self.depth / self.interval
+    }
+
     /// Takes one admission from a bucket that is full again at `full_at`.
     ///
     /// Returns the new `full_at`, or the time to wait for the next admission.

@@ -1,4 +1,4 @@
-//! Owns what one run holds: a slot among the runs in flight and reserved tokens.
+//! Owns what one run holds: a slot among the runs in flight and what is reserved for it.
 //! Does not watch the run (`gateway`): its owner says what was used, or drops the lease.
 //! Invariant: for every `Lease` exactly one settlement happens, and its slot is freed once.
 
@@ -6,7 +6,14 @@ use std::sync::Arc;
 
 use super::State;
 use super::account::Account;
-use super::clock::{Clock, wall_secs};
+use super::budget::Reach;
+use super::calendar::DAY_SECS;
+use super::clock::Clock;
+use super::link::Link;
+use super::money::{Amount, ModelSpent};
+use super::plans::{CompiledPlan, Limits};
+use super::settings::Exhausted;
+use crate::principal::TenantId;
 
 /// A run slot and reserved tokens, held until dropped.
 ///
@@ -15,47 +22,103 @@ use super::clock::{Clock, wall_secs};
 #[derive(Debug)]
 #[must_use = "dropping a lease ends the run and charges its reservation"]
 pub struct Lease {
-    account: Arc<Account>,
+    /// One account per level, the tenant's first.
+    accounts: Box<[Arc<Account>]>,
     state: Arc<State>,
+    link: Arc<Link>,
     clock: Arc<dyn Clock>,
+    plan: Arc<CompiledPlan>,
+    prices: Arc<super::money::Prices>,
+    tenant: TenantId,
     agent: Arc<str>,
-    reserved: u64,
-    seen: u64,
+    reserved: Amount,
+    seen: Amount,
+    seen_models: Vec<(Box<str>, u64, u64)>,
     settled: bool,
 }
 
+/// What a lease is made of.
+pub(super) struct Ground {
+    pub(super) accounts: Box<[Arc<Account>]>,
+    pub(super) state: Arc<State>,
+    pub(super) link: Arc<Link>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) plan: Arc<CompiledPlan>,
+    pub(super) prices: Arc<super::money::Prices>,
+    pub(super) tenant: TenantId,
+}
+
+/// Whether a run may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a run whose budget is used up may have to be cut"]
+pub enum Growth {
+    /// It may.
+    GoOn,
+    /// A budget is used up and the plan says to cut.
+    Cut,
+}
+
 impl Lease {
-    pub(super) fn new(
-        account: Arc<Account>,
-        state: Arc<State>,
-        clock: Arc<dyn Clock>,
-        agent: &str,
-        reserved: u64,
-    ) -> Self {
-        Self { account, state, clock, agent: agent.into(), reserved, seen: 0, settled: false }
+    pub(super) fn new(ground: Ground, agent: &str, reserved: Amount) -> Self {
+        let Ground { accounts, state, link, clock, plan, prices, tenant } = ground;
+        Self {
+            accounts,
+            state,
+            link,
+            clock,
+            plan,
+            prices,
+            tenant,
+            agent: agent.into(),
+            reserved,
+            seen: Amount::default(),
+            seen_models: Vec::new(),
+            settled: false,
+        }
     }
 
     /// Tokens reserved now.
     pub fn reserved(&self) -> u64 {
-        self.reserved
+        self.reserved.tokens
     }
 
-    /// Notes that the run has used `tokens` in total so far; raises the reservation when that is more.
+    /// Notes what the run has used of each model in total so far; raises the reservation when that is more.
     ///
     /// Smaller totals than before change nothing, so a report may be repeated.
-    pub fn grow(&mut self, tokens: u64) {
-        self.seen = self.seen.max(tokens);
-        if !self.settled && self.seen > self.reserved {
-            self.account.grow_run(self.seen - self.reserved);
-            self.reserved = self.seen;
+    pub fn grow<'a>(&mut self, models: impl Iterator<Item = ModelSpent<'a>>) -> Growth {
+        let models: Vec<ModelSpent<'a>> = models.collect();
+        let total = self.prices.sum(models.iter().copied());
+        if total.tokens <= self.seen.tokens {
+            return Growth::GoOn;
         }
+        self.seen_models = models.iter().map(|spent| (spent.model.into(), spent.input, spent.output)).collect();
+        self.seen = self.seen.max(total);
+        let more = self.seen.max(self.reserved).minus(self.reserved);
+        if self.settled || more.is_zero() {
+            return Growth::GoOn;
+        }
+        self.reserved = self.reserved.plus(more);
+        for account in &self.accounts {
+            account.grow_run(more);
+            self.link.dirty(account);
+        }
+        if self.plan.exhausted == Exhausted::Cut && self.overdrawn() { Growth::Cut } else { Growth::GoOn }
     }
 
-    /// Charges what the run used in total, never less than what was seen, and teaches the estimate.
+    /// Charges what the run used of each model, never less than what was seen, and teaches the estimate.
+    /// `at_least` tokens are charged where AgentOS did not report all of them.
     ///
     /// Only the first settlement counts. The slot stays taken until the lease is dropped.
-    pub fn commit(&mut self, tokens: u64) {
-        let used = tokens.max(self.seen);
+    pub fn commit<'a>(&mut self, models: impl Iterator<Item = ModelSpent<'a>>, at_least: u64) {
+        let models: Vec<ModelSpent<'a>> = models.collect();
+        let sum = self.prices.sum(models.iter().copied());
+        if sum.tokens >= self.seen.tokens {
+            self.seen_models = models.iter().map(|spent| (spent.model.into(), spent.input, spent.output)).collect();
+        }
+        let used = sum.max(self.seen);
+        // What is charged beyond the report has the price that was reserved for it, at most.
+        let beyond = if at_least > used.tokens { self.reserved } else { Amount::default() };
+        let used = used.max(Amount { tokens: at_least.min(beyond.tokens), micros: beyond.micros });
         if self.settle(used) {
             self.state.estimates.learn(&self.agent, used);
         }
@@ -66,18 +129,49 @@ impl Lease {
         self.settle(self.seen);
     }
 
-    fn settle(&mut self, used: u64) -> bool {
+    fn settle(&mut self, used: Amount) -> bool {
         let first = !std::mem::replace(&mut self.settled, true);
         if first {
-            self.account.settle_run(self.reserved, used, wall_secs(&*self.clock));
+            let now = self.link.now(&*self.clock);
+            for account in &self.accounts {
+                account.settle_run(self.reserved, used, now);
+                self.link.dirty(account);
+            }
+            let seen = self.seen_models.iter();
+            let models = seen.map(|(model, input, output)| ModelSpent { model, input: *input, output: *output });
+            let known: u64 = self.seen_models.iter().map(|(_, input, output)| input.saturating_add(*output)).sum();
+            let beyond = used.tokens.saturating_sub(known);
+            let (day, tenant) = (now / DAY_SECS, self.tenant.as_str());
+            self.state.book.run(day, tenant, &self.agent, models, beyond, &self.prices);
         }
         first
+    }
+
+    /// Says whether a budget has less than nothing left.
+    fn overdrawn(&self) -> bool {
+        let reach = match self.link.mode(&self.plan) {
+            super::link::Mode::Own { reach, .. } => reach,
+            super::link::Mode::Shared { .. } | super::link::Mode::Closed => Reach::Among,
+        };
+        let now = self.link.now(&*self.clock);
+        // The tenant's own budgets come first; those of its parts are held at the start of runs.
+        let Some(account) = self.accounts.first() else { return false };
+        let limits: &Limits = &self.plan.tenant;
+        let states = account.runs().ledger().states(&limits.budgets, super::Scope::Tenant, reach, now);
+        states.iter().any(|state| state.used > state.limit)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.settle(self.seen.max(self.reserved));
-        self.account.end_run();
+        let mut waited = false;
+        for account in &self.accounts {
+            waited |= account.end_run();
+            self.link.dirty(account);
+        }
+        if waited {
+            self.state.ended.notify_waiters();
+        }
     }
 }

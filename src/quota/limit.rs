@@ -1,20 +1,38 @@
 //! Owns how limits are told: the state of one limit, a pass, a refusal, and their header fields.
 //! Does not decide and does not choose status codes (`gateway` maps kinds to codes).
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::principal::TenantId;
 
+/// Whom a limit is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The tenant as a whole.
+    Tenant,
+    /// One user of it.
+    User,
+    /// Its runs of one agent, team or workflow.
+    Component,
+    /// Its calls of one MCP tool.
+    Tool,
+}
+
 /// The state of one limit at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitState {
+    /// Whom it is about.
+    pub scope: Scope,
     /// `requests`, `requests_per_second` … (several rates), `concurrent_runs`, `tokens_per_day`,
-    /// `tokens_per_month`, `flood`.
+    /// `tokens_per_month`, `money_per_day` …, `flood`.
     pub name: &'static str,
     /// The promised amount per window.
     pub limit: u64,
+    /// What is used up or reserved: of the burst for rates, of the limit for everything else.
+    pub used: u64,
     /// What could be used right now.
     pub remaining: u64,
     /// The window of `limit`; zero for `concurrent_runs`.
@@ -61,13 +79,15 @@ pub enum ExceededKind {
     Rate,
     /// Runs in flight.
     Runs,
-    /// Model tokens.
+    /// Model tokens or money.
     Budget,
+    /// The store that counts for all instances is out of reach, and the plan says to grant nothing then.
+    Unknown,
 }
 
 /// A limit is used up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("limit `{}` of {} is used up, next in {}s", limit.name, limit.limit, retry_after.as_secs())]
+#[error("limit `{}` of {} is used up, next in {}s", limit.full_name(), limit.limit, retry_after.as_secs())]
 pub struct Exceeded {
     /// Which kind.
     pub kind: ExceededKind,
@@ -79,15 +99,40 @@ pub struct Exceeded {
     pub plan: Arc<str>,
 }
 
-// === impl LimitState ===
+// === impl Scope, LimitState ===
+
+impl Scope {
+    /// The word in names of limits.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::User => "user",
+            Self::Component => "component",
+            Self::Tool => "tool",
+        }
+    }
+}
 
 impl LimitState {
+    /// The state of no limit in particular.
+    pub(super) const fn nothing() -> Self {
+        Self {
+            scope: Scope::Tenant,
+            name: "limits",
+            limit: u64::MAX,
+            used: 0,
+            remaining: 0,
+            window: Duration::ZERO,
+            reset: Duration::ZERO,
+        }
+    }
+
     /// One item of `RateLimit-Policy`, such as `"requests";q=60;w=60`.
     ///
     /// draft-ietf-httpapi-ratelimit-headers-11 §3: `q` is the quota, `w` its window in seconds,
     /// `qu` the unit where it is not requests.
     pub fn policy_header(&self) -> String {
-        let mut text = format!("\"{}\";q={}", self.name, self.limit);
+        let mut text = format!("\"{}\";q={}", self.full_name(), self.limit);
         if !self.window.is_zero() {
             // Writing to a String cannot fail.
             let _ = write!(text, ";w={}", seconds_up(self.window));
@@ -95,6 +140,7 @@ impl LimitState {
         match self.name {
             "concurrent_runs" => text.push_str(";qu=\"concurrent-requests\""),
             name if name.starts_with("tokens") => text.push_str(";qu=\"tokens\""),
+            name if name.starts_with("money") => text.push_str(";qu=\"millionths\""),
             _ => {}
         }
         text
@@ -105,7 +151,7 @@ impl LimitState {
     /// draft-ietf-httpapi-ratelimit-headers-11 §4: `r` is what is left, `t` the seconds until it is
     /// whole again.
     pub fn state_header(&self) -> String {
-        let mut text = format!("\"{}\";r={}", self.name, self.remaining);
+        let mut text = format!("\"{}\";r={}", self.full_name(), self.remaining);
         if !self.window.is_zero() {
             let _ = write!(text, ";t={}", seconds_up(self.reset));
         }
@@ -114,8 +160,15 @@ impl LimitState {
 
     /// The used share of the limit, 0 to 1.
     pub fn used_ratio(&self) -> f64 {
-        let limit = self.limit.max(1);
-        limit.saturating_sub(self.remaining) as f64 / limit as f64
+        self.used as f64 / self.used.saturating_add(self.remaining).max(1) as f64
+    }
+
+    /// The name with whom it is about: `requests`, `user_requests`, `component_tokens_per_day`.
+    pub fn full_name(&self) -> Cow<'static, str> {
+        match self.scope {
+            Scope::Tenant => Cow::Borrowed(self.name),
+            Scope::User | Scope::Component | Scope::Tool => Cow::Owned(format!("{}_{}", self.scope.word(), self.name)),
+        }
     }
 }
 
@@ -167,7 +220,7 @@ mod tests {
 
     fn requests(name: &'static str, limit: u64, remaining: u64, window: u64, reset_ms: u64) -> LimitState {
         let (window, reset) = (Duration::from_secs(window), Duration::from_millis(reset_ms));
-        LimitState { name, limit, remaining, window, reset }
+        LimitState { scope: Scope::Tenant, name, limit, used: limit - remaining, remaining, window, reset }
     }
 
     #[test]
@@ -197,6 +250,13 @@ mod tests {
         let tokens = requests("tokens_per_day", 50_000, 1, 86_400, 3_600_000);
         assert_eq!(tokens.policy_header(), r#""tokens_per_day";q=50000;w=86400;qu="tokens""#);
         assert_eq!(tokens.state_header(), r#""tokens_per_day";r=1;t=3600"#);
+    }
+
+    #[test]
+    fn limits_of_parts_of_a_tenant_say_whose_they_are() {
+        let user = LimitState { scope: Scope::User, ..requests("requests", 5, 4, 1, 200) };
+        assert_eq!(user.state_header(), r#""user_requests";r=4;t=1"#);
+        assert!((user.used_ratio() - 0.2).abs() < 1e-9);
     }
 
     #[test]

@@ -1,24 +1,38 @@
 //! Owns which plan applies to a caller: the tenant table, else the plan its credential names, else
 //! the default. Does not count (`account`). Lookups do not allocate.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::principal::{Principal, TenantId};
 
-use super::budget::Budgets;
 use super::gcra::Gcra;
-use super::limit::{LimitState, NoPlan};
-use super::settings::{Plan, Rate, Settings};
+use super::limit::{LimitState, NoPlan, Scope};
+use super::settings::{self, Budget, Exhausted, Instead, Plan, Rate, Settings, TenantQuota, WhenLost};
 
 /// A plan, ready to be held against counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CompiledPlan {
     pub(super) name: Arc<str>,
+    pub(super) tenant: Limits,
+    pub(super) user: Option<Limits>,
+    component: Option<Limits>,
+    components: HashMap<String, Limits>,
+    tools: HashMap<String, Limits>,
+    pub(super) queue: Option<Duration>,
+    pub(super) exhausted: Exhausted,
+    pub(super) lost: WhenLost,
+}
+
+/// Limits of one holder, ready to be held against its account.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Limits {
     pub(super) rates: Vec<NamedRate>,
     pub(super) concurrent_runs: Option<u32>,
-    pub(super) budgets: Budgets,
+    pub(super) budgets: Vec<Budget>,
+    /// A budget is for a rolling period.
+    pub(super) rolls: bool,
 }
 
 /// A rate and how it is called in headers.
@@ -31,7 +45,7 @@ pub(super) struct NamedRate {
 }
 
 /// All plans and who is on which.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plans {
     by_name: HashMap<Arc<str>, Arc<CompiledPlan>>,
     by_tenant: HashMap<TenantId, Arc<CompiledPlan>>,
@@ -41,7 +55,7 @@ pub(super) struct Plans {
 /// The plan of a caller and who chose it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chosen<'a> {
-    pub(super) plan: &'a CompiledPlan,
+    pub(super) plan: &'a Arc<CompiledPlan>,
     /// The credential chose: callers of one tenant may be on several plans, each with its own
     /// counters.
     pub(super) by_credential: bool,
@@ -50,11 +64,17 @@ pub(super) struct Chosen<'a> {
 impl Plans {
     /// Compiles settings that were checked.
     pub(super) fn new(settings: &Settings) -> Self {
-        let compiled = settings.plans.iter().map(|(name, plan)| Arc::new(CompiledPlan::new(name, plan)));
+        let none = Instead::default();
+        let compiled = settings.plans.iter().map(|(name, plan)| Arc::new(CompiledPlan::new(name, plan, &none)));
         let by_name: HashMap<Arc<str>, Arc<CompiledPlan>> = compiled.map(|plan| (plan.name.clone(), plan)).collect();
         let named = |name: &str| by_name.get(name).cloned();
+        let own = |quota: &TenantQuota| {
+            let plan = settings.plans.get(&quota.plan)?;
+            Some(Arc::new(CompiledPlan::new(&quota.plan, plan, &quota.instead)))
+        };
+        let of = |quota: &TenantQuota| if quota.instead == none { named(&quota.plan) } else { own(quota) };
         let by_tenant = settings.tenants.iter();
-        let by_tenant = by_tenant.filter_map(|(tenant, quota)| Some((tenant.clone(), named(&quota.plan)?))).collect();
+        let by_tenant = by_tenant.filter_map(|(tenant, quota)| Some((tenant.clone(), of(quota)?))).collect();
         let default = settings.default_plan.as_deref().and_then(named);
         Self { by_tenant, default, by_name }
     }
@@ -71,7 +91,7 @@ impl Plans {
                 Ok(Chosen { plan, by_credential: true })
             }
             None => {
-                let plan = self.default.as_deref().ok_or_else(|| no_plan(None))?;
+                let plan = self.default.as_ref().ok_or_else(|| no_plan(None))?;
                 Ok(Chosen { plan, by_credential: false })
             }
         }
@@ -84,15 +104,50 @@ impl Plans {
 }
 
 impl CompiledPlan {
-    fn new(name: &str, plan: &Plan) -> Self {
-        let alone = plan.requests.len() == 1;
+    fn new(name: &str, plan: &Plan, instead: &Instead) -> Self {
+        let some = |limits: &settings::Limits| (!limits.is_empty()).then(|| Limits::new(limits));
+        let all = |shares: &BTreeMap<String, settings::Limits>| {
+            shares.iter().map(|(name, limits)| (name.clone(), Limits::new(limits))).collect()
+        };
+        Self {
+            name: name.into(),
+            tenant: Limits::new(&instead.over(&plan.limits)),
+            user: some(&plan.user),
+            component: some(&plan.component),
+            components: all(&plan.components),
+            tools: all(&plan.tools),
+            queue: plan.queue,
+            exhausted: plan.exhausted,
+            lost: plan.lost,
+        }
+    }
+
+    /// The limits of one agent, team or workflow, by kind and id.
+    pub(super) fn component(&self, name: &str) -> Option<&Limits> {
+        self.components.get(name).or(self.component.as_ref())
+    }
+
+    /// The limits of one MCP tool.
+    pub(super) fn tool(&self, name: &str) -> Option<&Limits> {
+        self.tools.get(name)
+    }
+
+    /// Says whether single components are limited at all.
+    pub(super) fn limits_components(&self) -> bool {
+        self.component.is_some() || !self.components.is_empty()
+    }
+}
+
+impl Limits {
+    fn new(limits: &settings::Limits) -> Self {
+        let alone = limits.requests.len() == 1;
         let named =
             |(i, rate): (usize, &Rate)| NamedRate::new(if alone { "requests" } else { rate_name(rate, i) }, rate);
         Self {
-            name: name.into(),
-            rates: plan.requests.iter().enumerate().map(named).collect(),
-            concurrent_runs: plan.concurrent_runs,
-            budgets: Budgets { per_day: plan.tokens_per_day, per_month: plan.tokens_per_month },
+            rates: limits.requests.iter().enumerate().map(named).collect(),
+            concurrent_runs: limits.concurrent_runs,
+            budgets: limits.budgets.clone(),
+            rolls: limits.budgets.iter().any(|budget| budget.period.is_rolling()),
         }
     }
 }
@@ -102,14 +157,17 @@ impl NamedRate {
         Self { name, limit: rate.limit, window: rate.window, gcra: Gcra::new(rate) }
     }
 
-    /// The state of the rate for a bucket.
-    pub(super) fn state(&self, full_at: u64, now: u64) -> LimitState {
+    /// The state of the rate for a bucket, as a whole or as one of several shares.
+    pub(super) fn state(&self, gcra: Gcra, scope: Scope, full_at: u64, now: u64) -> LimitState {
+        let remaining = gcra.remaining(full_at, now);
         LimitState {
+            scope,
             name: self.name,
             limit: self.limit,
-            remaining: self.gcra.remaining(full_at, now),
+            used: gcra.burst().saturating_sub(remaining),
+            remaining,
             window: self.window,
-            reset: self.gcra.reset(full_at, now),
+            reset: gcra.reset(full_at, now),
         }
     }
 }

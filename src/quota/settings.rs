@@ -1,4 +1,4 @@
-//! Owns what an operator states about quotas, and checks it: plans, who is on which, the flood guard.
+//! Owns what an operator states about quotas, and checks it: plans, who is on which, prices, the flood guard.
 //! Does not parse TOML (`config`) and counts nothing.
 
 use std::collections::BTreeMap;
@@ -6,6 +6,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::principal::TenantId;
+
+use super::money::Price;
 
 /// Most rates that one plan may combine.
 pub const RATES_MAX: usize = 4;
@@ -23,19 +25,42 @@ pub struct Settings {
     pub default_plan: Option<String>,
     /// Requests per client address before authentication; `None` turns the guard off.
     pub flood: Option<Rate>,
+    /// What models cost.
+    pub prices: BTreeMap<String, Price>,
+    /// Says the limits in `X-RateLimit-*` too, for clients that know no other.
+    pub legacy_headers: bool,
 }
 
-/// What a tenant on the plan may use. `None` means unlimited.
+/// What a tenant on the plan may use, and what happens at the limits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
+    /// What the tenant may use as a whole.
+    pub limits: Limits,
+    /// What each user may use of it.
+    pub user: Limits,
+    /// What runs of each agent, team or workflow may use of it.
+    pub component: Limits,
+    /// The same for single ones, by kind and id: `agents/web-agent`.
+    pub components: BTreeMap<String, Limits>,
+    /// What calls of single MCP tools may use of it.
+    pub tools: BTreeMap<String, Limits>,
+    /// How long a run may wait for a slot; `None` refuses at once.
+    pub queue: Option<Duration>,
+    /// What becomes of a run whose budget runs out under it.
+    pub exhausted: Exhausted,
+    /// What holds while the store that instances share is out of reach.
+    pub lost: WhenLost,
+}
+
+/// Limits of one holder. What is absent is unlimited.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Limits {
     /// Request rates, all of which must have room; windows differ.
     pub requests: Vec<Rate>,
     /// Runs in flight.
     pub concurrent_runs: Option<u32>,
-    /// Model tokens per UTC day.
-    pub tokens_per_day: Option<u64>,
-    /// Model tokens per UTC month.
-    pub tokens_per_month: Option<u64>,
+    /// Tokens and money, all of which must have room; unit and period differ.
+    pub budgets: Vec<Budget>,
 }
 
 /// A request rate: in any window of length w at most `burst + floor(limit * w / window)`.
@@ -49,11 +74,81 @@ pub struct Rate {
     pub burst: u64,
 }
 
+/// How much of something may be used in a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// What is counted.
+    pub unit: Unit,
+    /// For how long.
+    pub period: Period,
+    /// Tokens, or millionths of the currency.
+    pub limit: u64,
+}
+
+/// What a budget counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unit {
+    /// Model tokens, input and output.
+    Tokens,
+    /// The price of model tokens.
+    Money,
+}
+
+/// For how long a budget lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Period {
+    /// A UTC day.
+    Day,
+    /// A UTC month.
+    Month,
+    /// Any 24 hours, to the hour.
+    Last24Hours,
+    /// Any 30 days, to the day.
+    Last30Days,
+}
+
+/// What becomes of a run whose budget runs out under it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Exhausted {
+    /// It finishes; what it uses beyond the budget is overspent.
+    #[default]
+    Finish,
+    /// Its stream is cut with an error event.
+    Cut,
+}
+
+/// What holds while the store that instances share is out of reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenLost {
+    /// Each instance grants its share: the limit divided by the instances seen last.
+    #[default]
+    Share,
+    /// Each instance grants the whole limit.
+    Open,
+    /// Nothing is granted.
+    Closed,
+}
+
 /// The quota part of one tenant.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TenantQuota {
     /// Name of its plan.
     pub plan: String,
+    /// What it has instead of the plan's.
+    pub instead: Instead,
+}
+
+/// Limits of one tenant that replace those of its plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Instead {
+    /// Request rates.
+    pub requests: Option<Vec<Rate>>,
+    /// Runs in flight; `Some(None)` is unlimited.
+    pub concurrent_runs: Option<Option<u32>>,
+    /// Budgets of tokens.
+    pub tokens: Option<Vec<Budget>>,
+    /// Budgets of money.
+    pub money: Option<Vec<Budget>>,
 }
 
 /// Everything that is wrong with [`Settings`].
@@ -108,10 +203,13 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let mut problems = Vec::new();
         for (name, plan) in &self.plans {
-            let reasons = plan_reasons(plan);
+            let reasons = plan.all_limits().flat_map(|limits| limits.reasons());
             problems.extend(reasons.map(|reason| Problem::RateUnusable { place: format!("plan `{name}`"), reason }));
         }
         for (tenant, quota) in &self.tenants {
+            let own = quota.instead.over(&Limits::default()).reasons();
+            let place = || format!("tenant {tenant:?}");
+            problems.extend(own.into_iter().map(|reason| Problem::RateUnusable { place: place(), reason }));
             if !self.plans.contains_key(&quota.plan) {
                 let (plan, help) = (quota.plan.clone(), self.near(&quota.plan));
                 problems.push(Problem::TenantPlanUnknown { tenant: tenant.clone(), plan, help });
@@ -133,14 +231,47 @@ impl Settings {
     }
 }
 
-fn plan_reasons(plan: &Plan) -> impl Iterator<Item = &'static str> {
-    let too_many = (plan.requests.len() > RATES_MAX).then_some("more than four request rates");
-    let mut windows: Vec<Duration> = plan.requests.iter().map(|rate| rate.window).collect();
-    windows.sort();
-    let twice = windows.windows(2).any(|pair| pair.first() == pair.last());
-    let twice = twice.then_some("two request rates for the same window");
-    let rates: Vec<_> = plan.requests.iter().filter_map(rate_reason).collect();
-    too_many.into_iter().chain(twice).chain(rates)
+// === impl Plan, Limits, Instead ===
+
+impl Plan {
+    fn all_limits(&self) -> impl Iterator<Item = &Limits> {
+        let shares = self.components.values().chain(self.tools.values());
+        [&self.limits, &self.user, &self.component].into_iter().chain(shares)
+    }
+}
+
+impl Limits {
+    /// Says whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty() && self.concurrent_runs.is_none() && self.budgets.is_empty()
+    }
+
+    fn reasons(&self) -> Vec<&'static str> {
+        let too_many = (self.requests.len() > RATES_MAX).then_some("more than four request rates");
+        let mut windows: Vec<Duration> = self.requests.iter().map(|rate| rate.window).collect();
+        windows.sort();
+        let twice = windows.windows(2).any(|pair| pair.first() == pair.last());
+        let twice = twice.then_some("two request rates for the same window");
+        let same = |one: &Budget, other: &Budget| one.unit == other.unit && one.period == other.period;
+        let again = |(i, budget): (usize, &Budget)| self.budgets.iter().skip(i + 1).any(|other| same(budget, other));
+        let again = self.budgets.iter().enumerate().any(again).then_some("two budgets for the same period");
+        let rates = self.requests.iter().filter_map(rate_reason);
+        too_many.into_iter().chain(twice).chain(again).chain(rates).collect()
+    }
+}
+
+impl Instead {
+    /// The limits with these in place of the plan's.
+    pub(super) fn over(&self, plan: &Limits) -> Limits {
+        let of_plan = |unit| plan.budgets.iter().filter(move |budget| budget.unit == unit).copied().collect();
+        let tokens: Vec<Budget> = self.tokens.clone().unwrap_or_else(|| of_plan(Unit::Tokens));
+        let money: Vec<Budget> = self.money.clone().unwrap_or_else(|| of_plan(Unit::Money));
+        Limits {
+            requests: self.requests.clone().unwrap_or_else(|| plan.requests.clone()),
+            concurrent_runs: self.concurrent_runs.unwrap_or(plan.concurrent_runs),
+            budgets: tokens.into_iter().chain(money).collect(),
+        }
+    }
 }
 
 fn rate_reason(rate: &Rate) -> Option<&'static str> {
@@ -188,14 +319,18 @@ mod tests {
         Rate { limit, window: Duration::from_secs(60), burst }
     }
 
+    fn requests(requests: Vec<Rate>) -> Plan {
+        Plan { limits: Limits { requests, ..Limits::default() }, ..Plan::default() }
+    }
+
     #[test]
     fn all_problems_are_named_at_once() {
         let mut settings = Settings { default_plan: Some("fre".into()), ..Settings::default() };
-        settings.plans.insert("free".into(), Plan { requests: vec![per_minute(60, 0)], ..Plan::default() });
+        settings.plans.insert("free".into(), requests(vec![per_minute(60, 0)]));
         let twice = vec![per_minute(60, 60), per_minute(30, 30)];
-        settings.plans.insert("pro".into(), Plan { requests: twice, ..Plan::default() });
+        settings.plans.insert("pro".into(), requests(twice));
         let acme = TenantId::new("acme").expect("plain");
-        settings.tenants.insert(acme, TenantQuota { plan: "platinum".into() });
+        settings.tenants.insert(acme, TenantQuota { plan: "platinum".into(), ..TenantQuota::default() });
         settings.flood = Some(Rate { limit: 1, window: Duration::ZERO, burst: 1 });
         assert_eq!(
             settings.check().expect_err("five problems").to_string(),
@@ -221,7 +356,7 @@ mod tests {
         }
         let five = (1..=5).map(|s| Rate { limit: 1, window: second * s, burst: 1 }).collect();
         let mut settings = Settings::default();
-        settings.plans.insert("p".into(), Plan { requests: five, ..Plan::default() });
+        settings.plans.insert("p".into(), requests(five));
         assert_eq!(settings.check().expect_err("five").to_string(), "plan `p`: more than four request rates");
     }
 }

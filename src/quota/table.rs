@@ -45,7 +45,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
         key: K,
         now: u64,
         idle: impl Fn(&V) -> bool,
-        create: impl FnOnce() -> V,
+        create: impl FnOnce(&K) -> V,
         change: impl FnOnce(&mut V) -> R,
     ) -> Option<R> {
         // The remainder is below SHARDS, so a shard is always found.
@@ -65,7 +65,14 @@ impl<K: Hash + Eq, V> Table<K, V> {
                 return None;
             }
         }
-        Some(change(shard.entries.entry(key).or_insert_with(create)))
+        Some(change(shard.entries.entry(key).or_insert_with_key(create)))
+    }
+
+    /// Shows every entry, one shard at a time.
+    pub(super) fn each(&self, mut show: impl FnMut(&K, &V)) {
+        for shard in &self.shards {
+            shard.lock().entries.iter().for_each(|(key, value)| show(key, value));
+        }
     }
 
     #[cfg(test)]
@@ -82,7 +89,7 @@ mod tests {
     fn a_spray_of_keys_stays_within_the_cap() {
         let table = Table::new(64);
         for key in 0..10_000_u32 {
-            table.with(key, u64::from(key), |_| false, || 1, |_| ());
+            table.with(key, u64::from(key), |_| false, |_| 1, |_| ());
         }
         assert!(table.len() <= 64, "{}", table.len());
     }
@@ -90,10 +97,10 @@ mod tests {
     #[test]
     fn idle_keys_make_room_and_busy_ones_stay() {
         let table = Table::new(16);
-        let kept = (0..1_000_u32).find(|key| table.with(*key, 0, |_| false, || true, |_| ()).is_none());
+        let kept = (0..1_000_u32).find(|key| table.with(*key, 0, |_| false, |_| true, |_| ()).is_none());
         let full = kept.expect("one shard of one key fills up");
         let before = table.len();
-        assert_eq!(table.with(full, SWEEP_INTERVAL, |busy| *busy, || false, |busy| *busy), Some(false));
+        assert_eq!(table.with(full, SWEEP_INTERVAL, |busy| *busy, |_| false, |busy| *busy), Some(false));
         assert_eq!(table.len(), before);
     }
 
@@ -106,7 +113,7 @@ mod tests {
                 searched.set(searched.get() + 1);
                 false
             };
-            table.with(key, 5, idle, || (), |()| ());
+            table.with(key, 5, idle, |_| (), |()| ());
         }
         assert_eq!(searched.get(), 16);
     }

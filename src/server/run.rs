@@ -21,6 +21,8 @@ use crate::mcp::{self, McpService, UnknownToolset};
 use crate::outbound::{self, Client};
 use crate::policy::LoadErrors;
 use crate::proxy::{HttpDoor, TlsAcceptor};
+use crate::quota::Change;
+use crate::store;
 use crate::telemetry::{OpenError, Telemetry};
 
 /// Most connections of the admin listener.
@@ -46,6 +48,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
     /// A toolset of `[mcp]` does not exist.
     #[error(transparent)]
     Toolset(#[from] UnknownToolset),
@@ -114,6 +119,7 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let client = Client::new(outbound::Settings::default());
     let (snapshot, tls) = compose(&config, &client).map_err(StartError::Compose)?;
+    let snapshot = counting(snapshot, &config.store)?;
     let telemetry = Telemetry::new(config.telemetry.clone(), config.tenants.keys().cloned())?;
     let tasks = Tasks::new();
     let detached = tasks.clone();
@@ -129,6 +135,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
     background(&tasks, &gateway, &client, &telemetry);
+    keep_quotas(&tasks, &gateway, &telemetry, config.store.kind());
     let revoked = config.identity.revoked.clone();
     let reload = Arc::new(Reload::new(Arc::clone(&gateway), Arc::clone(&telemetry), config.policy.clone(), revoked));
     let watched = Arc::clone(&reload);
@@ -154,6 +161,33 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     );
     tracing::info!(%address, %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
     Ok(Running { address, admin_address, gateway, tasks, reload, drain_timeout: config.server.drain_timeout })
+}
+
+/// Quotas that count where the configuration says.
+fn counting(mut snapshot: Snapshot, settings: &store::Settings) -> Result<Snapshot, StartError> {
+    let store = store::open(settings)?;
+    snapshot.quota = Arc::new(match settings {
+        store::Settings::Memory => snapshot.quota.recording(store),
+        store::Settings::File(_) | store::Settings::Redis(_) => snapshot.quota.sharing(store),
+    });
+    Ok(snapshot)
+}
+
+/// The work of quotas between calls, with a line and a metric when the store is lost or found.
+fn keep_quotas(tasks: &Tasks, gateway: &Arc<Gateway>, telemetry: &Arc<Telemetry>, store: &'static str) {
+    let (upkeep, stopping, telemetry) = (gateway.snapshot().quota.upkeep(), tasks.clone(), Arc::clone(telemetry));
+    telemetry.store_up(store, true);
+    let changed = move |change| match change {
+        Change::Lost { why, instances } => {
+            telemetry.store_up(store, false);
+            tracing::warn!(why, instances, "store of quotas lost, plans say what is granted meanwhile");
+        }
+        Change::Found { instances, empty } => {
+            telemetry.store_up(store, true);
+            tracing::info!(instances, empty, "store of quotas found");
+        }
+    };
+    tasks.spawn("quotas", async move { upkeep.run(stopping.stopped(), changed).await });
 }
 
 /// The MCP endpoint, with its reaper and its end at drain.

@@ -36,6 +36,19 @@ pub enum Settings {
     Redis(Secret),
 }
 
+// === impl Settings ===
+
+impl Settings {
+    /// The kind of store, as the configuration names it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::File(_) => "file",
+            Self::Redis(_) => "redis",
+        }
+    }
+}
+
 /// A store that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

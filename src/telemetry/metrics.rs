@@ -68,6 +68,11 @@ const POLICY_DECISIONS: Row =
 const CACHE_RESULTS: Row = row("tollbridge_cache_results_total", &["operation", "result"], "What the cache said.");
 const TOKENS: Row = row("tollbridge_tokens_total", &["tenant", "model", "kind"], "Model tokens, `input` and `output`.");
 const QUOTA_USED: Row = row("tollbridge_quota_used_ratio", &["tenant", "limit"], "Used part of a limit, from 0 to 1.");
+const STORE_UP: Row = row(
+    "tollbridge_store_up",
+    &["store"],
+    "1 while limits are held with their store, 0 while plans say what is granted without it.",
+);
 const ENDPOINT_UP: Row =
     row("tollbridge_endpoint_up", &["cluster", "endpoint"], "1 while the endpoint takes requests.");
 const ENDPOINT_IN_FLIGHT: Row =
@@ -89,7 +94,7 @@ const AUDIT_FAILURES: Row =
 
 /// Every metric.
 #[cfg(test)]
-pub(super) const ROWS: [&Row; 19] = [
+pub(super) const ROWS: [&Row; 20] = [
     &REQUESTS,
     &DURATION,
     &FIRST_BYTE,
@@ -100,6 +105,7 @@ pub(super) const ROWS: [&Row; 19] = [
     &CACHE_RESULTS,
     &TOKENS,
     &QUOTA_USED,
+    &STORE_UP,
     &ENDPOINT_UP,
     &ENDPOINT_IN_FLIGHT,
     &UPSTREAM_ERRORS,
@@ -124,6 +130,7 @@ pub(super) struct Metrics {
     cache_results: IntCounterVec,
     tokens: IntCounterVec,
     quota_used: GaugeVec,
+    store_up: IntGaugeVec,
     endpoint_up: IntGaugeVec,
     endpoint_in_flight: IntGaugeVec,
     upstream_errors: IntCounterVec,
@@ -178,6 +185,7 @@ impl Metrics {
             cache_results: counter(&registry, &CACHE_RESULTS),
             tokens: counter(&registry, &TOKENS),
             quota_used: registered(&registry, GaugeVec::new(opts(&QUOTA_USED), QUOTA_USED.labels)),
+            store_up: int_gauge(&registry, &STORE_UP),
             endpoint_up: int_gauge(&registry, &ENDPOINT_UP),
             endpoint_in_flight: int_gauge(&registry, &ENDPOINT_IN_FLIGHT),
             upstream_errors: counter(&registry, &UPSTREAM_ERRORS),
@@ -273,6 +281,10 @@ impl Metrics {
 
     pub(super) fn quota_used(&self, tenant: &TenantId, limit: &'static str, ratio: f64) {
         self.with_tenant(Some(tenant), |tenant| self.quota_used.with_label_values(&[tenant, limit]).set(ratio));
+    }
+
+    pub(super) fn store_up(&self, store: &'static str, up: bool) {
+        self.store_up.with_label_values(&[store]).set(up.into());
     }
 
     pub(super) fn set_tenants(&self, tenants: HashSet<TenantId>) {

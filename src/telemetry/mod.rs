@@ -169,6 +169,11 @@ impl Telemetry {
         self.metrics.runs_active(tenant, delta);
     }
 
+    /// Says whether limits are held with their store.
+    pub fn store_up(&self, store: &'static str, up: bool) {
+        self.metrics.store_up(store, up);
+    }
+
     /// Says how much of a limit a tenant has used, from 0 to 1.
     pub fn quota_used(&self, tenant: &TenantId, limit: &'static str, ratio: f64) {
         self.metrics.quota_used(tenant, limit, ratio);

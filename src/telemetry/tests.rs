@@ -78,6 +78,7 @@ fn touch_everything(telemetry: &Arc<Telemetry>) {
     telemetry.policy_decision("operator", "allow");
     telemetry.runs_active(&tenant("acme"), 1);
     telemetry.quota_used(&tenant("acme"), "requests", 0.5);
+    telemetry.store_up("redis", true);
 }
 
 /// Family name to label names, as scraped.

@@ -3,7 +3,7 @@
 //! Invariants: a model call is counted once; only the run that was asked for can end the record.
 
 use super::node::{Node, find_text};
-use super::record::UsageRecord;
+use super::record::{ModelUsage, UsageRecord};
 use super::reply::{Counted, members_usage, run_usage, silent_usage, steps_usage};
 use super::sse::{Event, SseEvents};
 use super::words::Word;
@@ -83,6 +83,11 @@ impl Meter {
     /// Tokens counted so far.
     pub fn tokens_so_far(&self) -> u64 {
         self.tally.record.tokens()
+    }
+
+    /// What was counted so far, by model.
+    pub fn models_so_far(&self) -> &[ModelUsage] {
+        &self.tally.record.models
     }
 
     /// Returns what was used. An event that was cut off by the end of the stream is not counted.

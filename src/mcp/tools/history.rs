@@ -63,7 +63,7 @@ pub(super) async fn get_session(visit: &Visit, arguments: GetSession) -> Result<
     Err(missing.unwrap_or(Failure::Broken("has no such session")))
 }
 
-pub(super) fn whoami(visit: &Visit, _: Nothing) -> Result<CallToolResult, Failure> {
+pub(super) async fn whoami(visit: &Visit, _: Nothing) -> Result<CallToolResult, Failure> {
     let principal = visit.principal();
     let kind = match principal.kind {
         PrincipalKind::User => "user",
@@ -81,6 +81,12 @@ pub(super) fn whoami(visit: &Visit, _: Nothing) -> Result<CallToolResult, Failur
     if let Value::Object(map) = &mut me {
         map.extend(principal.plan.as_deref().map(|plan| ("plan".to_owned(), json!(plan))));
         map.extend(principal.expires_at.map(|at| ("expires_at".to_owned(), json!(at))));
+    }
+    // Who may use no cluster has nothing to use limits for.
+    if let (Value::Object(map), Some(cluster)) = (&mut me, visit.clusters.first())
+        && let Ok(mut quota) = visit.asker.json(&Ask::plain(routes::QUOTA, cluster, &[])).await
+    {
+        map.extend(quota.get_mut("limits").map(|limits| ("limits".to_owned(), limits.take())));
     }
     Ok(structured(me, "scopes"))
 }

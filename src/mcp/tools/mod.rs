@@ -181,7 +181,7 @@ static TOOLS: &[Tool] = &[
         name: "whoami",
         toolset: None,
         title: "Who am I",
-        description: "Show who you are to the gateway: tenant, roles, scopes, clusters.",
+        description: "Show who you are to the gateway: tenant, roles, scopes, clusters, and what is left of your limits.",
         schema: schema::nothing,
         hint: Hint::Reads,
         needs: Needs::Nothing,
@@ -232,7 +232,7 @@ async fn answer(tool: &Tool, visit: &Visit, progress: Progress, arguments: Value
         "resolve_approval" => approvals::resolve_approval(visit, arguments::of(arguments)?).await,
         "list_sessions" => history::list_sessions(visit, arguments::of(arguments)?).await,
         "get_session" => history::get_session(visit, arguments::of(arguments)?).await,
-        "whoami" => history::whoami(visit, arguments::of(arguments)?),
+        "whoami" => history::whoami(visit, arguments::of(arguments)?).await,
         other => {
             debug_assert!(false, "tool `{other}` is listed but does nothing");
             Err(Failure::Broken("cannot do this"))
