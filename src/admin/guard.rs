@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use http::header::{AUTHORIZATION, HOST};
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
 use http::{HeaderMap, Request};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -23,6 +23,12 @@ pub(super) fn check_host<B>(request: &Request<B>) -> Result<(), Problem> {
     let name = without_port(host).ok_or(Problem::BAD_HEAD)?;
     let fits = name.eq_ignore_ascii_case("localhost") || is_address(name);
     if fits { Ok(()) } else { Err(Problem::WRONG_HOST) }
+}
+
+/// Refuses what a web page sent: a browser names the page's origin on everything that could change something.
+pub(super) fn check_no_browser(headers: &HeaderMap) -> Result<(), Problem> {
+    let named = headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site");
+    if named { Err(Problem::FROM_A_PAGE) } else { Ok(()) }
 }
 
 /// Says whether the caller shows the token; everybody does where none is set.

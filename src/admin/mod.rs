@@ -1,4 +1,4 @@
-//! Owns the operators' listener: metrics, liveness, readiness.
+//! Owns the operators' listener: metrics, liveness, readiness, quotas.
 //! Does not bind or accept (`server`) and serves nothing to callers of AgentOS.
 //! Invariants: with a token set, nothing but liveness and readiness is told without it; a name that a stranger's DNS
 //! could point here is refused as `Host`; no connection outlives its deadline.
@@ -7,6 +7,7 @@ pub mod settings;
 
 mod guard;
 mod reply;
+mod steering;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ use crate::gateway::request_id;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Telemetry};
 
 pub use settings::Settings;
+pub use steering::Steering;
+use steering::Wish;
 
 /// How long a connection may take.
 const TIMEOUTS: Timeouts = Timeouts { head: Duration::from_secs(5), connection: Duration::from_secs(30) };
@@ -47,6 +50,8 @@ pub struct AdminState {
     pub telemetry: Arc<Telemetry>,
     /// Asked by `/readyz`.
     pub readiness: Arc<dyn Readiness>,
+    /// Asked by `/quota` and `/usage`.
+    pub steering: Arc<dyn Steering>,
 }
 
 /// Serves one accepted connection until it closes, errs, or meets its deadline.
@@ -73,8 +78,8 @@ where
 {
     let service = service_fn(move |request: Request<Incoming>| {
         // The body is never read: hyper drains a short one and closes after a long one.
-        let answer = state.answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(state.answer(&request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -90,11 +95,18 @@ where
 
 impl AdminState {
     /// Answers one request by its head.
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    ///
+    /// # Cancel safety
+    /// A correction that was begun may have happened.
+    async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
         let id = request_id(request.headers());
         let problem = |p: reply::Problem| reply::problem(&p, &id);
         if let Err(refused) = guard::check_host(request) {
             return problem(refused);
+        }
+        let trusted = guard::has_token(request.headers(), self.settings.token.as_ref());
+        if let Some(wish) = Wish::of(request.uri().path()) {
+            return self.steer(&wish, request, trusted).await.unwrap_or_else(problem);
         }
         let Some(route) = Route::of(request.uri().path()) else {
             return problem(reply::Problem::NOT_FOUND);
@@ -102,13 +114,30 @@ impl AdminState {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return problem(reply::Problem::METHOD_NOT_ALLOWED);
         }
-        let trusted = guard::has_token(request.headers(), self.settings.token.as_ref());
         match route {
             Route::Live => reply::text(StatusCode::OK, "alive\n"),
             Route::Ready => self.ready(trusted),
             Route::Metrics if trusted => reply::document(METRICS_CONTENT_TYPE, self.telemetry.render()),
             Route::Metrics => problem(reply::Problem::UNAUTHENTICATED),
         }
+    }
+
+    async fn steer<B>(
+        &self,
+        wish: &Wish,
+        request: &Request<B>,
+        trusted: bool,
+    ) -> Result<Response<Full<Bytes>>, reply::Problem> {
+        if !trusted {
+            return Err(reply::Problem::UNAUTHENTICATED);
+        }
+        if *request.method() != wish.method() {
+            return Err(reply::Problem::METHOD_NOT_ALLOWED);
+        }
+        if *request.method() == Method::POST {
+            guard::check_no_browser(request.headers())?;
+        }
+        wish.fulfil(&*self.steering, request).await
     }
 
     /// Probes carry no token; they learn the verdict, not the reason.

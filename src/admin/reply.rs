@@ -1,6 +1,8 @@
 //! Owns the answers of the admin listener: text, documents, problems (RFC 9457).
 //! Does not decide which one (`answer`).
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -11,12 +13,12 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
 
 /// A refusal of the admin listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
-    detail: &'static str,
+    detail: Cow<'static, str>,
 }
 
 impl Problem {
@@ -24,32 +26,55 @@ impl Problem {
         status: StatusCode::BAD_REQUEST,
         code: "bad_head",
         title: "Bad request",
-        detail: "exactly one valid Host is needed, and a target that is a path",
+        detail: Cow::Borrowed("exactly one valid Host is needed, and a target that is a path"),
     };
     pub(super) const WRONG_HOST: Self = Self {
         status: StatusCode::FORBIDDEN,
         code: "forbidden",
         title: "Forbidden",
-        detail: "the admin listener is reached by address or as localhost",
+        detail: Cow::Borrowed("the admin listener is reached by address or as localhost"),
     };
     pub(super) const UNAUTHENTICATED: Self = Self {
         status: StatusCode::UNAUTHORIZED,
         code: "unauthenticated",
         title: "Not authenticated",
-        detail: "the admin token is needed as a bearer token",
+        detail: Cow::Borrowed("the admin token is needed as a bearer token"),
     };
     pub(super) const NOT_FOUND: Self = Self {
         status: StatusCode::NOT_FOUND,
         code: "not_found",
         title: "Not found",
-        detail: "the admin listener serves /metrics, /healthz and /readyz",
+        detail: Cow::Borrowed("the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage"),
     };
     pub(super) const METHOD_NOT_ALLOWED: Self = Self {
         status: StatusCode::METHOD_NOT_ALLOWED,
         code: "method_not_allowed",
         title: "Method not allowed",
-        detail: "only GET and HEAD are served here",
+        detail: Cow::Borrowed("this path has another method"),
     };
+    pub(super) const FROM_A_PAGE: Self = Self {
+        status: StatusCode::FORBIDDEN,
+        code: "forbidden",
+        title: "Forbidden",
+        detail: Cow::Borrowed("web pages may not change anything here"),
+    };
+    pub(super) const STORE_LOST: Self = Self {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "overloaded",
+        title: "Store out of reach",
+        detail: Cow::Borrowed("the store does not answer"),
+    };
+
+    /// The same, in other words.
+    pub(super) fn saying(self, detail: String) -> Self {
+        Self { detail: detail.into(), ..self }
+    }
+
+    /// The request makes no sense.
+    pub(super) fn bad(detail: String) -> Self {
+        let (status, code, title) = (StatusCode::BAD_REQUEST, "bad_request", "Bad request");
+        Self { status, code, title, detail: detail.into() }
+    }
 }
 
 /// A short answer for probes and people.
@@ -89,6 +114,9 @@ pub(super) fn problem(problem: &Problem, request_id: &str) -> Response<Full<Byte
         }
         StatusCode::METHOD_NOT_ALLOWED => {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}
     }

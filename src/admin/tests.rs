@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
+use crate::gateway::{Correct, Unsteerable, UsageLine};
 use crate::secret::Secret;
 use crate::telemetry;
 
@@ -15,6 +17,88 @@ impl Readiness for Fixed {
     fn ready(&self) -> Result<(), String> {
         self.0.clone()
     }
+}
+
+/// Says back what it is asked.
+struct Steered;
+
+impl Steering for Steered {
+    fn show<'a>(&'a self, tenant: &'a str, plan: Option<&'a str>) -> BoxFuture<'a, Result<Value, Unsteerable>> {
+        Box::pin(async move {
+            match tenant {
+                "acme" => Ok(json!({"tenant": tenant, "plan": plan})),
+                _ => Err(Unsteerable::NotFound(format!("no plan applies to tenant `{tenant}`"))),
+            }
+        })
+    }
+
+    fn correct<'a>(
+        &'a self,
+        tenant: &'a str,
+        _: Option<&'a str>,
+        correct: Correct,
+    ) -> BoxFuture<'a, Result<Value, Unsteerable>> {
+        Box::pin(async move { Ok(json!({"tenant": tenant, "did": format!("{correct:?}")})) })
+    }
+
+    fn usage<'a>(
+        &'a self,
+        tenant: Option<&'a str>,
+        from: Option<&'a str>,
+        _: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Vec<UsageLine>, Unsteerable>> {
+        let text = |text: Option<&str>| text.unwrap_or("all").to_owned();
+        let line = UsageLine {
+            day: text(from),
+            tenant: text(tenant),
+            agent: "main/agents/a".into(),
+            model: "the \"m\"".into(),
+            runs: 1,
+            input_tokens: 2,
+            output_tokens: 3,
+            price_millionths: 4,
+        };
+        Box::pin(
+            async move { if from == Some("later") { Err(Unsteerable::Store("lost".into())) } else { Ok(vec![line]) } },
+        )
+    }
+}
+
+#[tokio::test]
+async fn quotas_are_shown_corrected_and_exported() {
+    let state = state(Some("a-token-of-this-gateway"), Ok(()));
+    let token = "authorization: Bearer a-token-of-this-gateway\r\n";
+    let ask = async |line: &str, fields: &str| {
+        let request = format!("{line} HTTP/1.1\r\nhost: 127.0.0.1:9090\r\n{fields}connection: close\r\n\r\n");
+        let answer = exchange(Arc::clone(&state), request).await;
+        (status(&answer).to_owned(), body(&answer).to_owned())
+    };
+    let said = async |line: &str| ask(line, token).await;
+    assert_eq!(said("GET /quota/acme?plan=pro").await, ("200".into(), r#"{"tenant":"acme","plan":"pro"}"#.into()));
+    let did = |text: &str| ("200".to_owned(), format!(r#"{{"tenant":"acme","did":"{text}"}}"#));
+    assert_eq!(said("POST /quota/acme/reset").await, did("Reset"));
+    assert_eq!(said("POST /quota/acme/grant?tokens=1_000").await, did("Grant(Tokens, 1000)"));
+    assert_eq!(said("POST /quota/acme/grant?money_millionths=5").await, did("Grant(Money, 5)"));
+    let names = "day,tenant,agent,model,runs,input_tokens,output_tokens,price_millionths\r\n";
+    let csv = format!("{names}\"all\",\"acme\",\"main/agents/a\",\"the \"\"m\"\"\",1,2,3,4\r\n");
+    assert_eq!(said("GET /usage?tenant=acme&format=csv").await, ("200".into(), csv));
+    assert!(said("GET /usage").await.1.contains(r#""input_tokens":2"#));
+    for (line, fields, code) in [
+        ("GET /quota/acme", "", "401"),
+        ("POST /quota/acme/reset", "", "401"),
+        ("GET /quota/nobody", token, "404"),
+        ("GET /quota/", token, "404"),
+        ("GET /quota/acme/reset", token, "405"),
+        ("POST /usage", token, "405"),
+        ("POST /quota/acme/grant", token, "400"),
+        ("POST /quota/acme/grant?tokens=1&money_millionths=1", token, "400"),
+        ("GET /usage?format=xml", token, "400"),
+        ("GET /usage?from=later", token, "503"),
+    ] {
+        assert_eq!(ask(line, fields).await.0, code, "{line}");
+    }
+    let from_a_page = format!("{token}origin: https://evil.example\r\n");
+    assert_eq!(ask("POST /quota/acme/reset", &from_a_page).await.0, "403");
 }
 
 fn state(token: Option<&str>, ready: Result<(), &str>) -> Arc<AdminState> {
@@ -27,6 +111,7 @@ fn state(token: Option<&str>, ready: Result<(), &str>) -> Arc<AdminState> {
         settings: Settings { listen: "127.0.0.1:9090".parse().unwrap(), token: token.map(Secret::new) },
         telemetry: Telemetry::new(off, []).unwrap(),
         readiness: Arc::new(Fixed(ready.map_err(str::to_owned))),
+        steering: Arc::new(Steered),
     })
 }
 
@@ -102,7 +187,7 @@ async fn everything_else_is_a_problem() {
     let answer = get(&state, "/console", "x-request-id: r-1\r\n").await;
     let expected = json!({
         "type": "about:blank", "title": "Not found", "status": 404, "code": "not_found", "request_id": "r-1",
-        "detail": "the admin listener serves /metrics, /healthz and /readyz",
+        "detail": "the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage",
     });
     assert_eq!(serde_json::from_str::<Value>(body(&answer)).unwrap(), expected);
     for method in ["POST", "DELETE", "OPTIONS", "TRACE", "BREW"] {

@@ -6,6 +6,7 @@ mod check;
 mod explain;
 mod key;
 pub mod operations;
+mod quota;
 mod serve;
 mod test;
 mod token;
@@ -53,6 +54,11 @@ enum Verb {
     },
     /// Mint a development token with a key of the configuration.
     Token(token::TokenArguments),
+    /// Show, correct and export quotas of a gateway that runs.
+    Quota {
+        #[command(subcommand)]
+        verb: quota::QuotaVerb,
+    },
     /// Work with API keys.
     Key {
         #[command(subcommand)]
@@ -133,6 +139,7 @@ fn run(arguments: Arguments) -> Ended {
         }),
         Verb::Test { path: cases } => test::run(path, cases.as_deref()),
         Verb::Token(arguments) => token::run(path, &arguments),
+        Verb::Quota { verb } => quota::run(path, &verb),
         Verb::Key { verb: KeyVerb::New(arguments) } => key::run(path, &arguments),
     }
 }

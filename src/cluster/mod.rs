@@ -5,6 +5,7 @@
 mod balance;
 mod credential;
 mod endpoint;
+mod gate;
 mod health;
 mod jwt;
 mod run_id;
@@ -29,6 +30,7 @@ use crate::secret::Secret;
 pub use balance::{Balance, NoEndpoint, Want};
 pub use credential::{BadCredential, CredentialSettings};
 pub use endpoint::{Endpoint, Outcome, Picked, State};
+pub use gate::{Busy, Load, Place};
 pub use health::Probed;
 pub use jwt::{BadKey, MintAlgorithm};
 pub use run_id::{EndpointTag, RunIds, tag_of};
@@ -38,6 +40,7 @@ pub use user_id::{BadTemplate, ReservedName, UpstreamUser, UserIdTemplate};
 
 use balance::Balancer;
 use credential::Credential;
+use gate::Gate;
 
 /// Every cluster, and who may use which.
 pub struct Clusters {
@@ -57,6 +60,7 @@ pub struct Cluster {
     pub settings: Settings,
     balancer: Balancer,
     credential: Credential,
+    gate: Gate,
     run_ids: RunIds,
 }
 
@@ -202,7 +206,9 @@ impl Cluster {
         // Instances that start together must not draw the same sequence.
         let (seed, _) = Uuid::new_v4().as_u64_pair();
         let balancer = Balancer::new(settings.balance, endpoints, seed);
-        Ok(Self { settings, balancer, credential, run_ids: run_ids.clone() })
+        let kept = former.filter(|former| former.settings.load == settings.load).map(|former| former.gate.clone());
+        let gate = kept.unwrap_or_else(|| Gate::new(settings.load));
+        Ok(Self { settings, balancer, credential, gate, run_ids: run_ids.clone() })
     }
 
     /// The cluster's name.
@@ -221,6 +227,23 @@ impl Cluster {
     /// [`NoEndpoint`] says whether all are down, all were tried, or the run's own one is down or gone.
     pub fn pick(&self, want: Want<'_>) -> Result<Picked, NoEndpoint> {
         self.balancer.pick(want)
+    }
+
+    /// Says whether its endpoints take a limited number of runs.
+    pub fn limits_runs(&self) -> bool {
+        self.settings.load.runs_per_endpoint.is_some()
+    }
+
+    /// Takes a place for a run, or waits in the tenant's line until one is free; `None` where runs are not limited.
+    ///
+    /// # Errors
+    /// [`Busy`] when the queue is full or the wait was in vain.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn enter(&self, tenant: &TenantId, weight: u32) -> Result<Option<Place>, Busy> {
+        let up = self.endpoints().iter().filter(|endpoint| endpoint.is_up()).count();
+        self.gate.enter(tenant, weight, up).await
     }
 
     /// Says whether new runs follow their session (`session_hash`).

@@ -10,6 +10,7 @@ use http::Uri;
 
 use super::balance::Balance;
 use super::credential::{BadCredential, CredentialSettings};
+use super::gate::Load;
 use super::user_id::UserIdTemplate;
 use crate::outbound::Origin;
 use crate::principal::TenantId;
@@ -36,6 +37,8 @@ pub struct Settings {
     pub health: Health,
     /// Deadlines of calls.
     pub timeouts: Timeouts,
+    /// How many runs its endpoints take.
+    pub load: Load,
     /// Tenants of the table that may use it.
     pub tenants: Vec<TenantId>,
 }

@@ -36,6 +36,7 @@ fn settings(name: &str, tenants: &[&str]) -> Settings {
         knowledge: Knowledge::Unset,
         health: Health::default(),
         timeouts: Timeouts::default(),
+        load: Load::default(),
         tenants: tenants.iter().map(|name| tenant(name)).collect(),
     }
 }

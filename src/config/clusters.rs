@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::{
-    Balance, CredentialSettings, Health, Knowledge, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
+    Balance, CredentialSettings, Health, Knowledge, Load, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
 };
 use crate::identity::UnknownTenant;
 use crate::outbound::Origin;
@@ -145,7 +145,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
     let credential = table.require("credential", help).and_then(|v| credential(&v));
     let knowledge_value = table.get("knowledge");
     let knowledge = knowledge_value.as_ref().and_then(knowledge).unwrap_or(Knowledge::Unset);
-    let (health, timeouts) = (health(&table), timeouts(&table));
+    let (health, timeouts, load) = (health(&table), timeouts(&table), load(&table));
     let at = table.at;
     table.close();
     let template = user_id?;
@@ -159,6 +159,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         knowledge,
         health,
         timeouts,
+        load,
         tenants: Vec::new(),
     };
     Some(Placed { settings, at, hosts, user_id: user_id_at, knowledge: knowledge_value.map(|value| value.at) })
@@ -336,6 +337,25 @@ fn health(cluster: &Table<'_>) -> Health {
         interval: interval.unwrap_or(default.interval),
         timeout: timeout.unwrap_or(default.timeout),
     }
+}
+
+fn load(cluster: &Table<'_>) -> Load {
+    let default = Load::default();
+    let Some(table) = cluster.section("load") else { return default };
+    let count = |v: Value<'_>| v.integer(1..=1_000_000).and_then(|count| u32::try_from(count).ok());
+    let load = Load {
+        runs_per_endpoint: table.get("runs_per_endpoint").and_then(|v| match v.text() {
+            Some(_) => v.word(&[("unlimited", None)]).flatten(),
+            None => count(v),
+        }),
+        queue_max: table.get("queue_max").and_then(count).unwrap_or(default.queue_max),
+        queue_timeout: table
+            .get("queue_timeout")
+            .and_then(|v| v.duration(Duration::from_millis(10)..=Duration::from_mins(10)))
+            .unwrap_or(default.queue_timeout),
+    };
+    table.close();
+    load
 }
 
 fn timeouts(cluster: &Table<'_>) -> Timeouts {

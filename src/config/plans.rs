@@ -95,6 +95,10 @@ fn plan(table: Table<'_>, at: usize, prices: &BTreeMap<String, Price>) -> Plan {
             Some("off") => None,
             Some(_) | None => v.duration(waits),
         }),
+        weight: table
+            .get("weight")
+            .and_then(|v| v.integer(1..=1_000))
+            .map_or(1, |weight| u32::try_from(weight).unwrap_or(1)),
         exhausted: table
             .get("on_exhausted")
             .and_then(|v| v.word(&[("finish", Exhausted::Finish), ("cut", Exhausted::Cut)]))

@@ -18,7 +18,7 @@ use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
 use super::path::Gateway;
-use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_headers};
+use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
@@ -26,7 +26,7 @@ use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
-use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
+use crate::cluster::{Cluster, Picked, Place, UpstreamUser, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::quota::Pass;
@@ -70,12 +70,25 @@ pub(super) struct Admitted {
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
     pub(super) lease: Option<Held>,
+    /// The run's place at busy endpoints, until its exchange ends.
+    _place: Option<Place>,
     pub(super) continuing: Option<Continuing>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
     pub(super) view: View,
     _ticket: (),
+}
+
+/// A lease of a run that AgentOS has not heard of: given back, it costs nothing.
+struct Unsent(Option<Held>);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(held) = &mut self.0 {
+            held.waive();
+        }
+    }
 }
 
 /// A call whose operation, caller and cluster are known, and whose rate is spent.
@@ -192,11 +205,7 @@ async fn decide(
         explain::rest(&ground, &facts, exchange);
         return Ok(Verdict::Answered(arrival::healthy()));
     }
-    let mut answer_headers = HeaderMap::with_capacity(8);
-    limit_headers(&mut answer_headers, &pass.limits);
-    if snapshot.quota.has_legacy_headers() {
-        legacy_headers(&mut answer_headers, &pass.limits);
-    }
+    let answer_headers = arrival::limits_told(snapshot, &pass);
     let looked = ground.look_up(&path, &query, &payload).await;
     exchange.event.cache = looked.result();
     let fill = match looked {
@@ -205,9 +214,11 @@ async fn decide(
         Looked::Bypass => None,
     };
 
-    let lease = ground.lease().await?;
+    let mut lease = Unsent(ground.lease().await?);
+    let place = ground.place(lease.0.as_ref()).await?;
     let picked = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
+    let lease = lease.0.take();
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
     let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
@@ -226,6 +237,7 @@ async fn decide(
         picked,
         run_id,
         lease,
+        _place: place,
         continuing,
         fill,
         tenant_wide,
@@ -416,6 +428,16 @@ impl Ground<'_> {
         // Boxed: most calls start no run, and each would carry its state.
         let lease = Box::pin(self.snapshot.quota.lease(self.principal, &work)).await.map_err(arrival::refused)?;
         Ok(Some(Held::new(lease, &self.gateway.telemetry, &self.principal.tenant)))
+    }
+
+    /// Takes the run's place at the endpoints of the cluster, in the tenant's turn where they are busy.
+    async fn place(&self, held: Option<&Held>) -> Result<Option<Place>, Refusal> {
+        let Some(held) = held.filter(|_| self.cluster.limits_runs()) else { return Ok(None) };
+        // Boxed: few clusters limit runs, and every exchange would carry its state.
+        Box::pin(self.cluster.enter(&self.principal.tenant, held.weight())).await.map_err(|busy| {
+            let refusal = Refusal::new(Code::Overloaded, Stage::Cluster).because(busy.to_string());
+            Refusal { retry_after: Some(self.cluster.settings.load.queue_timeout), ..refusal }
+        })
     }
 
     pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {

@@ -81,6 +81,14 @@ impl Continuing {
     }
 }
 
+fn not_claimed(not: NotClaimed) -> Refusal {
+    match not {
+        NotClaimed::Continuing => refuse(Code::AlreadyContinued).saying("this run is being continued right now"),
+        NotClaimed::Full => refuse(Code::Overloaded).because("too many runs are being continued"),
+        NotClaimed::Lost => refuse(Code::Overloaded).because("the store of claims is out of reach"),
+    }
+}
+
 /// Guards a call that continues a run, and rewrites what it will send. `None` for every other operation.
 ///
 /// # Errors
@@ -99,15 +107,13 @@ pub(super) async fn guard(
         return Err(refuse(Code::FormMalformed).saying("a run is continued with a form"));
     };
     let deed = Deed::of(form)?;
-    let mut claim = ground.gateway.continues.claim(&ground.cluster.settings.name, run_id).map_err(|not| match not {
-        NotClaimed::Continuing => refuse(Code::AlreadyContinued).saying("this run is being continued right now"),
-        NotClaimed::Full => refuse(Code::Overloaded).because("too many runs are being continued"),
-    })?;
+    let claim = ground.gateway.continues.claim(&ground.cluster.settings.name, run_id).await;
+    let mut claim = claim.map_err(not_claimed)?;
     let run = stored(ground, facts, run_id).await?;
     let status = run.get("status").and_then(Value::as_str).and_then(RunStatus::parse);
     match (deed, status) {
         (Deed::Answer, Some(RunStatus::Paused)) => {
-            if !claim.take(waiting::pause(kind, &run)) {
+            if !claim.take(waiting::pause(kind, &run)).await.map_err(not_claimed)? {
                 return Err(refuse(Code::AlreadyContinued));
             }
             let approvals = answer(ground, form, kind, &run, run_id).await?;

@@ -146,6 +146,16 @@ pub(super) async fn spend(
     Ok(pass)
 }
 
+/// The fields of an answer that say what is left.
+pub(super) fn limits_told(snapshot: &Snapshot, pass: &Pass) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    limit_headers(&mut headers, &pass.limits);
+    if snapshot.quota.has_legacy_headers() {
+        legacy_headers(&mut headers, &pass.limits);
+    }
+    headers
+}
+
 /// Names the caller as this AgentOS does.
 pub(super) fn upstream_user(cluster: &Cluster, principal: &Principal) -> Result<UpstreamUser, Refusal> {
     let reserved = |e: ReservedName| Refusal::new(Code::Forbidden, Stage::Identity).because(e.to_string());
@@ -185,10 +195,7 @@ async fn usage(snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Resul
     let limits: Vec<_> = usage.iter().map(limit_json).collect();
     let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "plan": plan, "limits": limits });
     let mut answer = json_answer(body.to_string());
-    limit_headers(&mut answer.headers, &pass.limits);
-    if snapshot.quota.has_legacy_headers() {
-        legacy_headers(&mut answer.headers, &pass.limits);
-    }
+    answer.headers.extend(limits_told(snapshot, pass));
     Ok(answer)
 }
 

@@ -14,6 +14,7 @@ mod multipart;
 
 mod exchange;
 mod snapshot;
+mod steer;
 
 mod address;
 mod admit;
@@ -38,6 +39,7 @@ mod path;
 #[doc(hidden)]
 pub mod fuzzing;
 
+pub use crate::quota::{Correct, Unit};
 pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
@@ -46,4 +48,5 @@ pub use limits::Limits;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};
 pub use snapshot::Snapshot;
+pub use steer::{Unsteerable, UsageLine};
 pub use trail::{Explanation, Remedy, Said, Step};

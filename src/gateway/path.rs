@@ -18,7 +18,7 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
-use super::refusal::{Code, Refusal, Stage, legacy_headers};
+use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_json};
 use super::runs::Runs;
 use super::snapshot::Snapshot;
 use crate::agentos::{Cost, Reply};
@@ -26,6 +26,8 @@ use crate::cluster::Seal;
 use crate::outbound::Client;
 use crate::policy::{Ask, Context, Decision, Policies, ResourceFacts};
 use crate::principal::Principal;
+use crate::quota::Work;
+use crate::store::Store;
 use crate::telemetry::{Door, Telemetry};
 
 /// Runs a future that outlives its exchange; `false` when the process is draining and takes no more.
@@ -46,13 +48,37 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with its first configuration.
     pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, Continues::new())
+    }
+
+    /// The same, with the claims of continued runs in a store that instances share.
+    pub fn over(
+        snapshot: Snapshot,
+        client: Client,
+        telemetry: Arc<Telemetry>,
+        seal: Seal,
+        spawn: Spawn,
+        store: Arc<dyn Store>,
+    ) -> Arc<Self> {
+        let continues = Continues::shared(store, Arc::clone(&spawn));
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, continues)
+    }
+
+    fn with_claims(
+        snapshot: Snapshot,
+        client: Client,
+        telemetry: Arc<Telemetry>,
+        seal: Seal,
+        spawn: Spawn,
+        continues: Continues,
+    ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             client,
             telemetry,
             owners: Owners::new(),
             runs: Runs::new(),
-            continues: Continues::new(),
+            continues,
             spawn,
             seal,
         })
@@ -202,6 +228,15 @@ impl Gateway {
             },
         };
         matches!(snapshot.policies.decide(&ask), Decision::Allow { .. })
+    }
+
+    /// What the caller's plan limits and what is left of it, without spending; `None` without a plan.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn limits_of(&self, principal: &Principal) -> Option<serde_json::Value> {
+        let limits = self.snapshot().quota.usage(principal, &Work::default()).await.ok()?;
+        Some(limits.iter().map(limit_json).collect())
     }
 
     /// The clusters that the caller's tenant may use, its default first.

@@ -53,6 +53,11 @@ impl Held {
         Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() }
     }
 
+    /// How often the tenant's turn comes at busy endpoints.
+    pub(super) fn weight(&self) -> u32 {
+        self.lease.weight()
+    }
+
     /// Notes what the run has used so far, in all.
     pub(super) fn grow(&mut self, models: &[ModelUsage]) -> Growth {
         self.lease.grow(models.iter().map(spent))

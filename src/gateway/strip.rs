@@ -147,6 +147,7 @@ mod tests {
             knowledge: Knowledge::Exclusive,
             health: Health::default(),
             timeouts: Timeouts::default(),
+            load: crate::cluster::Load::default(),
             tenants: vec![TenantId::new("acme").unwrap()],
         };
         let clusters =

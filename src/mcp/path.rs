@@ -25,6 +25,12 @@ pub trait Path: Send + Sync + 'static {
     /// The clusters that the caller may use, its default first.
     fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>>;
 
+    /// What the caller's plan limits and what is left of it; nothing is spent. `None` without a plan.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>>;
+
     /// Seals bytes for a purpose; only [`Path::open`] with the same purpose gives them back.
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String;
 
@@ -43,6 +49,10 @@ impl Path for Gateway {
 
     fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>> {
         Gateway::clusters_for(self, principal)
+    }
+
+    fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>> {
+        Box::pin(async move { Gateway::limits_of(&self, &principal).await })
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

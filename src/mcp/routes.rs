@@ -35,7 +35,6 @@ pub(super) enum Deed {
 }
 
 pub(super) const CONFIG: Route = to("get_config");
-pub(super) const QUOTA: Route = to("get_quota");
 pub(super) const SEARCH: Route = to("search_knowledge");
 pub(super) const APPROVALS: Route = to("list_approvals");
 pub(super) const APPROVAL: Route = to("get_approval");

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::BodyExt as _;
 
 use super::origin::Origin;
@@ -70,6 +70,22 @@ impl Client {
         };
         let target = Uri::try_from(target).map_err(|_| FetchError::BadUrl("its path cannot be sent"))?;
         self.get(&origin, target, options).await
+    }
+
+    /// As [`Client::fetch`], with another method and without a body: for the gateway's own admin listener.
+    ///
+    /// # Errors
+    /// [`FetchError`]; a status other than 200 is no error.
+    pub async fn ask(&self, method: Method, url: &str, options: &FetchOptions) -> Result<Fetched, FetchError> {
+        let url = url::Url::parse(url).map_err(|_| FetchError::BadUrl("it cannot be parsed"))?;
+        let origin = Origin::of_url(&url).map_err(FetchError::BadUrl)?;
+        let target = format!("{}?{}", url.path(), url.query().unwrap_or(""));
+        let mut request = Request::new(empty());
+        *request.uri_mut() = Uri::try_from(target).map_err(|_| FetchError::BadUrl("its path cannot be sent"))?;
+        *request.method_mut() = method;
+        *request.headers_mut() = options.headers.clone();
+        let all = Box::pin(self.collect(&origin, request, options));
+        tokio::time::timeout(options.deadline, all).await.map_err(|_| FetchError::Deadline(options.deadline))?
     }
 
     /// As [`Client::fetch`], for a path on a known origin.

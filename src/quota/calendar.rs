@@ -52,6 +52,25 @@ impl Month {
     }
 }
 
+/// A day since 1970-01-01 as `YYYY-MM-DD`.
+pub fn day_text(day: u32) -> String {
+    let days = u64::from(day);
+    let (year, month) = civil(days);
+    let date = days.saturating_sub(days_before(year, month)) + 1;
+    format!("{year:04}-{month:02}-{date:02}")
+}
+
+/// The day since 1970-01-01 that `YYYY-MM-DD` names; `None` when there is no such day.
+pub fn day_of(text: &str) -> Option<u32> {
+    let mut parts = text.split('-').map(|part| part.parse::<u64>().ok());
+    let (year, month, date) = (parts.next()??, parts.next()??, parts.next()??);
+    if parts.next().is_some() || !(1970..10_000).contains(&year) || !(1..=12).contains(&month) || date == 0 {
+        return None;
+    }
+    let day = u32::try_from(days_before(year, month) + date - 1).ok()?;
+    (day_text(day) == text).then_some(day)
+}
+
 // Both directions follow Howard Hinnant's "chrono-compatible low-level date algorithms": years
 // begin in March, so that the leap day is the last day of a year, and eras of 400 years repeat.
 // The constant moves the epoch from 1970-01-01 to 0000-03-01.
@@ -111,6 +130,19 @@ mod tests {
             assert!(month == last || (last.end() == secs && month.start() == secs), "day {day}");
             last = month;
         }
+    }
+
+    #[test]
+    fn days_are_read_as_they_are_written() {
+        for (text, day) in [("1970-01-01", 0), ("2000-02-29", 11_016), ("2024-12-31", 20_088), ("2100-03-01", 47_541)] {
+            assert_eq!((day_of(text), day_text(day).as_str()), (Some(day), text));
+        }
+        for bad in
+            ["", "2024", "2024-13-01", "2023-02-29", "2024-1-1", "2024-12-32", "24-12-31", "2024-12-31-1", "a-b-c"]
+        {
+            assert_eq!(day_of(bad), None, "{bad}");
+        }
+        assert!((0..100_000).all(|day| day_of(&day_text(day)) == Some(day)));
     }
 
     #[test]

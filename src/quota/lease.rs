@@ -77,6 +77,11 @@ impl Lease {
         }
     }
 
+    /// How often the tenant's turn comes at busy endpoints.
+    pub fn weight(&self) -> u32 {
+        self.plan.weight
+    }
+
     /// Tokens reserved now.
     pub fn reserved(&self) -> u64 {
         self.reserved.tokens

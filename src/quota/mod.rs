@@ -41,6 +41,7 @@ use crate::store::{MemoryStore, Store};
 
 use account::{Account, NoRun, Shared};
 use book::Book;
+pub use calendar::{day_of, day_text};
 pub use clock::{Clock, SystemClock};
 use clock::{monotonic_ns, wall_secs};
 use estimate::Estimates;

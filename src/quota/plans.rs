@@ -21,6 +21,7 @@ pub(super) struct CompiledPlan {
     components: HashMap<String, Limits>,
     tools: HashMap<String, Limits>,
     pub(super) queue: Option<Duration>,
+    pub(super) weight: u32,
     pub(super) exhausted: Exhausted,
     pub(super) lost: WhenLost,
 }
@@ -117,6 +118,7 @@ impl CompiledPlan {
             components: all(&plan.components),
             tools: all(&plan.tools),
             queue: plan.queue,
+            weight: plan.weight.max(1),
             exhausted: plan.exhausted,
             lost: plan.lost,
         }

@@ -46,6 +46,8 @@ pub struct Plan {
     pub tools: BTreeMap<String, Limits>,
     /// How long a run may wait for a slot; `None` refuses at once.
     pub queue: Option<Duration>,
+    /// How often its turn comes at busy endpoints, against other tenants; 0 counts as 1.
+    pub weight: u32,
     /// What becomes of a run whose budget runs out under it.
     pub exhausted: Exhausted,
     /// What holds while the store that instances share is out of reach.

@@ -22,7 +22,7 @@ use crate::outbound::{self, Client};
 use crate::policy::LoadErrors;
 use crate::proxy::{HttpDoor, TlsAcceptor};
 use crate::quota::Change;
-use crate::store;
+use crate::store::{self, Store};
 use crate::telemetry::{OpenError, Telemetry};
 
 /// Most connections of the admin listener.
@@ -119,13 +119,20 @@ pub async fn serve(config: Config) -> Result<(), StartError> {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let client = Client::new(outbound::Settings::default());
     let (snapshot, tls) = compose(&config, &client).map_err(StartError::Compose)?;
-    let snapshot = counting(snapshot, &config.store)?;
+    let store = store::open(&config.store)?;
+    let snapshot = counting(snapshot, &config.store, Arc::clone(&store));
     let telemetry = Telemetry::new(config.telemetry.clone(), config.tenants.keys().cloned())?;
     let tasks = Tasks::new();
     let detached = tasks.clone();
     let spawn: Spawn = Arc::new(move |name, work| detached.spawn_detached(name, work));
     let seal = snapshot.clusters.seal().clone();
-    let gateway = Gateway::new(snapshot, client.clone(), Arc::clone(&telemetry), seal, Arc::clone(&spawn));
+    let (said, started) = (Arc::clone(&telemetry), Arc::clone(&spawn));
+    let gateway = match config.store {
+        store::Settings::Memory => Gateway::new(snapshot, client.clone(), said, seal, started),
+        store::Settings::File(_) | store::Settings::Redis(_) => {
+            Gateway::over(snapshot, client.clone(), said, seal, started, store)
+        }
+    };
     let (listener, address) = bind(config.server.listen)?;
     let (admin_listener, admin_address) = bind(config.admin.listen)?;
 
@@ -151,6 +158,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         settings: config.admin.clone(),
         telemetry,
         readiness: Arc::new(Ready(Arc::clone(&gateway), tasks.clone())),
+        steering: Arc::clone(&gateway) as _,
     });
     tasks.spawn(
         "admin",
@@ -164,13 +172,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 }
 
 /// Quotas that count where the configuration says.
-fn counting(mut snapshot: Snapshot, settings: &store::Settings) -> Result<Snapshot, StartError> {
-    let store = store::open(settings)?;
+fn counting(mut snapshot: Snapshot, settings: &store::Settings, store: Arc<dyn Store>) -> Snapshot {
     snapshot.quota = Arc::new(match settings {
         store::Settings::Memory => snapshot.quota.recording(store),
         store::Settings::File(_) | store::Settings::Redis(_) => snapshot.quota.sharing(store),
     });
-    Ok(snapshot)
+    snapshot
 }
 
 /// The work of quotas between calls, with a line and a metric when the store is lost or found.

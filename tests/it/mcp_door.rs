@@ -129,7 +129,8 @@ async fn a_call_over_the_rate_says_when_to_come_back() {
         }
     }
     let text = last.expect("the rate is used up");
-    assert!(text.starts_with("rate_limited: the request rate of your tenant is used up. Retry after "), "{text}");
+    let told = "rate_limited: the request rate of your tenant is used up. Limit `requests`: 2 per 60 s, 2 used, ";
+    assert!(text.starts_with(told) && text.contains(" s. Retry after "), "{text}");
 }
 
 #[tokio::test]

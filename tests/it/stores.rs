@@ -189,6 +189,21 @@ async fn a_redis_that_was_lost_is_asked_again_and_is_known_to_be_another() {
     assert_ne!(before.epoch, after.epoch);
 }
 
+#[tokio::test]
+async fn tls_is_spoken_where_the_url_says_so() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let store = RedisStore::new(&Secret::new(format!("rediss://127.0.0.1:{port}"))).unwrap();
+    let (answer, hello) = tokio::join!(store.beat("a", Duration::from_secs(60)), async {
+        use tokio::io::AsyncReadExt as _;
+        let mut hello = [0; 3];
+        listener.accept().await.unwrap().0.read_exact(&mut hello).await.unwrap();
+        hello
+    });
+    assert_eq!(hello, [0x16, 3, 1], "a TLS handshake (RFC 8446 §5.1), and no command in the clear");
+    assert!(answer.is_err());
+}
+
 #[test]
 fn urls_are_checked_without_connecting_and_never_repeated() {
     for good in [

@@ -8,6 +8,8 @@ use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::answers::{Answered, Wrong, answered};
+use std::sync::Arc;
+
 use super::claims::{Continues, NotClaimed, Pause};
 use super::rulings::{Row, Rows};
 use super::waiting;
@@ -348,28 +350,49 @@ fn another_pause_of_the_same_run_is_another_pause() {
     assert_ne!(waiting::pause(Kind::Agent, &agent_run(&[guarded("c-2")])), first);
 }
 
-#[test]
-fn a_run_is_continued_by_one_caller_and_a_pause_once() {
+#[tokio::test]
+async fn a_run_is_continued_by_one_caller_and_a_pause_once() {
     let (continues, cluster) = (Continues::new(), "main".into());
     let (first, second) = (Pause::of("first"), Pause::of("second"));
-    let mut claim = continues.claim(&cluster, "r-1").unwrap();
-    assert!(claim.take(first));
-    assert_eq!(continues.claim(&cluster, "r-1").err(), Some(NotClaimed::Continuing));
-    assert!(continues.claim(&cluster, "r-2").is_ok());
+    let mut claim = continues.claim(&cluster, "r-1").await.unwrap();
+    assert!(claim.take(first).await.unwrap());
+    assert_eq!(continues.claim(&cluster, "r-1").await.err(), Some(NotClaimed::Continuing));
+    assert!(continues.claim(&cluster, "r-2").await.is_ok());
     drop(claim);
     // Nothing was sent: somebody else may.
-    let mut claim = continues.claim(&cluster, "r-1").unwrap();
-    assert!(claim.take(first));
+    let mut claim = continues.claim(&cluster, "r-1").await.unwrap();
+    assert!(claim.take(first).await.unwrap());
     claim.sending();
     claim.unsent();
     drop(claim);
-    let mut claim = continues.claim(&cluster, "r-1").unwrap();
-    assert!(claim.take(first));
+    let mut claim = continues.claim(&cluster, "r-1").await.unwrap();
+    assert!(claim.take(first).await.unwrap());
     claim.sending();
     drop(claim);
-    let mut claim = continues.claim(&cluster, "r-1").unwrap();
-    assert!(!claim.take(first));
-    assert!(claim.take(second));
+    let mut claim = continues.claim(&cluster, "r-1").await.unwrap();
+    assert!(!claim.take(first).await.unwrap());
+    assert!(claim.take(second).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_pause_is_continued_once_by_all_instances_over_a_store() {
+    use futures_util::FutureExt as _;
+    let store: Arc<dyn crate::store::Store> = Arc::new(crate::store::MemoryStore::new());
+    // What is given back later is given back at once: this store never waits.
+    let instance = || Continues::shared(Arc::clone(&store), Arc::new(|_, work| work.now_or_never().is_some()));
+    let (here, there, cluster) = (instance(), instance(), Arc::from("main"));
+    let pause = Pause::of("first");
+    let mut claim = here.claim(&cluster, "r-1").await.unwrap();
+    assert_eq!(there.claim(&cluster, "r-1").await.err(), Some(NotClaimed::Continuing));
+    assert_eq!(claim.take(pause).await, Ok(true));
+    drop(claim);
+    let mut claim = there.claim(&cluster, "r-1").await.unwrap();
+    assert_eq!(claim.take(pause).await, Ok(true), "nothing was sent: another instance may");
+    claim.sending();
+    drop(claim);
+    let mut claim = here.claim(&cluster, "r-1").await.unwrap();
+    assert_eq!(claim.take(pause).await, Ok(false), "another instance has sent it");
+    assert_eq!(claim.take(Pause::of("second")).await, Ok(true));
 }
 
 fn json_value() -> impl Strategy<Value = Value> {

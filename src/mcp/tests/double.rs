@@ -136,6 +136,10 @@ impl Path for Script {
         self.clusters.clone()
     }
 
+    fn limits_of(self: Arc<Self>, _: Arc<Principal>) -> BoxFuture<'static, Option<Value>> {
+        Box::pin(async { Some(json!([{"name": "requests", "remaining": 7}])) })
+    }
+
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{purpose}.{hex}")

@@ -26,7 +26,7 @@ const ALL: [&str; 13] = [
 #[tokio::test]
 async fn both_eras_list_and_call_on_one_endpoint() {
     let fixture = Fixture::new(Script::new());
-    let me = json!({"clusters": ["main"], "kind": "user", "roles": ["operator"], "scopes": [], "subject": "alice",
+    let me = json!({"clusters": ["main"], "limits": [{"name": "requests", "remaining": 7}], "kind": "user", "roles": ["operator"], "scopes": [], "subject": "alice",
         "tenant": "acme"});
     for client in [fixture.modern("alice"), fixture.legacy("alice").await] {
         assert_eq!(client.tools().await, ALL);

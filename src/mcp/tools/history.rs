@@ -82,11 +82,9 @@ pub(super) async fn whoami(visit: &Visit, _: Nothing) -> Result<CallToolResult, 
         map.extend(principal.plan.as_deref().map(|plan| ("plan".to_owned(), json!(plan))));
         map.extend(principal.expires_at.map(|at| ("expires_at".to_owned(), json!(at))));
     }
-    // Who may use no cluster has nothing to use limits for.
-    if let (Value::Object(map), Some(cluster)) = (&mut me, visit.clusters.first())
-        && let Ok(mut quota) = visit.asker.json(&Ask::plain(routes::QUOTA, cluster, &[])).await
-    {
-        map.extend(quota.get_mut("limits").map(|limits| ("limits".to_owned(), limits.take())));
+    let limits = Arc::clone(&visit.inner.path).limits_of(Arc::clone(&visit.asker.principal)).await;
+    if let (Value::Object(map), Some(limits)) = (&mut me, limits) {
+        map.insert("limits".to_owned(), limits);
     }
     Ok(structured(me, "scopes"))
 }

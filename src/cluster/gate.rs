@@ -1,0 +1,321 @@
+//! Owns how many runs a cluster's endpoints take at once, and the queue of those that wait for one to end.
+//! Does not choose endpoints (`balance`) and knows tenants by name and weight only.
+//! Invariants: never more places are taken than there are; a place that is free goes to the tenant that has been
+//! served least for its weight, so that one tenant's queue delays nobody else's; a caller who goes away leaves no place
+//! taken.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::principal::TenantId;
+
+/// What one unit of weight is worth: large, so that weights divide it well.
+const STRIDE: u64 = 1 << 20;
+
+/// How many runs endpoints take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Runs per endpoint that is up; `None` is unlimited.
+    pub runs_per_endpoint: Option<u32>,
+    /// Most runs that wait.
+    pub queue_max: u32,
+    /// How long one waits.
+    pub queue_timeout: Duration,
+}
+
+/// The gate of one cluster. Clones share it.
+#[derive(Clone)]
+pub(super) struct Gate(Arc<Inner>);
+
+struct Inner {
+    load: Load,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    taken: u32,
+    waiting: u32,
+    /// The virtual time of the place that was given last.
+    now: u64,
+    tenants: HashMap<TenantId, Line>,
+}
+
+/// Those of one tenant who wait, and when it is its turn.
+#[derive(Default)]
+struct Line {
+    turn: u64,
+    weight: u64,
+    waiting: VecDeque<oneshot::Sender<Place>>,
+}
+
+/// A place at the endpoints, free again when this is dropped.
+pub struct Place {
+    gate: Gate,
+    places: u32,
+}
+
+/// The endpoints are busy and the queue is full, or the wait was in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Busy {
+    /// Too many wait.
+    #[error("the cluster is at its limit and {0} runs wait already")]
+    QueueFull(u32),
+    /// Nothing became free in time.
+    #[error("no endpoint of the cluster became free within {}ms", .0.as_millis())]
+    TimedOut(Duration),
+}
+
+// === impl Load ===
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { runs_per_endpoint: None, queue_max: 1_000, queue_timeout: Duration::from_secs(5) }
+    }
+}
+
+// === impl Gate ===
+
+impl Gate {
+    pub(super) fn new(load: Load) -> Self {
+        Self(Arc::new(Inner { load, state: Mutex::default() }))
+    }
+
+    /// Takes a place, or waits for one in the tenant's line. `up` is the number of endpoints that are up.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    ///
+    /// # Cancel safety
+    /// Safe: a place that was given to a caller who went away goes to the next.
+    pub(super) async fn enter(&self, tenant: &TenantId, weight: u32, up: usize) -> Result<Option<Place>, Busy> {
+        let Some(each) = self.0.load.runs_per_endpoint else { return Ok(None) };
+        // With nothing up there is no place to wait for: the choice of an endpoint says so.
+        let places = each.saturating_mul(u32::try_from(up.max(1)).unwrap_or(u32::MAX));
+        let given = {
+            let mut state = self.0.state.lock();
+            if state.waiting == 0 && state.taken < places {
+                state.taken += 1;
+                return Ok(Some(Place { gate: self.clone(), places }));
+            }
+            if state.waiting >= self.0.load.queue_max {
+                state.sweep();
+            }
+            if state.waiting >= self.0.load.queue_max {
+                return Err(Busy::QueueFull(state.waiting));
+            }
+            state.wait(tenant, weight)
+        };
+        // Places may have become free that nobody was there to take.
+        self.serve(places);
+        match tokio::time::timeout(self.0.load.queue_timeout, given).await {
+            Ok(Ok(place)) => Ok(Some(place)),
+            Ok(Err(_)) | Err(_) => Err(Busy::TimedOut(self.0.load.queue_timeout)),
+        }
+    }
+
+    /// Gives free places to those whose turn it is.
+    fn serve(&self, places: u32) {
+        loop {
+            let next = {
+                let mut state = self.0.state.lock();
+                if state.taken >= places {
+                    return;
+                }
+                let Some(next) = state.next() else { return };
+                state.taken += 1;
+                next
+            };
+            // Outside the lock: a place that nobody takes is dropped here, and frees itself.
+            drop(next.send(Place { gate: self.clone(), places }));
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Gate").field(&self.0.load).finish()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn wait(&mut self, tenant: &TenantId, weight: u32) -> oneshot::Receiver<Place> {
+        let (sender, receiver) = oneshot::channel();
+        let now = self.now;
+        let line = self.tenants.entry(tenant.clone()).or_default();
+        line.weight = u64::from(weight.max(1));
+        if line.waiting.is_empty() {
+            // Who did not wait has not saved up turns.
+            line.turn = line.turn.max(now).saturating_add(STRIDE / line.weight);
+        }
+        line.waiting.push_back(sender);
+        self.waiting += 1;
+        receiver
+    }
+
+    /// The caller whose turn it is and who is still there.
+    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+        loop {
+            let waits = self.tenants.iter().filter(|(_, line)| !line.waiting.is_empty());
+            let (tenant, _) = waits.min_by(|(a, one), (b, other)| (one.turn, a).cmp(&(other.turn, b)))?;
+            let tenant = tenant.clone();
+            let line = self.tenants.get_mut(&tenant)?;
+            let first = line.waiting.pop_front()?;
+            self.waiting = self.waiting.saturating_sub(1);
+            let gone = first.is_closed();
+            if !gone {
+                self.now = self.now.max(line.turn);
+                line.turn = line.turn.saturating_add(STRIDE / line.weight.max(1));
+            }
+            if line.waiting.is_empty() && line.turn <= self.now {
+                self.tenants.remove(&tenant);
+            }
+            if !gone {
+                return Some(first);
+            }
+        }
+    }
+
+    /// Forgets callers who went away, and tenants without anybody.
+    fn sweep(&mut self) {
+        for line in self.tenants.values_mut() {
+            line.waiting.retain(|waiting| !waiting.is_closed());
+        }
+        let now = self.now;
+        self.tenants.retain(|_, line| !line.waiting.is_empty() || line.turn > now);
+        self.waiting =
+            u32::try_from(self.tenants.values().map(|line| line.waiting.len()).sum::<usize>()).unwrap_or(u32::MAX);
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        {
+            let mut state = self.gate.0.state.lock();
+            state.taken = state.taken.saturating_sub(1);
+            if state.waiting == 0 {
+                // Bounded by those who waited since the gate was last idle.
+                if state.taken == 0 {
+                    state.tenants.clear();
+                }
+                return;
+            }
+        }
+        self.gate.serve(self.places);
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Place")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+    use futures_util::future::{FutureExt as _, join_all};
+
+    use super::*;
+
+    fn gate(runs: u32, queue_max: u32) -> Gate {
+        Gate::new(Load { runs_per_endpoint: Some(runs), queue_max, queue_timeout: Duration::from_secs(5) })
+    }
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_tenant_waits_for_one_run_however_many_a_noisy_one_has_queued() {
+        let gate = gate(1, 1_000);
+        let mut held = gate.enter(&tenant("noisy"), 1, 1).await.unwrap();
+        let (noisy, quiet) = (tenant("noisy"), tenant("quiet"));
+        let mut waiting: Vec<_> = (0..500).map(|_| Box::pin(gate.enter(&noisy, 1, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        let mut late = Box::pin(gate.enter(&quiet, 1, 1));
+        assert!(late.as_mut().now_or_never().is_none());
+        let mut before = 0;
+        let mut noisy = waiting.into_iter();
+        loop {
+            drop(held.take());
+            if let Some(place) = late.as_mut().now_or_never() {
+                assert!(place.unwrap().is_some());
+                break;
+            }
+            held = noisy.next().unwrap().now_or_never().unwrap().unwrap();
+            before += 1;
+        }
+        assert!(before <= 1, "{before} runs of the noisy tenant came first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_are_given_by_weight() {
+        let gate = gate(1, 1_000);
+        let mut held = gate.enter(&tenant("x"), 1, 1).await.unwrap();
+        let (heavy, light) = (tenant("heavy"), tenant("light"));
+        let served = Mutex::new(Vec::new());
+        let wait = |name: &'static str, tenant: TenantId, weight: u32| {
+            let (gate, served) = (&gate, &served);
+            async move {
+                let place = gate.enter(&tenant, weight, 1).await.unwrap();
+                served.lock().push(name);
+                drop(place);
+            }
+        };
+        let heavy = (0..30).map(|_| wait("heavy", heavy.clone(), 3)).collect::<Vec<_>>();
+        let light = (0..30).map(|_| wait("light", light.clone(), 1)).collect::<Vec<_>>();
+        let open = async { drop(held.take()) };
+        tokio::join!(join_all(heavy), join_all(light), open);
+        let first = served.lock()[..20].iter().filter(|name| **name == "heavy").count();
+        assert!((14..=16).contains(&first), "{first} of the first 20");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_has_a_bound_and_a_deadline_and_forgets_who_went_away() {
+        let gate = gate(2, 1);
+        let who = tenant("acme");
+        let held = [gate.enter(&who, 1, 1).await.unwrap(), gate.enter(&who, 1, 1).await.unwrap()];
+        let mut waits = Box::pin(gate.enter(&who, 1, 1));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert_eq!(gate.enter(&who, 1, 1).await.unwrap_err(), Busy::QueueFull(1));
+        drop(waits);
+        assert_eq!(gate.enter(&who, 1, 1).await.unwrap_err(), Busy::TimedOut(Duration::from_secs(5)));
+        drop(held);
+        for _ in 0..2 {
+            assert!(gate.enter(&who, 1, 1).now_or_never().unwrap().unwrap().is_some());
+        }
+        assert_eq!(gate.0.state.lock().taken, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_callers_who_come_and_go_leave_no_place_taken() {
+        let gate = gate(3, 50);
+        let mut held = Vec::new();
+        for n in 0..10_000_u32 {
+            let who = tenant(if n % 3 == 0 { "a" } else { "b" });
+            let mut asks = Box::pin(gate.enter(&who, 1 + n % 2, 1));
+            if let Some(Ok(place)) = asks.as_mut().now_or_never() {
+                held.push(place);
+            }
+            if n % 2 == 0 && !held.is_empty() {
+                drop(held.swap_remove(n as usize % held.len()));
+            }
+            assert!(held.len() <= 3);
+        }
+        drop(held);
+        assert_eq!(gate.0.state.lock().taken, 0);
+        assert!(gate.enter(&tenant("c"), 1, 1).now_or_never().unwrap().is_ok());
+    }
+}
