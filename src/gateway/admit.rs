@@ -218,10 +218,8 @@ async fn decide(
     let place = ground.place(lease.0.as_ref()).await?;
     let picked = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
-    let lease = lease.0.take();
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
-    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -231,12 +229,12 @@ async fn decide(
         acting,
         path,
         query,
-        headers,
-        caller_token,
+        caller_token: arrival::token(&call.headers),
+        headers: call.headers,
         payload,
         picked,
         run_id,
-        lease,
+        lease: lease.0.take(),
         _place: place,
         continuing,
         fill,
