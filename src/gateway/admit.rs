@@ -205,7 +205,7 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
-    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
+    let (caller_token, headers) = (arrival::token(&cluster, &call.headers), call.headers);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,

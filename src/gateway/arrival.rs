@@ -16,7 +16,7 @@ use super::refusal::{Code, Refusal, Stage, limit_headers, limit_json};
 use super::snapshot::Snapshot;
 use super::trail::Said;
 use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Own};
-use crate::cluster::{Cluster, ReservedName, UpstreamUser};
+use crate::cluster::{Cluster, CredentialSettings, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
 use crate::principal::Principal;
 use crate::quota::{self, Exceeded, ExceededKind, NoPlan, Pass};
@@ -143,7 +143,10 @@ pub(super) fn upstream_user(cluster: &Cluster, principal: &Principal) -> Result<
 }
 
 /// The caller's own token, for clusters that pass it on.
-pub(super) fn token(headers: &HeaderMap) -> Option<String> {
+pub(super) fn token(cluster: &Cluster, headers: &HeaderMap) -> Option<String> {
+    if !matches!(cluster.settings.credential, CredentialSettings::Forward) {
+        return None;
+    }
     Credential::from_headers(headers).ok()??.expose().map(str::to_owned)
 }
 
