@@ -92,9 +92,9 @@ impl UserIdTemplate {
     pub fn render(&self, tenant: &TenantId, subject: &str) -> Result<UpstreamUser, ReservedName> {
         let Self { before, between, after, .. } = self;
         let name = match self.order {
-            Order::SubjectOnly => format!("{before}{subject}{after}"),
-            Order::TenantFirst => format!("{before}{tenant}{between}{subject}{after}"),
-            Order::SubjectFirst => format!("{before}{subject}{between}{tenant}{after}"),
+            Order::SubjectOnly => [before, subject, after].concat(),
+            Order::TenantFirst => [before, tenant.as_str(), between, subject, after].concat(),
+            Order::SubjectFirst => [before, subject, between, tenant.as_str(), after].concat(),
         };
         if is_reserved(&name) { Err(ReservedName(name)) } else { Ok(UpstreamUser(name.into())) }
     }

@@ -83,7 +83,9 @@ impl UserStripper {
         let mut copied = 0;
         // The character beside the tenant stands in no tenant's name and is rare: each one is looked at.
         for at in memchr::memchr_iter(mark.edge(), text) {
-            let Some(Span { start, end }) = marked(mark, text, at).filter(|value| value.start >= copied) else { continue };
+            let Some(Span { start, end }) = marked(mark, text, at).filter(|value| value.start >= copied) else {
+                continue;
+            };
             let name = text.get(start..end).and_then(|name| std::str::from_utf8(name).ok());
             let subject = name.and_then(|name| self.cluster.settings.user_id.subject_of(name, &self.tenant));
             let Some(subject) = subject.filter(|_| opens_field(text, start)) else { continue };

@@ -7,11 +7,11 @@ use std::hash::{BuildHasher as _, Hash as _, Hasher, RandomState};
 use super::ask::{Ask, Decision};
 
 /// Decisions kept at most; about 300 bytes each.
-const ENTRIES_MAX: u64 = 65_536;
+const ENTRIES_MAX: usize = 65_536;
 
 /// A bounded cache of decisions.
 pub(super) struct Memo {
-    entries: moka::sync::Cache<u128, Decision>,
+    entries: quick_cache::sync::Cache<u128, Decision>,
     keys: [RandomState; 2],
 }
 
@@ -24,7 +24,7 @@ struct Gathered(Vec<u8>);
 impl Memo {
     /// An empty cache with fresh hash keys.
     pub(super) fn new() -> Self {
-        Self { entries: moka::sync::Cache::new(ENTRIES_MAX), keys: [RandomState::new(), RandomState::new()] }
+        Self { entries: quick_cache::sync::Cache::new(ENTRIES_MAX), keys: [RandomState::new(), RandomState::new()] }
     }
 
     /// Returns the decision kept for the ask, or decides and keeps it.

@@ -19,42 +19,50 @@ const TEXTS_MAX: usize = 32;
 /// Usual size of a line.
 const LINE_BYTES: usize = 768;
 
+/// A name as it stands in a line, ready to be copied.
+macro_rules! name {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
+
 /// One line under way. Names, and the words of `word`, are ours: nothing in them needs an escape.
 struct Line(Vec<u8>);
 
 /// The access-log line of an exchange, line break included.
 pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
     let mut line = Line::begin("access", now);
-    line.text("request_id", Some(&event.request_id));
-    line.word("door", Some(event.door.as_str()));
-    line.word("http.request.method", Some(event.method));
-    line.word("operation", event.operation);
-    line.word("code", Some(event.code));
-    line.number("http.response.status_code", event.status.into());
-    line.address("client.address", event.peer);
-    line.text("tenant", event.tenant.as_ref().map(|t| t.as_str()));
-    line.text("subject", event.subject.as_deref());
-    line.text("cluster", event.cluster.as_deref());
-    line.text("endpoint", event.endpoint.as_deref());
-    line.word("stage", event.stage);
-    line.text("reason", event.reason.as_deref());
+    line.text(name!("request_id"), Some(&event.request_id));
+    line.word(name!("door"), Some(event.door.as_str()));
+    line.word(name!("http.request.method"), Some(event.method));
+    line.word(name!("operation"), event.operation);
+    line.word(name!("code"), Some(event.code));
+    line.number(name!("http.response.status_code"), event.status.into());
+    line.address(name!("client.address"), event.peer);
+    line.text(name!("tenant"), event.tenant.as_ref().map(|t| t.as_str()));
+    line.text(name!("subject"), event.subject.as_deref());
+    line.text(name!("cluster"), event.cluster.as_deref());
+    line.text(name!("endpoint"), event.endpoint.as_deref());
+    line.word(name!("stage"), event.stage);
+    line.text(name!("reason"), event.reason.as_deref());
     if !event.policies.is_empty() {
         line.policies(&event.policies);
     }
-    line.word("cache", Some(event.cache.as_str()));
-    line.text("run_id", event.run_id.as_deref());
-    line.number("attempts", event.attempts.into());
-    line.millis("duration_ms", Some(event.duration));
-    line.millis("ttfb_ms", event.time_to_first_byte);
-    line.number("bytes_sent", event.bytes_sent);
+    line.word(name!("cache"), Some(event.cache.as_str()));
+    line.text(name!("run_id"), event.run_id.as_deref());
+    line.number(name!("attempts"), event.attempts.into());
+    line.millis(name!("duration_ms"), Some(event.duration));
+    line.millis(name!("ttfb_ms"), event.time_to_first_byte);
+    line.number(name!("bytes_sent"), event.bytes_sent);
     // Only where one model did all the work.
     if let [only] = event.tokens.as_slice() {
-        line.text("gen_ai.response.model", Some(&only.model));
+        line.text(name!("gen_ai.response.model"), Some(&only.model));
     }
     if !event.tokens.is_empty() {
-        let sum = |of: fn(&crate::telemetry::ModelTokens) -> u64| event.tokens.iter().map(of).fold(0, u64::saturating_add);
-        line.number("gen_ai.usage.input_tokens", sum(|t| t.input));
-        line.number("gen_ai.usage.output_tokens", sum(|t| t.output));
+        let sum =
+            |of: fn(&crate::telemetry::ModelTokens) -> u64| event.tokens.iter().map(of).fold(0, u64::saturating_add);
+        line.number(name!("gen_ai.usage.input_tokens"), sum(|t| t.input));
+        line.number(name!("gen_ai.usage.output_tokens"), sum(|t| t.output));
     }
     line.end()
 }
@@ -62,19 +70,19 @@ pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
 /// The audit-log line of a decision, line break included.
 pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
     let mut line = Line::begin("audit", now);
-    line.text("request_id", Some(&event.request_id));
-    line.word("door", Some(event.door.as_str()));
-    line.text("tenant", event.tenant.as_ref().map(|t| t.as_str()));
-    line.text("subject", event.subject.as_deref());
-    line.word("operation", event.operation);
-    line.text("resource", event.resource.as_deref());
+    line.text(name!("request_id"), Some(&event.request_id));
+    line.word(name!("door"), Some(event.door.as_str()));
+    line.text(name!("tenant"), event.tenant.as_ref().map(|t| t.as_str()));
+    line.text(name!("subject"), event.subject.as_deref());
+    line.word(name!("operation"), event.operation);
+    line.text(name!("resource"), event.resource.as_deref());
     if !event.approvals.is_empty() {
-        line.texts("approvals", event.approvals.iter().map(String::as_str));
+        line.texts(name!("approvals"), event.approvals.iter().map(String::as_str));
     }
     line.policies(&event.policies);
-    line.word("stage", event.stage);
-    line.address("client.address", event.peer);
-    line.word("outcome", Some(event.outcome));
+    line.word(name!("stage"), event.stage);
+    line.address(name!("client.address"), event.peer);
+    line.word(name!("outcome"), Some(event.outcome));
     line.end()
 }
 
@@ -86,38 +94,32 @@ impl Line {
         line.0.extend_from_slice(b"{\"timestamp\":\"");
         line.0.extend_from_slice(&Timestamp(now).to_bytes());
         line.0.push(b'"');
-        line.word("log", Some(log));
+        line.word(name!("log"), Some(log));
         line
     }
 
-    fn name(&mut self, name: &'static str) {
-        self.0.extend_from_slice(b",\"");
-        self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
-    }
-
     /// A word from a closed set.
-    fn word(&mut self, name: &'static str, word: Option<&'static str>) {
+    fn word(&mut self, name: &'static [u8], word: Option<&'static str>) {
         let Some(word) = word else { return };
-        self.name(name);
+        self.0.extend_from_slice(name);
         self.0.push(b'"');
         self.0.extend_from_slice(word.as_bytes());
         self.0.push(b'"');
     }
 
     /// A text from outside.
-    fn text(&mut self, name: &'static str, text: Option<&str>) {
+    fn text(&mut self, name: &'static [u8], text: Option<&str>) {
         let Some(text) = text else { return };
-        self.name(name);
+        self.0.extend_from_slice(name);
         self.quoted(text);
     }
 
     fn policies(&mut self, policies: &[Arc<str>]) {
-        self.texts("policies", policies.iter().map(|policy| &**policy));
+        self.texts(name!("policies"), policies.iter().map(|policy| &**policy));
     }
 
-    fn texts<'a>(&mut self, name: &'static str, texts: impl Iterator<Item = &'a str>) {
-        self.name(name);
+    fn texts<'a>(&mut self, name: &'static [u8], texts: impl Iterator<Item = &'a str>) {
+        self.0.extend_from_slice(name);
         self.0.push(b'[');
         for (at, text) in texts.take(TEXTS_MAX).enumerate() {
             if at > 0 {
@@ -128,19 +130,31 @@ impl Line {
         self.0.push(b']');
     }
 
-    fn number(&mut self, name: &'static str, number: u64) {
-        self.name(name);
+    fn number(&mut self, name: &'static [u8], number: u64) {
+        self.0.extend_from_slice(name);
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
-    fn address(&mut self, name: &'static str, address: IpAddr) {
-        self.name(name);
-        // Writing to memory cannot fail.
-        let _ = write!(self.0, "\"{address}\"");
+    fn address(&mut self, name: &'static [u8], address: IpAddr) {
+        self.0.extend_from_slice(name);
+        self.0.push(b'"');
+        match address {
+            IpAddr::V4(address) => {
+                for (at, octet) in address.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        self.0.push(b'.');
+                    }
+                    self.0.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+                }
+            }
+            // Writing to memory cannot fail.
+            IpAddr::V6(address) => drop(write!(self.0, "{address}")),
+        }
+        self.0.push(b'"');
     }
 
     /// Milliseconds with microseconds behind the point.
-    fn millis(&mut self, name: &'static str, duration: Option<Duration>) {
+    fn millis(&mut self, name: &'static [u8], duration: Option<Duration>) {
         let Some(duration) = duration else { return };
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.number(name, micros / 1000);

@@ -26,8 +26,30 @@ impl Timestamp {
         let [[h1, h2], [i1, i2], [s1, s2]] = [two(second / 3600), two(second / 60 % 60), two(second % 60)];
         let ms = u64::from(since.subsec_millis());
         [
-            y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', i1, i2, b':', s1, s2, b'.',
-            digit(ms, 100), digit(ms, 10), digit(ms, 1), b'Z',
+            y1,
+            y2,
+            y3,
+            y4,
+            b'-',
+            m1,
+            m2,
+            b'-',
+            d1,
+            d2,
+            b'T',
+            h1,
+            h2,
+            b':',
+            i1,
+            i2,
+            b':',
+            s1,
+            s2,
+            b'.',
+            digit(ms, 100),
+            digit(ms, 10),
+            digit(ms, 1),
+            b'Z',
         ]
     }
 }
