@@ -2,9 +2,8 @@
 //! Does not send anything upstream but look-ups of facts (`facts`).
 //! Invariant: an `Admitted` is made here and nowhere else, after every stage has agreed.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
 use uuid::Uuid;
@@ -22,6 +21,7 @@ use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
@@ -85,14 +85,6 @@ struct Arrived {
     principal: Arc<Principal>,
     cluster: Arc<Cluster>,
     pass: Pass,
-}
-
-/// The circumstances of a call, as policies see them.
-#[derive(Clone)]
-pub(super) struct View {
-    pub(super) door: &'static str,
-    pub(super) peer: IpAddr,
-    pub(super) human: bool,
 }
 
 impl Admitted {
@@ -296,25 +288,12 @@ impl Ground<'_> {
         facts: &Facts,
         owner: Option<&str>,
     ) -> Decision {
-        let settings = &self.cluster.settings;
+        let ask = self.view.ask(self.principal, self.cluster, operation, id);
+        let component = self.matched.component().map(|(_, id)| id);
         self.snapshot.policies.decide(&Ask {
-            principal: self.principal,
-            operation,
-            resource: ResourceFacts {
-                owner,
-                tenant: Some(&self.principal.tenant),
-                component: self.matched.component().map(|(_, id)| id),
-                approval: facts.approval_facts(),
-                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
-            },
-            context: Context {
-                door: self.view.door,
-                cluster: &settings.name,
-                now: SystemTime::now(),
-                source_ip: self.view.peer,
-                message_bytes: facts.message_bytes,
-                human: self.view.human,
-            },
+            resource: ResourceFacts { owner, component, approval: facts.approval_facts(), ..ask.resource },
+            context: Context { message_bytes: facts.message_bytes, ..ask.context },
+            ..ask
         })
     }
 

@@ -77,7 +77,8 @@ impl Stack {
     pub(crate) async fn over(endpoints: &[String], settings: Settings) -> Self {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("config.toml");
-        std::fs::write(&path, settings.toml(endpoints, &repository().join("policies"))).unwrap();
+        let policies = settings.policies(&repository().join("policies"), folder.path());
+        std::fs::write(&path, settings.toml(endpoints, &policies)).unwrap();
         let environment = [
             ("TOLLBRIDGE_SECRET", "secret-secret-secret-secret-secret-0123"),
             ("TOLLBRIDGE_JWT_KEY", CALLER_KEY),
