@@ -37,6 +37,7 @@ fn settings(name: &str, tenants: &[&str]) -> Settings {
         health: Health::default(),
         timeouts: Timeouts::default(),
         tenants: tenants.iter().map(|name| tenant(name)).collect(),
+        open: false,
     }
 }
 
@@ -73,7 +74,8 @@ fn clusters_are_chosen_by_host_then_header_then_default() {
     main.hosts = vec!["Agents.Example.com".into()];
     let lab = settings("lab", &["acme"]);
     let tenants = table(&[("acme", &["lab", "main"]), ("umbrella", &["main"]), ("poor", &[])]);
-    let clusters = Clusters::new(vec![main, lab], &tenants, &secrets()).unwrap();
+    let opened = Settings { open: true, ..main.clone() };
+    let clusters = Clusters::new(vec![main, lab.clone()], &tenants, &secrets()).unwrap();
     let choose = |host, header, name| clusters.choose(host, header, &tenant(name)).map(|c| c.name().to_string());
     let ok = |name: &str| Ok(name.to_owned());
     for (host, header, caller, expected) in [
@@ -93,7 +95,7 @@ fn clusters_are_chosen_by_host_then_header_then_default() {
     ] {
         assert_eq!(choose(host, header, caller), expected, "{host:?} {header:?} {caller}");
     }
-    let clusters = clusters.for_unknown_tenants(&["main".into()]);
+    let clusters = Clusters::new(vec![opened, lab], &tenants, &secrets()).unwrap();
     assert_eq!(clusters.named("main", &tenant("stranger")).unwrap().name().as_ref(), "main");
     assert_eq!(clusters.named("lab", &tenant("stranger")).unwrap_err(), ClusterUnknown);
     assert_eq!(clusters.choose(None, None, &tenant("poor")).unwrap_err(), ClusterUnknown);
@@ -119,8 +121,8 @@ fn every_problem_is_reported_at_once() {
     let errors = Clusters::new(vec![first, second, third, fourth], &tenants, &[Secret::new("short")]).unwrap_err();
     let expected = "\
 a secret of the server has 5 bytes; 16 are the least
-2 tenants may use cluster `main`, but its `user_id` does not name the tenant
-2 tenants may use cluster `main`, but its knowledge is `exclusive`
+several tenants may use cluster `main`, but its `user_id` does not name the tenant
+several tenants may use cluster `main`, but its knowledge is `exclusive`
 two clusters are named `main`
 host `a.example` leads to both cluster `main` and cluster `main`
 cluster `main` has no endpoints

@@ -57,6 +57,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, unknown: UnknownTe
         let uses = |(_, names): &(&TenantId, &Vec<Arc<str>>)| names.contains(&cluster.settings.name);
         let users = allowed.iter().filter(uses).map(|(tenant, _)| tenant.clone()).collect();
         cluster.settings.tenants = users;
+        cluster.settings.open = unknown == UnknownTenant::DefaultPlan;
         isolate(root, cluster, unknown);
     }
     Some((clusters.into_iter().map(|cluster| cluster.settings).collect(), allowed))
@@ -160,6 +161,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         health,
         timeouts,
         tenants: Vec::new(),
+        open: false,
     };
     Some(Placed { settings, at, hosts, user_id: user_id_at, knowledge: knowledge_value.map(|value| value.at) })
 }

@@ -163,7 +163,7 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
 fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
     let subject = match owner {
         Owner::Absent => return Ok(()),
-        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
+        Owner::Nobody if is_resource && ground.cluster.settings.is_exclusive() => String::new(),
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {

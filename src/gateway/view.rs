@@ -32,6 +32,7 @@ impl View {
             principal,
             operation,
             resource: ResourceFacts {
+                open: settings.open,
                 tenant: Some(&principal.tenant),
                 ..ResourceFacts::new(operation.resource, id, &settings.tenants)
             },

@@ -43,7 +43,7 @@ impl Memo {
         // The version stands for roles, scopes and plan; the name is hashed as well, so that a collision of
         // versions could at worst give callers what they themselves may do with another credential.
         (principal.version, &principal.tenant, &principal.subject, principal.kind).hash(&mut twin);
-        (operation.id, resource.kind, resource.id, resource.tenants).hash(&mut twin);
+        (operation.id, resource.kind, resource.id, resource.tenants, resource.open).hash(&mut twin);
         (resource.owner, resource.tenant, resource.component, resource.approval).hash(&mut twin);
         (context.door, context.cluster, context.human).hash(&mut twin);
         u128::from(twin.0.finish()) << 64 | u128::from(twin.1.finish())

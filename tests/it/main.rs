@@ -31,3 +31,4 @@ mod starlette;
 mod threats;
 mod tidy;
 mod twin;
+mod unknown_tenants;
