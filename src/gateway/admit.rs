@@ -30,7 +30,7 @@ use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::quota::Pass;
-use crate::telemetry::CacheResult;
+use crate::telemetry::{CacheResult, ShadowDecision};
 
 /// Longest wait for another caller who is fetching the same answer.
 const FLIGHT_WAIT: Duration = Duration::from_secs(10);
@@ -299,7 +299,13 @@ impl Ground<'_> {
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
     fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
-        match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
+        let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
+        if let Some(shadow) = decision.shadow() {
+            let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };
+            self.gateway.telemetry.shadow_decision(&shadow);
+            exchange.event.shadow = Some(Box::new(shadow));
+        }
+        match decision {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
                 exchange.event.policies = policies;

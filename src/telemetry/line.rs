@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde::ser::SerializeSeq as _;
 use serde::{Serialize, Serializer};
 
-use super::event::{AuditEvent, ExchangeFinished};
+use super::event::{AuditEvent, ExchangeFinished, ShadowDecision};
 use super::timestamp::Timestamp;
 
 /// Longest text in a line, in bytes; more is cut off.
@@ -47,6 +47,8 @@ struct Access<'a> {
     reason: Option<Text<'a>>,
     #[serde(skip_serializing_if = "Policies::is_empty")]
     policies: Policies<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<Shadow<'a>>,
     cache: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_id: Option<Text<'a>>,
@@ -82,10 +84,19 @@ struct Audit<'a> {
     approvals: Texts<'a>,
     policies: Policies<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<Shadow<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<&'static str>,
     #[serde(rename = "client.address")]
     client: std::net::IpAddr,
     outcome: &'static str,
+}
+
+/// The answer of policies under trial.
+#[derive(Serialize)]
+struct Shadow<'a> {
+    outcome: &'static str,
+    policies: Policies<'a>,
 }
 
 /// Text from outside: cut to its limit, control characters replaced (JSON escapes C0 only, terminals obey C1, too).
@@ -121,6 +132,7 @@ pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
         stage: event.stage,
         reason: event.reason.as_deref().map(Text),
         policies: Policies(&event.policies),
+        shadow: event.shadow.as_deref().map(shadow),
         cache: event.cache.as_str(),
         run_id: event.run_id.as_deref().map(Text),
         attempts: event.attempts,
@@ -146,10 +158,15 @@ pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
         resource: event.resource.as_deref().map(Text),
         approvals: Texts(&event.approvals),
         policies: Policies(&event.policies),
+        shadow: event.shadow.as_deref().map(shadow),
         stage: event.stage,
         client: event.peer,
         outcome: event.outcome,
     })
+}
+
+fn shadow(decision: &ShadowDecision) -> Shadow<'_> {
+    Shadow { outcome: if decision.allow { "allow" } else { "deny" }, policies: Policies(&decision.policies) }
 }
 
 fn finish(line: &impl Serialize) -> Vec<u8> {

@@ -159,7 +159,16 @@ impl Telemetry {
         self.metrics.config_reload(if ok { "ok" } else { "failed" });
     }
 
-    /// Counts what a policy said; `decision` is `allow` or `deny`, with `shadow_` before it when it was not enforced.
+    /// Counts what policies under trial would have answered; `none` when nothing would have permitted.
+    pub fn shadow_decision(&self, shadow: &ShadowDecision) {
+        let decision = if shadow.allow { "shadow_allow" } else { "shadow_deny" };
+        if shadow.policies.is_empty() {
+            self.metrics.policy_decision(metrics::NONE, decision);
+        }
+        shadow.policies.iter().for_each(|policy| self.metrics.policy_decision(policy, decision));
+    }
+
+    /// Counts what a policy said; `decision` is `allow` or `deny`.
     pub fn policy_decision(&self, policy: &str, decision: &'static str) {
         self.metrics.policy_decision(policy, decision);
     }

@@ -26,6 +26,7 @@ mod real_agno;
 mod real_holes;
 mod real_people;
 mod real_stack;
+mod shadow;
 mod stack;
 mod starlette;
 mod threats;
