@@ -86,6 +86,11 @@ impl Telemetry {
         Ok(Arc::new(Self { metrics, access, audit, audit_failure: settings.audit_failure }))
     }
 
+    /// What [`Telemetry::new`] would refuse, found without creating a file.
+    pub fn check(settings: &Settings) -> Vec<OpenError> {
+        [&settings.access_log, &settings.audit_log].into_iter().filter_map(|log| writer::check(log).err()).collect()
+    }
+
     /// Writes the access-log line of an exchange and counts it.
     pub fn exchange_finished(&self, event: &ExchangeFinished) {
         self.metrics.exchange_finished(event);

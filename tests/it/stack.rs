@@ -86,7 +86,7 @@ impl Stack {
         ];
         let environment: BTreeMap<String, String> = environment.map(|(name, value)| (name.into(), value.into())).into();
         let (config, _warnings) = config::load(&path, &environment).unwrap_or_else(|problems| panic!("{problems}"));
-        let running = server::start(config).await.unwrap_or_else(|error| panic!("{error}"));
+        let running = server::start(config).await.unwrap_or_else(|error| panic!("{error:?}"));
         let stack = Self { fakes: Vec::new(), running, folder };
         stack.probed().await;
         stack
