@@ -249,8 +249,16 @@ impl Cluster {
     }
 
     /// The `Authorization` value of the lookup identity: no user, sees every owner's rows. Never for a caller's call.
-    pub fn lookup_authorization(&self, now: SystemTime) -> Option<HeaderValue> {
-        self.credential.for_lookup(now)
+    ///
+    /// Under `forward` there is none: the caller's token looks, and sees what AgentOS shows to it.
+    pub fn lookup_authorization(&self, caller_token: Option<&str>, now: SystemTime) -> Option<HeaderValue> {
+        self.credential.for_lookup(caller_token, now)
+    }
+
+    /// Says whether AgentOS gets callers' own tokens: then nothing can be asked without one, a look-up sees what the
+    /// caller sees, and no answer may be shared.
+    pub fn forwards_tokens(&self) -> bool {
+        matches!(self.credential, Credential::Forward)
     }
 
     /// The AgentOS line of the cluster: the oldest among endpoints that are up, `None` before the first probe.

@@ -190,7 +190,7 @@ fn minted_tokens_name_the_user_and_the_row_s_scopes() {
     let expected = json!({"iss": "tollbridge", "sub": "acme~alice", "aud": "my-os", "iat": 970, "exp": 1300,
         "scopes": ["agents:run", "agents:read"]});
     assert_eq!(claims, expected);
-    let (_, _, lookup, _) = parts(&cluster.lookup_authorization(at(1000)).unwrap());
+    let (_, _, lookup, _) = parts(&cluster.lookup_authorization(None, at(1000)).unwrap());
     let expected = json!({"iss": "tollbridge", "aud": "my-os", "iat": 970, "exp": 1300, "scopes": ["agent_os:admin"]});
     assert_eq!(lookup, expected);
 }
@@ -237,7 +237,7 @@ fn hmac_signatures_verify() {
         (MintAlgorithm::HS512, hmac::HMAC_SHA512),
     ] {
         let cluster = minting(algorithm, "a shared secret");
-        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(at(0)).unwrap());
+        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(None, at(0)).unwrap());
         assert_eq!(header["alg"], algorithm.as_str());
         hmac::verify(&hmac::Key::new(hash, b"a shared secret"), signed.as_bytes(), &signature).unwrap();
     }
@@ -270,7 +270,7 @@ fn asymmetric_signatures_verify() {
     ];
     for (algorithm, key, verifier, public) in &cases {
         let cluster = minting(*algorithm, key.as_str());
-        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(at(0)).unwrap());
+        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(None, at(0)).unwrap());
         assert_eq!(header["alg"], algorithm.as_str());
         UnparsedPublicKey::new(*verifier, public).verify(signed.as_bytes(), &signature).unwrap();
     }
@@ -288,10 +288,10 @@ fn callers_token_leaves_only_under_forward() {
         let cluster = one(Settings { credential, ..settings("main", &["acme"]) });
         let value = cluster.authorization(&alice(&cluster), &run_row(), caller, at(0));
         let text = |value: HeaderValue| value.to_str().unwrap().to_owned();
-        (value.map(text), cluster.lookup_authorization(at(0)).map(text))
+        (value.map(text), cluster.lookup_authorization(caller, at(0)).map(text))
     };
     let is = |text: &str| Some(text.to_owned());
-    assert_eq!(shown(CredentialSettings::Forward, Some("t")), (is("Bearer t"), None));
+    assert_eq!(shown(CredentialSettings::Forward, Some("t")), (is("Bearer t"), is("Bearer t")));
     assert_eq!(shown(CredentialSettings::Forward, Some("t\nx: y")), (None, None));
     assert_eq!(shown(CredentialSettings::Forward, None), (None, None));
     assert_eq!(shown(CredentialSettings::None, Some("t")), (None, None));
@@ -408,7 +408,7 @@ fn reload_keeps_the_endpoints_that_stay() {
 #[test]
 fn nothing_secret_is_printed() {
     let cluster = minting(MintAlgorithm::HS256, "hunter2");
-    cluster.lookup_authorization(at(0)).unwrap();
+    cluster.lookup_authorization(None, at(0)).unwrap();
     let clusters = Clusters::new(vec![cluster.settings.clone()], &table(&[]), &secrets()).unwrap();
     let printed = format!("{cluster:?} {clusters:?} {:?} {:?}", clusters.run_ids(), clusters.seal());
     assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");

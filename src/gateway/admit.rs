@@ -155,6 +155,7 @@ async fn decide(
     let Arrived { path, matched, principal, cluster, pass } = arrived;
     let operation = matched.operation;
     let user = arrival::upstream_user(&cluster, &principal)?;
+    let caller_token = arrival::token(&cluster, &call.headers)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
@@ -167,6 +168,7 @@ async fn decide(
         cluster: &cluster,
         matched: &matched,
         user: &user,
+        caller_token: caller_token.as_deref(),
     };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
@@ -197,7 +199,6 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
-    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -207,7 +208,7 @@ async fn decide(
         acting,
         path,
         query,
-        headers,
+        headers: call.headers,
         caller_token,
         payload,
         picked,
@@ -253,6 +254,8 @@ pub(super) struct Ground<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) matched: &'a Matched,
     pub(super) user: &'a UpstreamUser,
+    /// Set where AgentOS gets callers' own tokens.
+    pub(super) caller_token: Option<&'a str>,
 }
 
 enum Looked {
@@ -360,6 +363,7 @@ impl Ground<'_> {
         let operation = self.operation();
         let partition = match operation.cache {
             Caching::Never => return Looked::Bypass,
+            Caching::Shared if self.cluster.forwards_tokens() => return Looked::Bypass,
             Caching::Shared => Partition::Shared,
             Caching::PerPrincipal => Partition::Principal {
                 tenant: self.principal.tenant.clone(),

@@ -182,7 +182,8 @@ fn settle_whole(
     {
         let cluster = Arc::clone(&admitted.cluster);
         let (run_id, session_id) = (seen.run_id, seen.session_id.unwrap_or_default());
-        let run = Background { cluster, kind, component: component.to_owned(), run_id, session_id, lease };
+        let (component, caller_token) = (component.to_owned(), admitted.caller_token.clone());
+        let run = Background { cluster, kind, component, run_id, session_id, caller_token, lease };
         (gateway.spawn)("background run", Box::pin(runs::watch(Arc::clone(gateway), run)));
         return;
     }
@@ -342,7 +343,7 @@ fn request(
     let now = SystemTime::now();
     let credential = match &admitted.acting {
         Acting::User(user) => admitted.cluster.authorization(user, operation, admitted.caller_token.as_deref(), now),
-        Acting::Lookup => admitted.cluster.lookup_authorization(now),
+        Acting::Lookup => admitted.cluster.lookup_authorization(admitted.caller_token.as_deref(), now),
     };
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential);
@@ -408,11 +409,18 @@ fn invalid(reason: &str) -> Refusal {
 ///
 /// # Errors
 /// Upstream refusals; nothing is assumed about a row that could not be read.
-pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &str) -> Result<Option<Value>, Refusal> {
+pub(super) async fn look_up(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
+    target: &str,
+) -> Result<Option<Value>, Refusal> {
     let work = async {
-        let response = match ask(gateway, cluster, target, Freshness::Pooled).await {
+        let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
-            Err((_, Retry::Always | Retry::Idempotent)) => ask(gateway, cluster, target, Freshness::Fresh).await,
+            Err((_, Retry::Always | Retry::Idempotent)) => {
+                ask(gateway, cluster, caller_token, target, Freshness::Fresh).await
+            }
             other => other,
         };
         let response = response.map_err(|(refusal, _)| refusal)?;
@@ -445,13 +453,14 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
 async fn ask(
     gateway: &Gateway,
     cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
     target: &str,
     freshness: Freshness,
 ) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
     let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
-    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
+    if let Some(credential) = cluster.lookup_authorization(caller_token, SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
     }
     let connect_timeout = cluster.settings.timeouts.connect;
@@ -475,7 +484,8 @@ async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answ
         let mut query = admitted.query.clone();
         query.set("page", &page.to_string());
         query.set("limit", &PAGE_ROWS.to_string());
-        let list = look_up(gateway, &admitted.cluster, &target(admitted.path.as_str(), &query)).await?;
+        let (cluster, token) = (&admitted.cluster, admitted.caller_token.as_deref());
+        let list = look_up(gateway, cluster, token, &target(admitted.path.as_str(), &query)).await?;
         let Some(Value::Array(rows)) = list.and_then(|mut list| list.get_mut("data").map(Value::take)) else {
             return Err(invalid("a list has no `data`"));
         };

@@ -41,6 +41,8 @@ pub(super) struct Background {
     pub(super) component: String,
     pub(super) run_id: String,
     pub(super) session_id: String,
+    /// Set where AgentOS gets callers' own tokens: once it has expired, the lease ends at its deadline.
+    pub(super) caller_token: Option<String>,
     pub(super) lease: Held,
 }
 
@@ -115,7 +117,9 @@ pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(POLL_INTERVAL).await;
         // A failed look-up says nothing about the run; the deadline bounds the patience.
-        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, &path).await else { continue };
+        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await else {
+            continue;
+        };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
         if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
             let mut meter = Meter::new();

@@ -11,6 +11,7 @@ mod cli;
 mod config;
 mod corpora;
 mod fake;
+mod forward_credential;
 mod http_bodies;
 mod http_framing;
 mod http_headers;
