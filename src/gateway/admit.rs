@@ -69,6 +69,10 @@ pub(super) struct Admitted {
     pub(super) payload: Payload,
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
+    /// The session that the call names.
+    pub(super) session: Option<String>,
+    /// AgentOS goes on with the run whoever listens.
+    pub(super) background: bool,
     pub(super) lease: Option<Held>,
     pub(super) continuing: Option<Continuing>,
     pub(super) fill: Option<FillGuard>,
@@ -199,6 +203,7 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
+    let background = matches!(&payload, Payload::Form(form) if form.text("background").is_some_and(is_true));
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -213,6 +218,8 @@ async fn decide(
         payload,
         picked,
         run_id,
+        session: facts.session,
+        background,
         lease,
         continuing,
         fill,

@@ -84,6 +84,7 @@ impl Exchange {
     pub(super) fn served(&mut self, status: u16) {
         self.event.code = "ok";
         self.event.status = status;
+        (self.event.stage, self.event.reason) = (None, None);
     }
 
     /// Names the outcome: refused.

@@ -18,7 +18,7 @@ use super::filter::{self, Eye, Rule};
 use super::form::{Form, FormStream, Outgoing};
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
-use super::runs::{self, Background};
+use super::runs;
 use super::stream::{self, Settlement};
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cache::{self, Stored};
@@ -178,14 +178,9 @@ fn settle_whole(
         }
     }
     if status == StatusCode::ACCEPTED
-        && let (Some(seen), Some((kind, component))) = (seen, admitted.matched.component())
+        && let Some(seen) = seen
     {
-        let cluster = Arc::clone(&admitted.cluster);
-        let (run_id, session_id) = (seen.run_id, seen.session_id.unwrap_or_default());
-        let (component, caller_token) = (component.to_owned(), admitted.caller_token.clone());
-        let run = Background { cluster, kind, component, run_id, session_id, caller_token, lease };
-        (gateway.spawn)("background run", Box::pin(runs::watch(Arc::clone(gateway), run)));
-        return;
+        return runs::hand_over(gateway, admitted, seen, lease);
     }
     if status.is_success() {
         lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
@@ -248,7 +243,7 @@ async fn send(
             (Some(spare), Some(picked)) => {
                 admitted.picked = picked;
                 payload = spare;
-                retag(admitted, &mut payload);
+                retag(admitted, &mut payload, exchange);
             }
             (_, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
         }
@@ -274,7 +269,7 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError) -> Option
 }
 
 /// A run that moves to another endpoint needs an id that names it.
-fn retag(admitted: &mut Admitted, payload: &mut Payload) {
+fn retag(admitted: &mut Admitted, payload: &mut Payload, exchange: &mut Exchange) {
     if admitted.operation().affinity != Affinity::StartsRun {
         return;
     }
@@ -282,6 +277,7 @@ fn retag(admitted: &mut Admitted, payload: &mut Payload) {
         let id = admitted.cluster.mint_run_id(&admitted.user, admitted.picked.endpoint());
         form.set("run_id", &id.to_string());
         admitted.run_id = Some(id);
+        exchange.event.run_id = Some(id.to_string());
     }
 }
 

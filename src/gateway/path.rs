@@ -155,8 +155,11 @@ impl Gateway {
     }
 
     /// AgentOS finishes a non-streamed run whoever waits for it: so do we, to meter it and to keep its lease.
-    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, exchange: Exchange) -> Answer {
+    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, mut exchange: Exchange) -> Answer {
         let id = Arc::clone(&exchange.event.request_id);
+        // What is said if the work is not taken, or cut by the drain.
+        let draining = Refusal::new(Code::Draining, Stage::Forward);
+        exchange.refused(&draining);
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let gateway = Arc::clone(self);
         let work = Box::pin(async move {
@@ -165,7 +168,7 @@ impl Gateway {
             let _ = sender.send(answer);
         });
         if !(self.spawn)("run", work) {
-            return Refusal::new(Code::Draining, Stage::Forward).answer(&id);
+            return draining.answer(&id);
         }
         match receiver.await {
             Ok(answer) => answer,
