@@ -152,6 +152,17 @@ fn talk(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// An error with its causes, on one line unless the error itself takes several.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 /// Reads the configuration; problems and warnings go to stderr.
 fn configuration(path: &Path) -> Option<Config> {
     match config::load(path, &ProcessEnv) {

@@ -131,12 +131,13 @@ impl Credential {
         }
     }
 
-    /// The value of the lookup identity, which sees every owner's rows; `Forward` has none.
-    pub(super) fn for_lookup(&self, now: SystemTime) -> Option<HeaderValue> {
+    /// The value of the lookup identity, which sees every owner's rows; under `Forward` the caller looks for itself.
+    pub(super) fn for_lookup(&self, caller_token: Option<&str>, now: SystemTime) -> Option<HeaderValue> {
         match self {
             Self::Mint(minter) => minter.value(Grant { user: None, scopes: &[ADMIN], extra: &[] }, now),
             Self::Bearer(value) => Some(value.clone()),
-            Self::None | Self::Forward => None,
+            Self::None => None,
+            Self::Forward => caller_token.and_then(bearer),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::refusal::{Code, Refusal, Stage, limit_headers, limit_json};
 use super::snapshot::Snapshot;
 use super::trail::Said;
 use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Own};
-use crate::cluster::{Cluster, CredentialSettings, ReservedName, UpstreamUser};
+use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
 use crate::principal::Principal;
 use crate::quota::{self, Exceeded, ExceededKind, NoPlan, Pass};
@@ -142,12 +142,20 @@ pub(super) fn upstream_user(cluster: &Cluster, principal: &Principal) -> Result<
     cluster.upstream_user(principal).map_err(reserved)
 }
 
-/// The caller's own token, for clusters that pass it on.
-pub(super) fn token(cluster: &Cluster, headers: &HeaderMap) -> Option<String> {
-    if !matches!(cluster.settings.credential, CredentialSettings::Forward) {
-        return None;
+/// The caller's own token, for clusters that pass it on; `None` for all others.
+///
+/// # Errors
+/// `forbidden` when such a cluster gets a call without one: by API key, or over MCP.
+pub(super) fn token(cluster: &Cluster, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    if !cluster.forwards_tokens() {
+        return Ok(None);
     }
-    Credential::from_headers(headers).ok()??.expose().map(str::to_owned)
+    let credential = Credential::from_headers(headers).ok().flatten();
+    let token = credential.and_then(|credential| credential.expose().map(str::to_owned));
+    token.map(Some).ok_or_else(|| {
+        let refusal = Refusal::new(Code::Forbidden, Stage::Cluster).because("`credential` is `forward`");
+        refusal.saying("this AgentOS takes the caller's own token, which only HTTP calls with a JWT carry")
+    })
 }
 
 /// The answer about the gateway's own health. AgentOS's is the probes' concern.

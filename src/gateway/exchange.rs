@@ -61,6 +61,7 @@ impl Exchange {
                 tenant: None,
                 subject: None,
                 policies: Arc::new([]),
+                shadow: None,
                 cache: CacheResult::Bypass,
                 run_id: None,
                 duration: std::time::Duration::ZERO,
@@ -83,6 +84,7 @@ impl Exchange {
     pub(super) fn served(&mut self, status: u16) {
         self.event.code = "ok";
         self.event.status = status;
+        (self.event.stage, self.event.reason) = (None, None);
     }
 
     /// Names the outcome: refused.
@@ -155,6 +157,7 @@ impl Exchange {
             resource: self.resource.as_ref().map(|(kind, id)| format!("{kind}::{id}")),
             approvals: self.approvals.clone(),
             policies: Arc::clone(&self.event.policies),
+            shadow: self.event.shadow.clone(),
             stage: self.event.stage,
             peer: self.event.peer,
             outcome,

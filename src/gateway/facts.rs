@@ -117,7 +117,9 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     let mut session_is_mine = false;
     for session in &sessions {
         let owner = session_owner(ground, session, query).await?;
-        if owner == Owner::Absent && !may_name_new_session(operation) {
+        // What a caller's own token does not see may be somebody else's.
+        let absent = owner == Owner::Absent && !ground.cluster.forwards_tokens();
+        if owner == Owner::Absent && !(absent && may_name_new_session(operation)) {
             return Err(not_found());
         }
         session_is_mine |= owner == Owner::User(Arc::from(ground.user.as_str()));
@@ -163,7 +165,7 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
 fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
     let subject = match owner {
         Owner::Absent => return Ok(()),
-        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
+        Owner::Nobody if is_resource && ground.cluster.settings.is_exclusive() => String::new(),
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
@@ -317,7 +319,7 @@ async fn row_owner(ground: &Ground<'_>, resource: Resource, paths: &[String]) ->
 
 /// Reads one row with the lookup identity; `None` when there is none.
 pub(super) async fn look_up(ground: &Ground<'_>, path: &str) -> Result<Option<Value>, Refusal> {
-    forward::look_up(ground.gateway, ground.cluster, path).await
+    forward::look_up(ground.gateway, ground.cluster, ground.caller_token, path).await
 }
 
 /// The ids that travel at these places; an array of ids counts as all of them.

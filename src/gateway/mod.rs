@@ -14,6 +14,7 @@ mod multipart;
 
 mod exchange;
 mod snapshot;
+mod view;
 
 mod address;
 mod admit;

@@ -168,6 +168,7 @@ mod tests {
             health: Health::default(),
             timeouts: Timeouts::default(),
             tenants: vec![TenantId::new("acme").unwrap()],
+            open: false,
         };
         let clusters =
             Clusters::new(vec![settings], &BTreeMap::new(), &[Secret::new("0123456789abcdef0123456789abcdef")]);

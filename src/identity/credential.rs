@@ -66,11 +66,12 @@ impl Credential {
         plain(token.as_bytes()).map(|token| Self(Inner::Bearer(token.into())))
     }
 
-    /// The bare token, where it must leave its wrapper: to be forwarded to an upstream that shares the issuer.
+    /// The bare token, where it must leave its wrapper: to be forwarded to an upstream that shares the issuer. API keys
+    /// are for this gateway only.
     pub fn expose(&self) -> Option<&str> {
-        match &self.0 {
-            Inner::Bearer(token) => Some(token),
-            Inner::Malformed(_) => None,
+        match self.form() {
+            Form::Token(token) => Some(token),
+            Form::ApiKey(_) | Form::Malformed(_) => None,
         }
     }
 

@@ -46,7 +46,7 @@ impl Memo {
         // The version stands for roles, scopes and plan; the name is hashed as well, so that a collision of
         // versions could at worst give callers what they themselves may do with another credential.
         (principal.version, &principal.tenant, &principal.subject, principal.kind).hash(&mut gathered);
-        (operation.id, resource.kind, resource.id, resource.tenants).hash(&mut gathered);
+        (operation.id, resource.kind, resource.id, resource.tenants, resource.open).hash(&mut gathered);
         (resource.owner, resource.tenant, resource.component, resource.approval).hash(&mut gathered);
         (context.door, context.cluster, context.human).hash(&mut gathered);
         let [first, second] = self.keys.each_ref().map(|key| {

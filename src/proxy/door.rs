@@ -249,8 +249,10 @@ impl HttpDoor {
         answer: Answer,
         method: &http::Method,
     ) -> Result<Upgraded, Gone> {
-        if !session.is_body_done() && !is_small(session) {
-            // Not worth reading to save a connection.
+        // A body not worth reading to save the connection; or chunks, whose end another parser may see elsewhere: pingora
+        // takes a size without digits for the last one. What follows is then no request.
+        let chunked = session.get_header(header::TRANSFER_ENCODING).is_some();
+        if chunked || (!session.is_body_done() && !is_small(session)) {
             session.set_keepalive(None);
         }
         let head_only = *method == http::Method::HEAD;

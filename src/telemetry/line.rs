@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::event::{AuditEvent, ExchangeFinished};
+use super::event::{AuditEvent, ExchangeFinished, ShadowDecision};
 use super::timestamp::Timestamp;
 
 /// Longest text in a line, in bytes; more is cut off.
@@ -48,6 +48,7 @@ pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
     if !event.policies.is_empty() {
         line.policies(&event.policies);
     }
+    line.shadow(event.shadow.as_deref());
     line.word(name!("cache"), Some(event.cache.as_str()));
     line.text(name!("run_id"), event.run_id.as_deref());
     line.number(name!("attempts"), event.attempts.into());
@@ -80,6 +81,7 @@ pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
         line.texts(name!("approvals"), event.approvals.iter().map(String::as_str));
     }
     line.policies(&event.policies);
+    line.shadow(event.shadow.as_deref());
     line.word(name!("stage"), event.stage);
     line.address(name!("client.address"), event.peer);
     line.word(name!("outcome"), Some(event.outcome));
@@ -112,6 +114,16 @@ impl Line {
         let Some(text) = text else { return };
         self.0.extend_from_slice(name);
         self.quoted(text);
+    }
+
+    /// What policies under trial would have said.
+    fn shadow(&mut self, shadow: Option<&ShadowDecision>) {
+        let Some(shadow) = shadow else { return };
+        self.0.extend_from_slice(br#","shadow":{"outcome":""#);
+        self.0.extend_from_slice(if shadow.allow { b"allow" } else { b"deny" });
+        self.0.push(b'"');
+        self.policies(&shadow.policies);
+        self.0.push(b'}');
     }
 
     fn policies(&mut self, policies: &[Arc<str>]) {

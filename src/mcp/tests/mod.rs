@@ -15,7 +15,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
-use super::{Hooks, McpService, Settings};
+use super::{Hooks, McpService, Settings, Toolset};
 use crate::gateway::{AnswerBody, Carrier, LocalService as _, StreamBody};
 use crate::principal::{Principal, PrincipalKind, TenantId};
 use double::{Readers, Script};
@@ -50,11 +50,11 @@ impl Fixture {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
-        let toolsets = ["agents", "knowledge", "approvals", "sessions"].map(str::to_owned).to_vec();
+        let toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
         let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url };
         let path: Arc<dyn super::Path> = script.clone();
-        Self { service: McpService::new(settings, path, hooks).unwrap(), script, readers }
+        Self { service: McpService::new(settings, path, hooks), script, readers }
     }
 
     /// A client of the stateless revision.
