@@ -19,8 +19,10 @@ mod address;
 mod admit;
 mod approvals;
 mod arrival;
+mod described;
 mod facts;
 mod knowledge;
+mod sessions;
 mod shape;
 
 mod explain;
