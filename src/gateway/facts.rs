@@ -14,6 +14,7 @@ use super::body::Payload;
 use super::described;
 use super::forward;
 use super::knowledge;
+use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
 use super::sessions::{Held, NotHeld};
 use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource};
@@ -137,6 +138,10 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
         Resource::Knowledge => knowledge::check(ground, query, payload).await?,
+        Resource::Learning => {
+            learnings::check(ground, payload)?;
+            own_row(ground, &mut facts, query).await?;
+        }
         Resource::Agent
         | Resource::Team
         | Resource::Workflow
@@ -148,7 +153,6 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         | Resource::Schedule
         | Resource::Component
         | Resource::Evaluation
-        | Resource::Learning
         | Resource::Os => own_row(ground, &mut facts, query).await?,
     }
     Ok(facts)

@@ -22,6 +22,7 @@ mod arrival;
 mod described;
 mod facts;
 mod knowledge;
+mod learnings;
 mod sessions;
 mod shape;
 

@@ -290,3 +290,28 @@ async fn files_of_the_same_name_stay_two_contents() {
         assert_eq!((form.get("metadata"), form.get("description")), (Some(r#"{"tenant":"acme"}"#), description));
     }
 }
+
+#[tokio::test]
+async fn what_the_agents_of_all_tenants_read_is_not_written_by_one() {
+    let stack = Stack::start().await;
+    stack.os().pin("POST", "/learnings", Reply::json(201, &json!({"learning_id": "l"})));
+    let learn = |kind: &str, namespace: Option<&str>| {
+        let body = json!({"learning_type": kind, "namespace": namespace, "content": {"note": "x"},
+            "entity_id": "e", "entity_type": "company"});
+        Ask::post("/learnings").json(&body).by(&Who::alice())
+    };
+    for (kind, namespace) in [
+        ("entity_memory", None),
+        ("entity_memory", Some("global")),
+        ("learned_knowledge", None),
+        ("decision_log", None),
+    ] {
+        let got = stack.send(learn(kind, namespace)).await;
+        assert_eq!((got.status, got.code().as_str()), (403, "forbidden"), "{kind} {namespace:?}: {got:?}");
+    }
+    assert_eq!(stack.os().requests(), []);
+    for (kind, namespace) in [("entity_memory", Some("user")), ("user_profile", None), ("user_memory", Some("global"))]
+    {
+        assert_eq!(stack.send(learn(kind, namespace)).await.status, 201, "{kind} {namespace:?}");
+    }
+}
