@@ -14,7 +14,7 @@ use super::body::Payload;
 use super::forward;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource};
+use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource, encode_segment, rows};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
@@ -150,11 +150,10 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
 /// Learns who owns the one row that the call names, where rows of its kind have owners.
 async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Result<(), Refusal> {
     let operation = ground.operation();
-    let Some(rows) = operation.resource.owned_rows() else { return Ok(()) };
+    let Some(path) = rows::owned(operation.resource, &facts.resource_id) else { return Ok(()) };
     if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
         return Ok(());
     }
-    let path = format!("/{rows}/{}", encode(&facts.resource_id));
     match row_owner(ground, operation.resource, &[located(path, query)]).await? {
         Owner::Absent => Err(not_found()),
         owner => claim(ground, facts, owner, true),
@@ -200,7 +199,7 @@ fn narrows_own_list(operation: &Operation) -> bool {
 /// Says whether a session id may be new. Elsewhere what is absent must look like what is foreign. Runs are proven
 /// by their own id: AgentOS 2.x stores a session only when its first run has ended.
 fn may_name_new_session(operation: &Operation) -> bool {
-    operation.affinity == Affinity::StartsRun || operation.resource == Resource::Run || operation.id == "create_session"
+    operation.affinity == Affinity::StartsRun || operation.resource == Resource::Run || operation.creates_session
 }
 
 /// Finds who holds the run and that it is the caller's.
@@ -243,8 +242,7 @@ async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>,
     else {
         return Ok(None);
     };
-    let (component, run, session) = (encode(component), encode(run), encode(session));
-    look_up(ground, &format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())).await
+    look_up(ground, &rows::run(kind, component, run, session)).await
 }
 
 /// Says whether a run that goes on belongs to another component than the path names: the right to run the one would
@@ -261,8 +259,7 @@ async fn runs_another_component(ground: &Ground<'_>, facts: &Facts) -> Result<bo
 }
 
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
-    let path = format!("/approvals/{}", encode(&facts.resource_id));
-    let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
+    let Some(row) = look_up(ground, &rows::approval(&facts.resource_id)).await? else { return Err(not_found()) };
     let mut row: ApprovalRow = serde_json::from_value(row)
         .map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
     let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
@@ -277,7 +274,7 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
     let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| query.get("type").and_then(Kind::parse));
     let mut kinds = Kind::ALL.to_vec();
     kinds.sort_by_key(|kind| Some(*kind) != hint);
-    let path = |kind: &Kind| located(format!("/sessions/{}?type={kind}", encode(session)), query);
+    let path = |kind: &Kind| located(rows::session(session, *kind), query);
     row_owner(ground, Resource::Session, &kinds.iter().map(path).collect::<Vec<_>>()).await
 }
 
@@ -287,7 +284,7 @@ pub(super) fn located(mut path: String, query: &Query) -> String {
     for name in ["db_id", "table", "knowledge_id"] {
         if let Some(value) = query.get(name) {
             path.push(if path.contains('?') { '&' } else { '?' });
-            path.push_str(&format!("{name}={}", encode(value)));
+            path.push_str(&format!("{name}={}", encode_segment(value)));
         }
     }
     path
@@ -363,13 +360,6 @@ fn message_bytes(payload: &Payload) -> u64 {
         Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
         Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
     }
-}
-
-/// Percent-encodes an id as one path segment.
-pub fn encode(id: &str) -> String {
-    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    utf8_percent_encode(id, SEGMENT).to_string()
 }
 
 /// What is foreign and what is absent look the same.
