@@ -176,7 +176,7 @@ async fn decide(
     };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
-    exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
+    exchange.resource = Some((operation.resource, facts.resource_id.clone()));
     explain::policy(&ground, &facts, exchange);
     ground.permit(&facts, exchange)?;
     let continuing = guard(&ground, &facts, &mut payload, exchange).await?;

@@ -63,7 +63,7 @@ pub(super) fn operation(
     })?;
     exchange.event.operation = Some(matched.operation.id);
     exchange.action = Some(matched.operation.action);
-    exchange.resource = Some(format!("{}::{}", matched.operation.resource, matched.resource_id().unwrap_or("")));
+    exchange.resource = Some((matched.operation.resource, matched.resource_id().unwrap_or("").to_owned()));
     exchange.note("catalogue", Said::Passed, || explain::operation(&matched, &path));
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local(_) => Ok((path, matched)),

@@ -2,6 +2,7 @@
 //! Both doors drive it. Does not decide: an `Admitted` is the ticket.
 //! Invariant: upstream sees the path that was authorized, our own credential, and allow-listed headers only.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -348,7 +349,13 @@ fn request(
 }
 
 fn target(path: &str, query: &Query) -> String {
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+    let mut target = String::with_capacity(path.len() + 64);
+    target.push_str(path);
+    if !query.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = write!(target, "?{query}");
+    }
+    target
 }
 
 /// A form that streams as a request body; why it broke is left for the caller of `send`.

@@ -205,7 +205,7 @@ fn an_access_line_says_what_happened() {
         r#"{"timestamp":"1970-01-01T00:00:00.001Z","log":"access","request_id":"r-1","door":"http","#,
         r#""http.request.method":"POST","operation":"create_agent_run","code":"ok","http.response.status_code":200,"#,
         r#""client.address":"127.0.0.1","tenant":"acme","subject":"alice","cluster":"main","endpoint":"10.0.0.1:7777","#,
-        r#""policies":["operator"],"cache":"bypass","run_id":"run-1","attempts":1,"duration_ms":12.345,"ttfb_ms":3.0,"#,
+        r#""policies":["operator"],"cache":"bypass","run_id":"run-1","attempts":1,"duration_ms":12.345,"ttfb_ms":3.000,"#,
         r#""bytes_sent":99,"gen_ai.response.model":"gpt","gen_ai.usage.input_tokens":7,"gen_ai.usage.output_tokens":5}"#,
         "\n"
     );
