@@ -17,7 +17,7 @@ use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;
 use super::strip::UserStripper;
 use super::view::View;
-use crate::agentos::{ListScope, Operation, Resource};
+use crate::agentos::{ListScope, Operation};
 use crate::cache::Stored;
 use crate::cluster::{Cluster, Knowledge};
 use crate::principal::Principal;
@@ -51,10 +51,9 @@ struct Item {
     id: Option<String>,
 }
 
-/// Says whether the rows of a list carry the user that a tenant-wide view is filtered by. Session rows of 2.x do
-/// not, so session lists stay the caller's own.
+/// Says whether the rows of a list carry the user that a tenant-wide view is filtered by.
 pub(super) fn can_be_tenant_wide(operation: &Operation) -> bool {
-    operation.resource == Resource::Approval && operation.list.is_some_and(|list| list.scope == ListScope::Tenant)
+    operation.list.is_some_and(|list| list.scope == ListScope::Tenant)
 }
 
 /// Says whether the items of a list decide for themselves who sees them.

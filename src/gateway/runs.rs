@@ -11,7 +11,7 @@ use moka::sync::Cache;
 use super::admit::Admitted;
 use super::forward;
 use super::path::Gateway;
-use crate::agentos::{Kind, RunStatus};
+use crate::agentos::{Kind, RunStatus, rows};
 use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
 use crate::principal::TenantId;
 use crate::quota::Lease;
@@ -124,13 +124,7 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSe
 /// Dropping the future gives the lease back at the price of its reservation.
 async fn watch(gateway: Arc<Gateway>, mut run: Background) {
     let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
-    let path = format!(
-        "/{}/{}/runs/{}?session_id={}",
-        run.kind.plural(),
-        super::facts::encode(&run.component),
-        super::facts::encode(&run.run_id),
-        super::facts::encode(&run.session_id),
-    );
+    let path = rows::run(run.kind, &run.component, &run.run_id, &run.session_id);
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(POLL_INTERVAL).await;
         // A failed look-up says nothing about the run; the deadline bounds the patience.
