@@ -87,6 +87,22 @@ impl CanonicalPath {
         &self.text
     }
 
+    /// The path with another text as one of its segments.
+    ///
+    /// # Errors
+    /// [`BadPath`] when the text cannot be one segment, or there is no such segment.
+    pub fn with_segment(&self, at: usize, text: &str) -> Result<Self, BadPath> {
+        check(text)?;
+        let mut segments = self.segments.clone();
+        text.clone_into(segments.get_mut(at).ok_or(BadPath::EmptySegment)?);
+        let mut path = Self { text: String::with_capacity(self.text.len() + text.len()), segments };
+        for segment in &path.segments {
+            path.text.push('/');
+            encode(segment, &mut path.text);
+        }
+        Ok(path)
+    }
+
     /// The decoded segments; the root has none.
     pub fn segments(&self) -> &[String] {
         &self.segments

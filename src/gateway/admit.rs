@@ -16,9 +16,11 @@ use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
+use super::knowledge;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
+use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
 use super::view::View;
@@ -75,6 +77,8 @@ pub(super) struct Admitted {
     pub(super) background: bool,
     pub(super) lease: Option<Held>,
     pub(super) continuing: Option<Continuing>,
+    /// Held until the exchange ends.
+    pub(super) new_session: Option<sessions::Held>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
@@ -170,7 +174,7 @@ async fn decide(
     arrived: Arrived,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
-    let Arrived { path, matched, principal, cluster, user, caller_token, pass } = arrived;
+    let Arrived { mut path, matched, principal, cluster, user, caller_token, pass } = arrived;
     let operation = matched.operation;
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let mut payload = body::read(call.body.take(), operation, &call.headers, &snapshot.limits).await?;
@@ -193,7 +197,7 @@ async fn decide(
     let continuing = guard(&ground, &facts, &mut payload, exchange).await?;
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
-    shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
+    shape::pin(&ground, &acting, tenant_wide, &mut path, &mut query, &mut payload)?;
 
     if exchange.rehearsal.is_some() {
         explain::rest(&ground, &facts, exchange);
@@ -232,6 +236,7 @@ async fn decide(
         session: facts.session,
         lease,
         continuing,
+        new_session: facts.new_session,
         fill,
         tenant_wide,
         answer_headers,
@@ -240,10 +245,10 @@ async fn decide(
     })))
 }
 
-/// Guards a call that continues a run. A dry run claims nothing and reads no approvals: it says so.
+/// Guards runs that would read the knowledge of others, and calls that continue a run. A dry run claims nothing and reads no approvals: it says so.
 ///
 /// # Errors
-/// Those of `approvals::guard`.
+/// Those of `knowledge::reachable` and `approvals::guard`.
 ///
 /// # Cancel safety
 /// Safe: the claim is given back on drop.
@@ -253,6 +258,7 @@ async fn guard(
     payload: &mut Payload,
     exchange: &mut Exchange,
 ) -> Result<Option<Continuing>, Refusal> {
+    knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
     if exchange.rehearsal.is_some() {
         explain::approvals(ground, exchange);
         return Ok(None);

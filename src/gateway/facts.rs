@@ -11,9 +11,12 @@ use serde_json::Value;
 
 use super::admit::Ground;
 use super::body::Payload;
+use super::described;
 use super::forward;
 use super::knowledge;
+use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
+use super::sessions::{Held, NotHeld};
 use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource, encode_segment, rows};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
@@ -53,7 +56,7 @@ pub(super) struct ApprovalRow {
 }
 
 /// What is known about the ids of one call.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Facts {
     /// The most specific id of the row's resource; empty for a collection.
     pub(super) resource_id: String,
@@ -65,6 +68,8 @@ pub(super) struct Facts {
     pub(super) approval: Option<ApprovalRow>,
     /// The session that the call names.
     pub(super) session: Option<String>,
+    /// The right to make it, while it is not there.
+    pub(super) new_session: Option<Held>,
     /// The run that the call follows.
     pub(super) run: Option<String>,
     /// The endpoint that holds the run.
@@ -116,7 +121,12 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
     for session in &sessions {
+        // Held before it is looked up: of two who find nothing, one would write into the session of the other.
+        let held = if makes_session(operation) { Some(hold(ground, session)?) } else { None };
         let owner = session_owner(ground, session, query).await?;
+        if owner == Owner::Absent {
+            facts.new_session = held;
+        }
         // What a caller's own token does not see may be somebody else's.
         let absent = owner == Owner::Absent && !ground.cluster.forwards_tokens();
         if owner == Owner::Absent && !(absent && may_name_new_session(operation)) {
@@ -130,6 +140,10 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
         Resource::Knowledge => knowledge::check(ground, query, payload).await?,
+        Resource::Learning => {
+            learnings::check(ground, payload)?;
+            own_row(ground, &mut facts, query).await?;
+        }
         Resource::Agent
         | Resource::Team
         | Resource::Workflow
@@ -141,7 +155,6 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         | Resource::Schedule
         | Resource::Component
         | Resource::Evaluation
-        | Resource::Learning
         | Resource::Os => own_row(ground, &mut facts, query).await?,
     }
     Ok(facts)
@@ -154,7 +167,8 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
     if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
         return Ok(());
     }
-    match row_owner(ground, operation.resource, &[located(path, query)]).await? {
+    let owner = row_owner(ground, operation.resource, &[located(path, query)]).await;
+    match owner.map_err(|refusal| which_database(ground, query, refusal))? {
         Owner::Absent => Err(not_found()),
         owner => claim(ground, facts, owner, true),
     }
@@ -199,7 +213,20 @@ fn narrows_own_list(operation: &Operation) -> bool {
 /// Says whether a session id may be new. Elsewhere what is absent must look like what is foreign. Runs are proven
 /// by their own id: AgentOS 2.x stores a session only when its first run has ended.
 fn may_name_new_session(operation: &Operation) -> bool {
-    operation.affinity == Affinity::StartsRun || operation.resource == Resource::Run || operation.creates_session
+    makes_session(operation) || operation.resource == Resource::Run
+}
+
+/// Says whether AgentOS writes a session of this id if there is none.
+fn makes_session(operation: &Operation) -> bool {
+    operation.affinity == Affinity::StartsRun || operation.creates_session
+}
+
+/// Holds the id of a session that may have to be made.
+fn hold(ground: &Ground<'_>, session: &str) -> Result<Held, Refusal> {
+    ground.gateway.new_sessions.hold(ground.cluster.name(), session, ground.user).map_err(|not| match not {
+        NotHeld::Taken => not_found(),
+        NotHeld::Full => Refusal::new(Code::Overloaded, Stage::Facts).because("too many sessions are being made"),
+    })
 }
 
 /// Finds who holds the run and that it is the caller's.
@@ -274,8 +301,36 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
     let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| query.get("type").and_then(Kind::parse));
     let mut kinds = Kind::ALL.to_vec();
     kinds.sort_by_key(|kind| Some(*kind) != hint);
-    let path = |kind: &Kind| located(rows::session(session, *kind), query);
-    row_owner(ground, Resource::Session, &kinds.iter().map(path).collect::<Vec<_>>()).await
+    let paths = |query: &Query| {
+        let path = |kind: &Kind| located(rows::session(session, *kind), query);
+        kinds.iter().map(path).collect::<Vec<_>>()
+    };
+    match row_owner(ground, Resource::Session, &paths(query)).await {
+        // An AgentOS with several databases wants to know which: a component's sessions are where it says.
+        Err(refusal) if refusal.code == Code::NotFound => {
+            let Some(component) = described::component(ground, None).await? else {
+                return Err(which_database(ground, query, refusal));
+            };
+            let Some(db_id) = &component.db_id else { return Err(refusal) };
+            let mut query = query.clone();
+            query.set("db_id", db_id);
+            if let Some(table) = &component.table {
+                query.set("table", table);
+            }
+            row_owner(ground, Resource::Session, &paths(&query)).await
+        }
+        asked => asked,
+    }
+}
+
+/// The refusal of a look-up that AgentOS would not answer, for a caller who could have said where to look.
+fn which_database(ground: &Ground<'_>, query: &Query, refusal: Refusal) -> Refusal {
+    let could_say = ground.operation().query.contains(&"db_id") && query.get("db_id").is_none();
+    if refusal.code != Code::NotFound || refusal.reason.is_none() || !could_say {
+        return refusal;
+    }
+    Refusal { code: Code::FormMalformed, ..refusal }
+        .saying("this AgentOS keeps rows in several databases: say which one with `db_id`")
 }
 
 /// Adds where the call looks: an AgentOS may keep rows in several databases and tables, and what is asked about must

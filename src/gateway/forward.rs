@@ -215,6 +215,9 @@ async fn send(
         if let Some(continuing) = &mut admitted.continuing {
             continuing.sending();
         }
+        if let Some(session) = &mut admitted.new_session {
+            session.sending();
+        }
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);

@@ -20,8 +20,11 @@ mod address;
 mod admit;
 mod approvals;
 mod arrival;
+mod described;
 mod facts;
 mod knowledge;
+mod learnings;
+mod sessions;
 mod shape;
 
 mod explain;

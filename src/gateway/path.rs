@@ -13,12 +13,14 @@ use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
+use super::described::Descriptions;
 use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs::Runs;
+use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
 use super::view::View;
 use crate::agentos::{Cost, Reply};
@@ -37,6 +39,8 @@ pub struct Gateway {
     pub(super) client: Client,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) owners: Owners,
+    pub(super) descriptions: Descriptions,
+    pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
     pub(super) continues: Continues,
     pub(super) spawn: Spawn,
@@ -51,6 +55,8 @@ impl Gateway {
             client,
             telemetry,
             owners: Owners::new(),
+            descriptions: Descriptions::new(),
+            new_sessions: NewSessions::new(),
             runs: Runs::new(),
             continues: Continues::new(),
             spawn,

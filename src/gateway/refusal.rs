@@ -73,6 +73,7 @@ table! {
     Unauthenticated "unauthenticated" 401 Info "Not authenticated" "a valid credential is required" Some("send `Authorization: Bearer <token>`");
     TokenExpired "token_expired" 401 Info "Token expired" "the token has expired" Some("get a new token and repeat the request");
     Forbidden "forbidden" 403 Info "Forbidden" "you may not do this" Some("ask your administrator for a role or scope that allows this operation");
+    KnowledgeShared "knowledge_shared" 403 Info "Knowledge shared" "this component reads knowledge that the agent service cannot keep apart per tenant" Some("ask your administrator for a cluster of your own, or run a component without knowledge");
     OperationUnknown "operation_unknown" 404 Info "Unknown operation" "this path is no operation that the gateway serves" Some("`tollbridge operations` lists what is served");
     OperationUnsupported "operation_unsupported" 404 Info "Unsupported operation" "the AgentOS behind this cluster does not have this operation" None;
     ClusterUnknown "cluster_unknown" 404 Info "Unknown cluster" "there is no such cluster for you" None;
