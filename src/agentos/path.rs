@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 /// A path whose meaning is the same for the gateway, for policy and for AgentOS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CanonicalPath {
@@ -43,6 +45,13 @@ pub enum BadPath {
     /// Bytes that are not UTF-8, overlong forms included, or raw characters outside ASCII.
     #[error("path is not percent-encoded UTF-8")]
     NotUtf8,
+}
+
+/// Percent-encodes an id as one path segment or as a value of a query, where more than RFC 3986's unreserved characters
+/// would mean something.
+pub fn encode_segment(id: &str) -> String {
+    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(id, SEGMENT).to_string()
 }
 
 // === impl CanonicalPath ===

@@ -2,9 +2,8 @@
 //! Does not send anything upstream but look-ups of facts (`facts`).
 //! Invariant: an `Admitted` is made here and nowhere else, after every stage has agreed.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
 use uuid::Uuid;
@@ -24,6 +23,7 @@ use super::runs::Held;
 use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
@@ -32,7 +32,7 @@ use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::quota::Pass;
-use crate::telemetry::CacheResult;
+use crate::telemetry::{CacheResult, ShadowDecision};
 
 /// Longest wait for another caller who is fetching the same answer.
 const FLIGHT_WAIT: Duration = Duration::from_secs(10);
@@ -71,6 +71,10 @@ pub(super) struct Admitted {
     pub(super) payload: Payload,
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
+    /// The session that the call names.
+    pub(super) session: Option<String>,
+    /// AgentOS goes on with the run whoever listens.
+    pub(super) background: bool,
     pub(super) lease: Option<Held>,
     pub(super) continuing: Option<Continuing>,
     /// Held until the exchange ends.
@@ -89,14 +93,6 @@ struct Arrived {
     principal: Arc<Principal>,
     cluster: Arc<Cluster>,
     pass: Pass,
-}
-
-/// The circumstances of a call, as policies see them.
-#[derive(Clone)]
-pub(super) struct View {
-    pub(super) door: &'static str,
-    pub(super) peer: IpAddr,
-    pub(super) human: bool,
 }
 
 impl Admitted {
@@ -167,6 +163,7 @@ async fn decide(
     let Arrived { mut path, matched, principal, cluster, pass } = arrived;
     let operation = matched.operation;
     let user = arrival::upstream_user(&cluster, &principal)?;
+    let caller_token = arrival::token(&cluster, &call.headers)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
     let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
     let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
@@ -179,10 +176,11 @@ async fn decide(
         cluster: &cluster,
         matched: &matched,
         user: &user,
+        caller_token: caller_token.as_deref(),
     };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
-    exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
+    exchange.resource = Some((operation.resource, facts.resource_id.clone()));
     explain::policy(&ground, &facts, exchange);
     ground.permit(&facts, exchange)?;
     let continuing = guard(&ground, &facts, &mut payload, exchange).await?;
@@ -209,6 +207,7 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
+    let background = matches!(&payload, Payload::Form(form) if form.text("background").is_some_and(is_true));
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -218,11 +217,13 @@ async fn decide(
         acting,
         path,
         query,
-        caller_token: arrival::token(&call.headers),
         headers: call.headers,
+        caller_token,
         payload,
         picked,
         run_id,
+        session: facts.session,
+        background,
         lease,
         continuing,
         new_session: facts.new_session,
@@ -266,6 +267,8 @@ pub(super) struct Ground<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) matched: &'a Matched,
     pub(super) user: &'a UpstreamUser,
+    /// Set where AgentOS gets callers' own tokens.
+    pub(super) caller_token: Option<&'a str>,
 }
 
 enum Looked {
@@ -301,31 +304,24 @@ impl Ground<'_> {
         facts: &Facts,
         owner: Option<&str>,
     ) -> Decision {
-        let settings = &self.cluster.settings;
+        let ask = self.view.ask(self.principal, self.cluster, operation, id);
+        let component = self.matched.component().map(|(_, id)| id);
         self.snapshot.policies.decide(&Ask {
-            principal: self.principal,
-            operation,
-            resource: ResourceFacts {
-                owner,
-                tenant: Some(&self.principal.tenant),
-                component: self.matched.component().map(|(_, id)| id),
-                approval: facts.approval_facts(),
-                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
-            },
-            context: Context {
-                door: self.view.door,
-                cluster: &settings.name,
-                now: SystemTime::now(),
-                source_ip: self.view.peer,
-                message_bytes: facts.message_bytes,
-                human: self.view.human,
-            },
+            resource: ResourceFacts { owner, component, approval: facts.approval_facts(), ..ask.resource },
+            context: Context { message_bytes: facts.message_bytes, ..ask.context },
+            ..ask
         })
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
     fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
-        match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
+        let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
+        if let Some(shadow) = decision.shadow() {
+            let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };
+            self.gateway.telemetry.shadow_decision(&shadow);
+            exchange.event.shadow = Some(Box::new(shadow));
+        }
+        match decision {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
                 exchange.event.policies = policies;
@@ -380,6 +376,7 @@ impl Ground<'_> {
         let operation = self.operation();
         let partition = match operation.cache {
             Caching::Never => return Looked::Bypass,
+            Caching::Shared if self.cluster.forwards_tokens() => return Looked::Bypass,
             Caching::Shared => Partition::Shared,
             Caching::PerPrincipal => Partition::Principal {
                 tenant: self.principal.tenant.clone(),

@@ -9,9 +9,10 @@ use moka::sync::Cache;
 use serde_json::Value;
 
 use super::admit::Ground;
-use super::facts::{encode, look_up};
+use super::facts::look_up;
 use super::refusal::Refusal;
 use crate::agentos::Kind;
+use crate::agentos::encode_segment;
 
 /// Most descriptions kept.
 const DESCRIBED_MAX: u64 = 10_000;
@@ -73,10 +74,10 @@ impl Described {
 /// Safe: look-ups read only.
 pub(super) async fn component(ground: &Ground<'_>, version: Option<&str>) -> Result<Option<Arc<Described>>, Refusal> {
     let Some((kind, id)) = ground.matched.component() else { return Ok(None) };
-    let mut path = format!("/{}/{}", kind.plural(), encode(id));
+    let mut path = format!("/{}/{}", kind.plural(), encode_segment(id));
     // Of stored components, workflows alone can be asked for another version than the current one.
     if let (Kind::Workflow, Some(version)) = (kind, version) {
-        path.push_str(&format!("?version={}", encode(version)));
+        path.push_str(&format!("?version={}", encode_segment(version)));
     }
     let kept = &ground.gateway.descriptions.0;
     let key = (Arc::clone(ground.cluster.name()), path);

@@ -17,7 +17,7 @@ use super::knowledge;
 use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
 use super::sessions::{Held, NotHeld};
-use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource};
+use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource, encode_segment, rows};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
@@ -132,7 +132,9 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         if owner == Owner::Absent {
             facts.new_session = held;
         }
-        if owner == Owner::Absent && !may_name_new_session(operation) {
+        // What a caller's own token does not see may be somebody else's.
+        let absent = owner == Owner::Absent && !ground.cluster.forwards_tokens();
+        if owner == Owner::Absent && !(absent && may_name_new_session(operation)) {
             return Err(not_found());
         }
         session_is_mine |= owner == Owner::User(Arc::from(ground.user.as_str()));
@@ -166,11 +168,10 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
 /// Learns who owns the one row that the call names, where rows of its kind have owners.
 async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Result<(), Refusal> {
     let operation = ground.operation();
-    let Some(rows) = operation.resource.owned_rows() else { return Ok(()) };
+    let Some(path) = rows::owned(operation.resource, &facts.resource_id) else { return Ok(()) };
     if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
         return Ok(());
     }
-    let path = format!("/{rows}/{}", encode(&facts.resource_id));
     let owner = row_owner(ground, &[located(path, query)]).await;
     match owner.map_err(|refusal| which_database(ground, query, refusal))? {
         Owner::Absent => Err(not_found()),
@@ -182,7 +183,7 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
 fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
     let subject = match owner {
         Owner::Absent => return Ok(()),
-        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
+        Owner::Nobody if is_resource && ground.cluster.settings.is_exclusive() => String::new(),
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
@@ -222,7 +223,7 @@ fn may_name_new_session(operation: &Operation) -> bool {
 
 /// Says whether AgentOS writes a session of this id if there is none.
 fn makes_session(operation: &Operation) -> bool {
-    operation.affinity == Affinity::StartsRun || operation.id == "create_session"
+    operation.affinity == Affinity::StartsRun || operation.creates_session
 }
 
 /// Holds the id of a session that may have to be made.
@@ -273,8 +274,7 @@ async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>,
     else {
         return Ok(None);
     };
-    let (component, run, session) = (encode(component), encode(run), encode(session));
-    look_up(ground, &format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())).await
+    look_up(ground, &rows::run(kind, component, run, session)).await
 }
 
 /// Says whether a run that goes on belongs to another component than the path names: the right to run the one would
@@ -291,8 +291,7 @@ async fn runs_another_component(ground: &Ground<'_>, facts: &Facts) -> Result<bo
 }
 
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
-    let path = format!("/approvals/{}", encode(&facts.resource_id));
-    let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
+    let Some(row) = look_up(ground, &rows::approval(&facts.resource_id)).await? else { return Err(not_found()) };
     let mut row: ApprovalRow = serde_json::from_value(row)
         .map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
     let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
@@ -308,7 +307,7 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
     let mut kinds = Kind::ALL.to_vec();
     kinds.sort_by_key(|kind| Some(*kind) != hint);
     let paths = |query: &Query| {
-        let path = |kind: &Kind| located(format!("/sessions/{}?type={kind}", encode(session)), query);
+        let path = |kind: &Kind| located(rows::session(session, *kind), query);
         kinds.iter().map(path).collect::<Vec<_>>()
     };
     match row_owner(ground, &paths(query)).await {
@@ -345,7 +344,7 @@ pub(super) fn located(mut path: String, query: &Query) -> String {
     for name in ["db_id", "table", "knowledge_id"] {
         if let Some(value) = query.get(name) {
             path.push(if path.contains('?') { '&' } else { '?' });
-            path.push_str(&format!("{name}={}", encode(value)));
+            path.push_str(&format!("{name}={}", encode_segment(value)));
         }
     }
     path
@@ -381,7 +380,7 @@ async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refus
 
 /// Reads one row with the lookup identity; `None` when there is none.
 pub(super) async fn look_up(ground: &Ground<'_>, path: &str) -> Result<Option<Value>, Refusal> {
-    forward::look_up(ground.gateway, ground.cluster, path).await
+    forward::look_up(ground.gateway, ground.cluster, ground.caller_token, path).await
 }
 
 /// The ids that travel at these places; an array of ids counts as all of them.
@@ -428,13 +427,6 @@ fn message_bytes(payload: &Payload) -> u64 {
         Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
         Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
     }
-}
-
-/// Percent-encodes an id as one path segment.
-pub fn encode(id: &str) -> String {
-    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    utf8_percent_encode(id, SEGMENT).to_string()
 }
 
 /// What is foreign and what is absent look the same.

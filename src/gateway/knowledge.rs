@@ -11,7 +11,7 @@ use super::described;
 use super::facts::{self, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version};
+use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version, rows};
 use crate::cluster::Knowledge;
 
 /// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is
@@ -27,7 +27,7 @@ pub(super) async fn check(ground: &Ground<'_>, query: &Query, payload: &Payload)
     }
     let Some(key) = key(ground) else { return Ok(()) };
     let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
-    let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);
+    let path = facts::located(rows::content(content_id), query);
     let Some(row) = facts::look_up(ground, &path).await? else { return Err(not_found()) };
     if belongs(&row, key, ground.principal.tenant.as_str()) { Ok(()) } else { Err(not_found()) }
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::call::{Answer, AnswerBody};
 use crate::quota::LimitState;
@@ -240,12 +240,10 @@ impl Refusal {
 
 /// Writes `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11).
 pub(super) fn limit_headers(headers: &mut HeaderMap, limits: &[LimitState]) {
-    let join = |each: fn(&LimitState) -> String| limits.iter().map(each).collect::<Vec<_>>().join(", ");
-    let fields = [("ratelimit-policy", join(LimitState::policy_header)), ("ratelimit", join(LimitState::state_header))];
-    for (name, value) in fields {
-        if let Ok(value) = HeaderValue::from_str(&value)
-            && !value.is_empty()
-        {
+    const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+    const STATE: HeaderName = HeaderName::from_static("ratelimit");
+    for (name, value) in [(POLICY, LimitState::policy_headers(limits)), (STATE, LimitState::state_headers(limits))] {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
             headers.insert(name, value);
         }
     }

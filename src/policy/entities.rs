@@ -81,7 +81,7 @@ impl Names {
         schema: Option<&Schema>,
     ) -> Result<(Request, Entities), Unbuildable> {
         let principal = self.principal(ask.principal)?;
-        let resource = self.facts(&ask.resource)?;
+        let resource = self.facts(&ask.resource, &ask.principal.tenant)?;
         let context = CedarContext::from_pairs(context(ask, mode)).map_err(unbuildable)?;
         let request = Request::new(principal.uid(), action.uid.clone(), resource.uid(), context, schema);
         let entities = action.entity.clone().add_entities([principal, resource], schema);
@@ -106,11 +106,12 @@ impl Names {
         Entity::new(uid, attributes, roles.chain([tenant]).collect()).map_err(unbuildable)
     }
 
-    fn facts(&self, facts: &ResourceFacts<'_>) -> Result<Entity, Unbuildable> {
+    fn facts(&self, facts: &ResourceFacts<'_>, caller: &TenantId) -> Result<Entity, Unbuildable> {
+        let tenants = facts.tenants.iter().chain(facts.open.then_some(caller));
         let tenant = |id: &TenantId| RestrictedExpression::new_entity_uid(self.tenant(id));
         let mut attributes = Attributes::from([
             ("id".to_owned(), text(facts.id)),
-            ("tenants".to_owned(), RestrictedExpression::new_set(facts.tenants.iter().map(tenant))),
+            ("tenants".to_owned(), RestrictedExpression::new_set(tenants.map(tenant))),
         ]);
         put(&mut attributes, "owner", facts.owner.map(text));
         put(&mut attributes, "tenant", facts.tenant.map(tenant));
@@ -163,7 +164,7 @@ fn context(ask: &Ask<'_>, mode: ScopesMode) -> [(String, RestrictedExpression); 
         ("human", bool(context.human)),
         ("destructive", bool(operation.destructive)),
         ("reach", text(operation.reach.as_str())),
-        ("exclusive", bool(resource.tenants.len() == 1)),
+        ("exclusive", bool(!resource.open && resource.tenants.len() == 1)),
         ("scopes_accepted", RestrictedExpression::new_set(accepted.iter().map(|scope| text(scope)))),
         ("scopes_mode", text(mode.as_str())),
     ]

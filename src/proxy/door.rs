@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -26,6 +26,7 @@ use super::websocket;
 use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
 use crate::telemetry::{Door, Telemetry};
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Silence on a kept-alive connection before it is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How long a slow reader may block one write.
@@ -256,8 +257,10 @@ impl HttpDoor {
         answer: Answer,
         method: &http::Method,
     ) -> Result<Upgraded, Gone> {
-        if !session.is_body_done() && !is_small(session) {
-            // Not worth reading to save a connection.
+        // A body not worth reading to save the connection; or chunks, whose end another parser may see elsewhere: pingora
+        // takes a size without digits for the last one. What follows is then no request.
+        let chunked = session.get_header(header::TRANSFER_ENCODING).is_some();
+        if chunked || (!session.is_body_done() && !is_small(session)) {
             session.set_keepalive(None);
         }
         let head_only = *method == http::Method::HEAD;
@@ -363,7 +366,7 @@ fn is_small(session: &ServerSession) -> bool {
 
 fn with_id(mut answer: Answer, id: &str) -> Answer {
     if let Ok(value) = http::HeaderValue::from_str(id) {
-        answer.headers.insert("x-request-id", value);
+        answer.headers.insert(REQUEST_ID, value);
     }
     answer
 }

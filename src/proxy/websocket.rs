@@ -25,8 +25,8 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::pump::{self, Gone, Upload};
 use super::sockets::{Pace, Place, Sockets};
-use crate::agentos::Kind;
-use crate::gateway::{Call, Caller, Carrier, Code, Gateway, Inbound, Refusal, Stage, encode_segment};
+use crate::agentos::{Kind, encode_segment};
+use crate::gateway::{Call, Caller, Carrier, Code, Gateway, Inbound, Refusal, Stage};
 use crate::telemetry::Door;
 
 /// The one WebSocket route of AgentOS.
