@@ -22,6 +22,7 @@ use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::triggers;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
@@ -230,10 +231,11 @@ async fn decide(
     })))
 }
 
-/// Guards a call that continues a run. A dry run claims nothing and reads no approvals: it says so.
+/// Guards a call that makes AgentOS start a run, or that continues one. A dry run claims nothing and reads no approvals:
+/// it says so.
 ///
 /// # Errors
-/// Those of `approvals::guard`.
+/// Those of `triggers::authorize` and `approvals::guard`.
 ///
 /// # Cancel safety
 /// Safe: the claim is given back on drop.
@@ -243,6 +245,7 @@ async fn guard(
     payload: &mut Payload,
     exchange: &mut Exchange,
 ) -> Result<Option<Continuing>, Refusal> {
+    triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
         explain::approvals(ground, exchange);
         return Ok(None);
@@ -319,7 +322,7 @@ impl Ground<'_> {
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
-    fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
+    pub(super) fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));

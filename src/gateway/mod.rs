@@ -22,6 +22,7 @@ mod arrival;
 mod facts;
 mod knowledge;
 mod shape;
+mod triggers;
 
 mod explain;
 mod trail;
