@@ -9,6 +9,7 @@ have make || packages+=(make)
 have cmake || packages+=(cmake)
 # The tests of shared quotas start their own; Valkey under this name does as well.
 have redis-server || packages+=(redis-server)
+have openssl || packages+=(openssl)
 if ! have python3; then
   packages+=(python3 python3-venv)
 elif ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::quota::{self, Budget, Instead, Limits, Period, Problem, Rate, Unit};
 
-use super::reader::{Table, Value, quoted};
+use super::reader::{Table, Value};
+use super::words::quoted;
 
 /// The largest count of requests, tokens or millionths: far above use, far below overflow.
 const COUNT_MAX: u64 = 1_000_000_000_000;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::quota::{self, Exhausted, Limits, Plan, Price, Rate, Unit, WhenLost};
 
 use super::limits;
-use super::reader::{At, Table, nearest, quoted};
+use super::reader::{At, Table};
+use super::words::{nearest, quoted};
 
 /// Requests per minute of a plan that does not say.
 const REQUESTS_PER_MINUTE: u64 = 60;

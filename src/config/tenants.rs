@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::principal::TenantId;
 use crate::quota::{self, Instead, Limits, Plan};
 
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
+use super::words::{nearest, quoted};
 use super::{limits, plans};
 
 /// The tenants, as far as they could be read.

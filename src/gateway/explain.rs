@@ -79,6 +79,7 @@ pub(super) fn cluster(cluster: &Cluster) -> Value {
     json!({
         "cluster": &*cluster.settings.name,
         "tenants": tenants,
+        "open": cluster.settings.open,
         "agno": cluster.version().map_or_else(|| "unknown".to_owned(), |version| version.to_string()),
     })
 }
@@ -164,8 +165,15 @@ pub(super) fn facts(
     }
 }
 
-fn is_out_of_reach(code: Code) -> bool {
+/// Says whether a dry run may go on without an answer of AgentOS.
+pub(super) fn is_out_of_reach(code: Code) -> bool {
     matches!(code, Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::UpstreamReset | Code::NoEndpoint)
+}
+
+/// Says that the run behind a schedule could not be learned.
+pub(super) fn unknown_run(refusal: Refusal, exchange: &mut Exchange) {
+    let reason = refusal.reason.unwrap_or_else(|| refusal.code.row().detail.to_owned());
+    exchange.note("facts", Said::Unknown, || json!({ "run": "unknown", "reason": reason }));
 }
 
 /// What the policies say, where that is written, and what would change it.
@@ -183,6 +191,7 @@ pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange
         "policy",
         said,
         json!({
+            "operation": ground.operation().id,
             "policies": located(policies, decision.policies()),
             "note": note,
             "shadow": shadow,

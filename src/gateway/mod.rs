@@ -15,14 +15,19 @@ mod multipart;
 mod exchange;
 mod snapshot;
 mod steer;
+mod view;
 
 mod address;
 mod admit;
 mod approvals;
 mod arrival;
+mod described;
 mod facts;
 mod knowledge;
+mod learnings;
+mod sessions;
 mod shape;
+mod triggers;
 
 mod explain;
 mod trail;
@@ -43,7 +48,6 @@ pub use crate::quota::{Correct, Unit};
 pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
-pub use facts::encode as encode_segment;
 pub use limits::Limits;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};

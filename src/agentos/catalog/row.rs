@@ -4,7 +4,7 @@
 
 use crate::agentos::operation::{
     Action, Affinity, Body, Caching, Cost, Exposure, Kind, List, ListScope, Mark, Method, Operation, Own, Place, Reach,
-    Reply, Resource, Version, Versions,
+    Reply, Resource, Triggers, Version, Versions,
 };
 
 /// A row that reads.
@@ -61,6 +61,7 @@ impl Operation {
             query: &[],
             user_id: &[],
             session_id: &[],
+            creates_session: false,
             run_id: &[],
             cache: Caching::Never,
             purges: &[],
@@ -68,6 +69,7 @@ impl Operation {
             list: None,
             lists_within: &[],
             mark: None,
+            triggers: None,
             tool: None,
             destructive: matches!(method, Method::Delete),
             exposure: Exposure::Offered,
@@ -186,6 +188,12 @@ impl Operation {
         self
     }
 
+    /// The session that is named need not exist.
+    pub(super) const fn creates_session(mut self) -> Self {
+        self.creates_session = true;
+        self
+    }
+
     pub(super) const fn run(mut self, places: &'static [Place]) -> Self {
         self.run_id = places;
         self
@@ -234,6 +242,11 @@ impl Operation {
 
     pub(super) const fn mark(mut self, mark: Mark) -> Self {
         self.mark = Some(mark);
+        self
+    }
+
+    pub(super) const fn triggers(mut self, triggers: Triggers) -> Self {
+        self.triggers = Some(triggers);
         self
     }
 
