@@ -249,7 +249,13 @@ async fn send(
                 payload = spare;
                 retag(admitted, &mut payload, exchange);
             }
-            (_, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
+            (_, _) => {
+                // AgentOS heard nothing of the run: it costs nothing.
+                if let Some(lease) = admitted.lease.as_mut().filter(|_| error.retry() == Retry::Always) {
+                    lease.waive();
+                }
+                return Err(failed(admitted, exchange.event.attempts, &error));
+            }
         }
     }
 }

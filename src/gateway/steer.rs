@@ -60,6 +60,7 @@ impl Gateway {
             "plan": &*shown.plan,
             "limits": shown.limits.iter().map(limit_json).collect::<Vec<_>>(),
             "runs_in_flight_here": shown.runs_in_flight,
+            "instances": shown.instances,
             "counted": if shown.shared { "all instances" } else { "this instance" },
         }))
     }

@@ -75,8 +75,6 @@ pub(super) struct Refused {
     pub(super) request_id: Option<String>,
     /// From `Retry-After`.
     pub(super) retry_after: Option<u64>,
-    /// The limit that was met, in words.
-    pub(super) limit: Option<String>,
 }
 
 // === impl Asker ===
@@ -195,9 +193,6 @@ impl Failure {
 impl Refused {
     fn text(&self) -> String {
         let mut text = format!("{}: {}", self.code, self.detail);
-        if let Some(limit) = &self.limit {
-            text.push_str(&format!(". {limit}"));
-        }
         if let Some(seconds) = self.retry_after {
             text.push_str(&format!(". Retry after {seconds} s"));
         }
@@ -221,11 +216,13 @@ pub(super) async fn failure(answer: Answer) -> Failure {
     match refused {
         Some(code) => Failure::Refused(Refused {
             code: code.to_owned(),
-            detail: field("detail").unwrap_or_else(|| "refused".to_owned()),
+            detail: match (field("detail"), problem.get("limit").and_then(limit_in_words)) {
+                (Some(detail), Some(limit)) => format!("{detail}. {limit}"),
+                (detail, _) => detail.unwrap_or_else(|| "refused".to_owned()),
+            },
             help: field("help"),
             request_id: field("request_id"),
             retry_after,
-            limit: problem.get("limit").and_then(limit_in_words),
         }),
         None => Failure::Upstream { status: status.as_u16(), detail: upstream_detail(status, &problem) },
     }

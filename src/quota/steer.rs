@@ -36,6 +36,8 @@ pub struct TenantUsage {
     pub runs_in_flight: u32,
     /// Whether the numbers are those of all instances.
     pub shared: bool,
+    /// Instances seen last, this one included.
+    pub instances: u64,
 }
 
 impl Quota {
@@ -48,7 +50,8 @@ impl Quota {
         let limits = self.states(&levels, plan).await;
         let runs_in_flight = levels.iter().map(|level| level.account.runs_in_flight()).sum();
         let shared = matches!(self.link.mode(plan), Mode::Shared { .. });
-        Ok(TenantUsage { tenant: tenant.clone(), plan: plan.name.clone(), limits, runs_in_flight, shared })
+        let instances = self.link.instances();
+        Ok(TenantUsage { tenant: tenant.clone(), plan: plan.name.clone(), limits, runs_in_flight, shared, instances })
     }
 
     /// Corrects what a tenant has used as a whole.

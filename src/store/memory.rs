@@ -61,11 +61,15 @@ pub(super) enum Change {
     Claim(String, Option<(String, u64)>),
 }
 
+/// Counts by agent, model and instance.
+type Counted = HashMap<(String, String, String), [u64; 4]>;
+
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     cells: HashMap<String, u64>,
     sums: HashMap<String, HashMap<String, Field>>,
-    usage: BTreeMap<(u32, String), HashMap<(String, String, String), [u64; 4]>>,
+    /// By day and tenant.
+    usage: BTreeMap<(u32, String), Counted>,
     claims: HashMap<String, (String, u64)>,
     instances: HashMap<String, u64>,
     epoch: String,

@@ -21,8 +21,9 @@ pub use self::redis::RedisStore;
 pub use self::usage::{DAYS_KEPT, UsageRow};
 use crate::secret::Secret;
 
-/// Longest wait for one answer of a store that is reached over a network.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for one answer of a store that is reached over a network: a store that hangs costs a request this much
+/// once, and is out of reach from then on. Long enough for a busy machine.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where shared state is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -36,9 +36,9 @@ pub struct RedisStore {
 
 /// Where to connect.
 enum Target {
-    Server(Client),
+    Server(Box<Client>),
     Sentinel(Box<SentinelClient>),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 #[derive(Clone)]
@@ -65,14 +65,14 @@ impl Target {
         let (scheme, rest) = url.split_once("://").ok_or("it has no scheme such as `redis://`")?;
         let said = |error: RedisError| error.category().to_owned();
         match scheme.split_once('+') {
-            None => Client::open(url).map(Self::Server).map_err(said),
+            None => Client::open(url).map(|client| Self::Server(Box::new(client))).map_err(said),
             Some((plain @ ("redis" | "rediss"), "cluster")) => {
                 let nodes = several(plain, rest)?;
                 let client = ClusterClient::builder(nodes)
                     .connection_timeout(ANSWER_TIMEOUT)
                     .response_timeout(ANSWER_TIMEOUT)
                     .retries(1);
-                client.build().map(Self::Cluster).map_err(said)
+                client.build().map(|client| Self::Cluster(Box::new(client))).map_err(said)
             }
             Some((plain @ ("redis" | "rediss"), "sentinel")) => sentinel(plain, rest),
             Some((_, _)) => Err("its scheme is none of redis, rediss, unix, redis+cluster, redis+sentinel".to_owned()),

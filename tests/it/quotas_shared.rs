@@ -57,6 +57,13 @@ async fn three_gateways_over_one_redis_hold_one_tenant_to_its_limit() {
     for _ in 0..3 {
         stacks.push(Stack::with(over(&server, &folder, settings.clone())).await);
     }
+    // The bound is stated for instances that know of each other.
+    for stack in &stacks {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while quota(stack, "acme").await["instances"] != 3 {
+            assert!(Instant::now() < patience, "{}", quota(stack, "acme").await);
+        }
+    }
     let who = Who::alice();
     let asks = (0..240).map(|n| stacks[n % 3].send(Ask::get("/sessions").by(&who)));
     let admitted = join_all(asks).await.iter().filter(|got| got.status == 200).count();
@@ -269,6 +276,19 @@ async fn a_busy_endpoint_refuses_in_time_and_charges_nothing() {
     gate.open();
     first.rest().await;
     assert_eq!(stack.send(run()).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_run_that_no_endpoint_could_take_is_charged_nothing() {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let stack = Stack::over(&[endpoint], plan(&[("tokens", "{ per_day = 10_000 }")])).await;
+    for _ in 0..3 {
+        let got = stack.send(run().field("stream", "false")).await;
+        assert!(matches!(got.status, 502 | 503), "{got:?}");
+    }
+    assert_eq!(used(&quota(&stack, "acme").await, "tokens_per_day"), 0);
 }
 
 #[tokio::test]
