@@ -231,8 +231,7 @@ async fn decide(
     })))
 }
 
-/// Guards a call that makes AgentOS start a run, or that continues one. A dry run claims nothing and reads no approvals:
-/// it says so.
+/// Guards a call that makes AgentOS start a run, or that continues one. A dry run claims nothing.
 ///
 /// # Errors
 /// Those of `triggers::authorize` and `approvals::guard`.
@@ -247,7 +246,7 @@ async fn guard(
 ) -> Result<Option<Continuing>, Refusal> {
     triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
-        explain::approvals(ground, exchange);
+        approvals::rehearse(ground, facts, payload, exchange).await?;
         return Ok(None);
     }
     let continuing = approvals::guard(ground, facts, payload).await?;

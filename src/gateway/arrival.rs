@@ -192,14 +192,15 @@ pub(super) fn refused(refused: quota::Refused) -> Refusal {
     }
 }
 
-fn exceeded(exceeded: Exceeded) -> Refusal {
+pub(super) fn exceeded(exceeded: Exceeded) -> Refusal {
     let code = match exceeded.kind {
         ExceededKind::Flood => Code::Flood,
         ExceededKind::Rate => Code::RateLimited,
         ExceededKind::Runs => Code::TooManyRuns,
         ExceededKind::Budget => Code::BudgetExhausted,
     };
-    let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
+    let whose = if code == Code::Flood { "client address".to_owned() } else { format!("plan `{}`", exceeded.plan) };
+    let mut refusal = Refusal::new(code, Stage::Quota).because(whose);
     refusal.retry_after = Some(exceeded.retry_after);
     refusal.limit = Some(Box::new(exceeded.limit));
     refusal

@@ -122,6 +122,17 @@ impl Quota {
         }
     }
 
+    /// Says what [`Quota::flood`] would, without counting a request.
+    ///
+    /// # Errors
+    /// [`Exceeded`] of kind `Flood`.
+    pub fn would_flood(&self, address: IpAddr) -> Result<(), Exceeded> {
+        match &self.flood {
+            Some(rate) => self.state.flood.look(rate, address, monotonic_ns(&*self.clock)),
+            None => Ok(()),
+        }
+    }
+
     /// Spends one request of the caller's tenant: from every rate of its plan, or from none.
     ///
     /// # Errors

@@ -88,6 +88,16 @@ impl Continues {
         drop(active);
         Ok(Claim { tables: Arc::clone(&self.0), key, pause: None, sent: false })
     }
+
+    /// Says whether somebody is continuing the run.
+    pub(crate) fn is_claimed(&self, cluster: &Arc<str>, run: &str) -> bool {
+        self.0.active.lock().contains(&(Arc::clone(cluster), run.to_owned()))
+    }
+
+    /// Says whether this pause of the run was continued before.
+    pub(crate) fn was_continued(&self, cluster: &Arc<str>, run: &str, pause: Pause) -> bool {
+        self.0.continued.get(&(Arc::clone(cluster), run.to_owned())) == Some(pause)
+    }
 }
 
 // === impl Claim ===
