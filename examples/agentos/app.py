@@ -33,6 +33,9 @@ Environment:
     MCP              1: agno's own MCP server at /mcp (0)
     SCHEDULER        1: run schedules (0)
     TRACING          1: record traces (0)
+    EXTRAS           1: what only tests need (0): A2A, AG-UI, and components whose knowledge no filter reaches (agent
+                     clerk, team help-desk, workflow look-up)
+    ANNEX            1: the agent annex keeps its sessions in a second database (0)
     SLOW_CHUNKS      length of a slow answer (20)
     SLOW_DELAY       seconds between its chunks (0.25)
     LEDGER           file that every tool writes a line to when it does its work (none)
@@ -183,6 +186,51 @@ def archive(db: SqliteDb) -> Team:
     )
 
 
+def annex() -> Agent:
+    """An agent whose sessions are in a database of their own."""
+    other = SqliteDb(id="annex-db", db_file=text("DB", f"agentos-{AGNO_VERSION}.db") + ".annex")
+    return Agent(id="annex", name="Annex", model=OfflineModel(), db=other)
+
+
+def clerk(db: SqliteDb, docs: Knowledge) -> Agent:
+    """An agent that searches after it was continued."""
+    searches = ToolUse("search_knowledge_base", last_word_query)
+    mails = OfflineModel(tool=ToolUse("send_mail", lambda message: {"to": last_word(message)}), then=searches)
+    return Agent(
+        id="clerk", name="Clerk", model=mails, tools=[send_mail], knowledge=docs, search_knowledge=True, db=db
+    )
+
+
+def last_word_query(message: str) -> dict[str, str]:
+    """The arguments of a search for the last word of a message."""
+    return {"query": last_word(message)}
+
+
+def searcher(db: SqliteDb, docs: Knowledge, name: str, **filters: Any) -> Agent:
+    """An agent inside a team or a workflow that searches before it answers."""
+    looks_up = OfflineModel(tool=ToolUse("search_knowledge_base", last_word_query))
+    return Agent(id=name, name=name, model=looks_up, knowledge=docs, search_knowledge=True, db=db, **filters)
+
+
+def help_desk(db: SqliteDb, docs: Knowledge) -> Team:
+    """A team whose member has filters of its own, so that the team passes it no others."""
+    delegate = ToolUse("delegate_task_to_member", lambda message: {"member_id": "adviser", "task": message})
+    return Team(
+        id="help-desk",
+        name="Help Desk",
+        members=[searcher(db, docs, "adviser", knowledge_filters={"kind": "faq"})],
+        model=OfflineModel(id="offline-desk", tool=delegate),
+        db=db,
+    )
+
+
+def look_up(db: SqliteDb, docs: Knowledge) -> Workflow:
+    """A workflow whose step searches."""
+    return Workflow(
+        id="look-up", name="Look Up", steps=[Step(name="search", agent=searcher(db, docs, "seeker"))], db=db
+    )
+
+
 def workflows(db: SqliteDb, slow: Agent) -> list[Workflow]:
     """A quick workflow of two steps, a slow one of one step, and one that waits for an approval."""
     drafter = Agent(id="drafter", name="drafter", model=OfflineModel(), db=db)
@@ -252,6 +300,15 @@ def build(port: int) -> FastAPI:
         vector_db=SharedLanceDb(lance, "docs"),
     )
     everyone = agents(db, docs)
+    teams, flows, interfaces = [newsroom(db), archive(db)], [], []
+    if extras := switch("EXTRAS", "0"):
+        from agno.os.interfaces.agui import AGUI
+
+        interfaces = [AGUI(agent=everyone[0])]
+        everyone.append(clerk(db, docs))
+        teams, flows = [*teams, help_desk(db, docs)], [look_up(db, docs)]
+    if switch("ANNEX", "0"):
+        everyone.append(annex())
     slow = next(agent for agent in everyone if agent.id == "researcher-slow")
     os_id = text("OS_ID", "my-os")
     agno_mcp = {"mcp" if IS_V3 else "enable_mcp_server": switch("MCP", "0")}
@@ -261,9 +318,11 @@ def build(port: int) -> FastAPI:
         description="Offline and deterministic.",
         db=db,
         agents=everyone,
-        teams=[newsroom(db), archive(db)],
-        workflows=workflows(db, slow),
+        teams=teams,
+        workflows=[*workflows(db, slow), *flows],
         knowledge=[docs],
+        interfaces=interfaces,
+        a2a_interface=extras,
         tracing=switch("TRACING", "0"),
         scheduler=switch("SCHEDULER", "0"),
         scheduler_base_url=f"http://127.0.0.1:{port}",

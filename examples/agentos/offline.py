@@ -56,14 +56,16 @@ class Turn:
 class OfflineModel(Model):
     """Echoes the user's message, word by word; counts one token per word.
 
-    With `tool`, it first calls that tool and then answers with what the tool returned. With `ticks`, it ignores the
-    message and says `tick 1 … tick n`, one chunk every `delay_s`: a long run whose length a test can choose.
+    With `tool`, it first calls that tool and then answers with what the tool returned; with `then`, it calls that one
+    in between. With `ticks`, it ignores the message and says `tick 1 … tick n`, one chunk every `delay_s`: a long run
+    whose length a test can choose.
     """
 
     id: str = "offline-echo"
     name: str | None = "Offline"
     provider: str | None = "Offline"
     tool: ToolUse | None = None
+    then: ToolUse | None = None
     ticks: int = 0
     delay_s: float = 0.0
 
@@ -107,8 +109,9 @@ class OfflineModel(Model):
                 model_name=self.name,
                 model_id=self.id,
             )
-        if self.tool and not results and _offers(tools, self.tool.name):
-            call = _tool_call(self.tool, asked)
+        use = [self.tool, self.then][len(results)] if len(results) < 2 else None
+        if use and _offers(tools, use.name):
+            call = _tool_call(use, asked)
             return Turn((), call, _usage(messages, output_tokens=_words(call["function"]["arguments"])))
         chunks = self._answer(asked, results)
         return Turn(chunks, None, _usage(messages, output_tokens=len(chunks)))

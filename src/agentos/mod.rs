@@ -11,10 +11,13 @@ pub mod matching;
 pub mod operation;
 pub mod path;
 pub mod query;
+pub mod rows;
+pub mod sse;
 
 pub use catalog::{Catalog, CatalogError, Problem};
 pub use events::RunStatus;
 pub use matching::{Matched, NotMatched, Params};
 pub use operation::*;
-pub use path::{BadPath, CanonicalPath};
+pub use path::{BadPath, CanonicalPath, encode_segment};
 pub use query::{Query, QueryError};
+pub use sse::{Event, SseEvents};

@@ -113,6 +113,10 @@ pub enum Body {
     Form(&'static [&'static str]),
 }
 
+/// The form fields that are files in AgentOS, and whether one may come several times. Every other field is text there,
+/// whatever a caller calls it.
+pub const FILE_FIELDS: [(&str, bool); 2] = [("file", false), ("files", true)];
+
 /// What an operation answers with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
@@ -183,7 +187,8 @@ pub enum ListScope {
     PerItem,
     /// Only the caller's own rows: the user id is pinned.
     Own,
-    /// Rows of the caller's tenant, where policy lets the caller see them.
+    /// Rows of the caller's tenant, where policy lets the caller see them. Each must carry its `user_id`: session rows
+    /// of 2.x do not.
     Tenant,
     /// Rows without an owner: where tenants share a cluster, those that carry the tenant's mark.
     Marked,
@@ -268,6 +273,8 @@ pub struct Operation {
     pub user_id: &'static [Place],
     /// Where a session id travels.
     pub session_id: &'static [Place],
+    /// A session id in the request need not exist: the operation makes the session.
+    pub creates_session: bool,
     /// Where a run id travels.
     pub run_id: &'static [Place],
     /// Whether the answer may be kept.
@@ -369,30 +376,6 @@ impl Exposure {
     /// Says whether the gateway answers itself.
     pub const fn is_local(self) -> bool {
         matches!(self, Self::Local(_))
-    }
-}
-
-// === impl Resource ===
-
-impl Resource {
-    /// The first path segment of a single row, where AgentOS answers with the row and its `user_id`.
-    pub const fn owned_rows(self) -> Option<&'static str> {
-        match self {
-            Self::Memory => Some("memories"),
-            Self::Learning => Some("learnings"),
-            Self::Trace => Some("traces"),
-            Self::Schedule => Some("schedules"),
-            Self::Evaluation => Some("eval-runs"),
-            Self::Agent
-            | Self::Team
-            | Self::Workflow
-            | Self::Knowledge
-            | Self::Session
-            | Self::Run
-            | Self::Approval
-            | Self::Component
-            | Self::Os => None,
-        }
     }
 }
 

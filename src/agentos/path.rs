@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 /// A path whose meaning is the same for the gateway, for policy and for AgentOS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CanonicalPath {
@@ -45,6 +47,13 @@ pub enum BadPath {
     NotUtf8,
 }
 
+/// Percent-encodes an id as one path segment or as a value of a query, where more than RFC 3986's unreserved characters
+/// would mean something.
+pub fn encode_segment(id: &str) -> String {
+    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(id, SEGMENT).to_string()
+}
+
 // === impl CanonicalPath ===
 
 impl CanonicalPath {
@@ -76,6 +85,22 @@ impl CanonicalPath {
     /// The path to forward, percent-encoded.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The path with another text as one of its segments.
+    ///
+    /// # Errors
+    /// [`BadPath`] when the text cannot be one segment, or there is no such segment.
+    pub fn with_segment(&self, at: usize, text: &str) -> Result<Self, BadPath> {
+        check(text)?;
+        let mut segments = self.segments.clone();
+        text.clone_into(segments.get_mut(at).ok_or(BadPath::EmptySegment)?);
+        let mut path = Self { text: String::with_capacity(self.text.len() + text.len()), segments };
+        for segment in &path.segments {
+            path.text.push('/');
+            encode(segment, &mut path.text);
+        }
+        Ok(path)
     }
 
     /// The decoded segments; the root has none.

@@ -101,8 +101,15 @@ impl Query {
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = form_urlencoded::Serializer::new(String::new());
-        f.write_str(&text.extend_pairs(&self.pairs).finish())
+        for (at, (name, value)) in self.pairs.iter().enumerate() {
+            if at > 0 {
+                f.write_str("&")?;
+            }
+            form_urlencoded::byte_serialize(name.as_bytes()).try_for_each(|part| f.write_str(part))?;
+            f.write_str("=")?;
+            form_urlencoded::byte_serialize(value.as_bytes()).try_for_each(|part| f.write_str(part))?;
+        }
+        Ok(())
     }
 }
 

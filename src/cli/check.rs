@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Ended, configuration, talk};
+use super::{Ended, chain, configuration, talk};
 use crate::outbound::{self, Client};
 use crate::server;
 
@@ -19,7 +19,7 @@ pub(super) fn run(path: &Path) -> Ended {
             Ended::Done
         }
         Err(errors) => {
-            errors.iter().for_each(|error| talk(&error.to_string()));
+            errors.iter().for_each(|error| talk(&chain(error)));
             Ended::Wrong
         }
     }

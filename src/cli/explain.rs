@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{Ended, Format, configuration, say, talk};
+use super::{Ended, Format, chain, configuration, say, talk};
 use crate::agentos::{Body, CanonicalPath};
 use crate::config::Config;
 use crate::gateway::{Call, Caller, Explanation, Gateway, Inbound, Snapshot};
@@ -91,8 +91,8 @@ fn explain(config: &Config, arguments: &ExplainArguments) -> Result<Explanation,
     let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
     runtime.block_on(async {
         let client = Client::new(outbound::Settings::default());
-        let (snapshot, _) = server::compose(config, &client)
-            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
+        let (snapshot, _) = server::stages(config, &client)
+            .map_err(|errors| errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))?;
         let call = call(&snapshot, arguments)?;
         let silent = telemetry::Settings {
             access_log: LogTarget::Off,

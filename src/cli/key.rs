@@ -7,10 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::json;
 
-use super::{Ended, Format, configuration, say, talk};
+use super::{Ended, Format, Rights, configuration, say, talk, warn_of_stranger};
 use crate::config::{api_key_block, duration, is_key_id};
 use crate::identity::{ApiKey, NewKey};
-use crate::principal::TenantId;
 
 /// What the key stands for.
 #[derive(Debug, Args)]
@@ -18,18 +17,8 @@ pub(super) struct KeyArguments {
     /// Name of the key; its caller is `key:<ID>`.
     #[arg(long, value_name = "ID")]
     id: String,
-    /// Tenant.
-    #[arg(long, value_name = "TENANT")]
-    tenant: String,
-    /// A role; may be given several times.
-    #[arg(long = "role", value_name = "ROLE")]
-    roles: Vec<String>,
-    /// An AgentOS scope such as `agents:run`; may be given several times.
-    #[arg(long = "scope", value_name = "SCOPE")]
-    scopes: Vec<String>,
-    /// Plan; by default the tenant's.
-    #[arg(long, value_name = "PLAN")]
-    plan: Option<String>,
+    #[command(flatten)]
+    rights: Rights,
     /// How long it is valid, such as `90d`; by default for ever.
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
@@ -82,7 +71,7 @@ fn record(arguments: &KeyArguments, sha256: [u8; 32]) -> Result<ApiKey, String> 
             arguments.id.escape_debug()
         ));
     }
-    let tenant = TenantId::new(&arguments.tenant).map_err(|error| error.to_string())?;
+    let tenant = arguments.rights.tenant()?;
     let expires_at = arguments.expires.as_deref().map(|text| {
         let left = duration(text).map_err(|error| format!("--expires: {error}"))?;
         let end = SystemTime::now().checked_add(left).and_then(|end| end.duration_since(UNIX_EPOCH).ok());
@@ -92,9 +81,9 @@ fn record(arguments: &KeyArguments, sha256: [u8; 32]) -> Result<ApiKey, String> 
         id: arguments.id.clone(),
         sha256,
         tenant,
-        roles: arguments.roles.clone(),
-        scopes: arguments.scopes.clone(),
-        plan: arguments.plan.clone(),
+        roles: arguments.rights.roles.clone(),
+        scopes: arguments.rights.scopes.clone(),
+        plan: arguments.rights.plan.clone(),
         expires_at: expires_at.transpose()?,
     })
 }
@@ -102,14 +91,7 @@ fn record(arguments: &KeyArguments, sha256: [u8; 32]) -> Result<ApiKey, String> 
 /// Says whether the key fits into the configuration that is there; one that cannot be read cannot object.
 fn fits(path: &Path, record: &ApiKey) -> bool {
     let Some(config) = configuration(path) else { return true };
-    if !config.tenants.contains_key(&record.tenant) {
-        let known: Vec<_> = config.tenants.keys().map(TenantId::as_str).collect();
-        talk(&format!(
-            "warning: tenant `{}` is not in the configuration, which has {}",
-            record.tenant,
-            known.join(", ")
-        ));
-    }
+    warn_of_stranger(&config, &record.tenant);
     let taken = config.identity.api_keys.iter().any(|key| key.id == record.id);
     if taken {
         talk(&format!(

@@ -19,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::agentos::Catalog;
 use crate::config::{self, Config, ProcessEnv};
 use crate::policy::Policies;
+use crate::principal::TenantId;
 
 /// Programmable reverse proxy and MCP bridge for Agno AgentOS clusters.
 #[derive(Debug, Parser)]
@@ -77,6 +78,38 @@ struct Printed {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+}
+
+/// Whom a credential stands for, and what it may.
+#[derive(Debug, Args)]
+struct Rights {
+    /// Tenant.
+    #[arg(long, value_name = "TENANT")]
+    tenant: String,
+    /// A role; may be given several times.
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+    /// An AgentOS scope such as `agents:run`; may be given several times.
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<String>,
+    /// Plan; by default the tenant's.
+    #[arg(long, value_name = "PLAN")]
+    plan: Option<String>,
+}
+
+impl Rights {
+    /// The tenant, if it can be one.
+    fn tenant(&self) -> Result<TenantId, String> {
+        TenantId::new(&self.tenant).map_err(|error| error.to_string())
+    }
+}
+
+/// Warns of a tenant that the configuration does not have.
+fn warn_of_stranger(config: &Config, tenant: &TenantId) {
+    if !config.tenants.contains_key(tenant) {
+        let known: Vec<_> = config.tenants.keys().map(TenantId::as_str).collect();
+        talk(&format!("warning: tenant `{tenant}` is not in the configuration, which has {}", known.join(", ")));
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -150,6 +183,17 @@ fn say(text: &str) -> Ended {
 /// Talks to the operator.
 fn talk(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// An error with its causes, on one line unless the error itself takes several.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 /// Reads the configuration; problems and warnings go to stderr.

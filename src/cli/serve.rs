@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use super::{Ended, configuration, talk};
-use crate::server::{self, Threads};
+use super::{Ended, chain, configuration, talk};
+use crate::server::{self, StartError, Threads};
 use crate::telemetry;
 
 /// What is logged to stderr: state changes of ours, warnings of everybody else.
@@ -31,8 +31,12 @@ pub(super) fn run(path: &Path) -> Ended {
     };
     match runtime.block_on(server::serve(config)) {
         Ok(()) => Ended::Done,
+        Err(StartError::Compose(errors)) => {
+            errors.iter().for_each(|error| talk(&chain(error)));
+            Ended::Wrong
+        }
         Err(error) => {
-            talk(&error.to_string());
+            talk(&chain(&error));
             Ended::Wrong
         }
     }

@@ -6,29 +6,18 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 
-use super::{Ended, configuration, say, talk};
+use super::{Ended, Rights, configuration, say, talk, warn_of_stranger};
 use crate::config::{Config, duration};
 use crate::identity::{Algorithm, Issuer, KeySource, Mint, mint};
-use crate::principal::TenantId;
 
 /// What the token says.
 #[derive(Debug, Args)]
 pub(super) struct TokenArguments {
-    /// Tenant.
-    #[arg(long, value_name = "TENANT")]
-    tenant: String,
+    #[command(flatten)]
+    rights: Rights,
     /// Subject: who calls.
     #[arg(long, value_name = "SUBJECT")]
     subject: String,
-    /// A role; may be given several times.
-    #[arg(long = "role", value_name = "ROLE")]
-    roles: Vec<String>,
-    /// An AgentOS scope such as `agents:run`; may be given several times.
-    #[arg(long = "scope", value_name = "SCOPE")]
-    scopes: Vec<String>,
-    /// Plan.
-    #[arg(long, value_name = "PLAN")]
-    plan: Option<String>,
     /// How long it lives.
     #[arg(long, default_value = "1h", value_name = "TIME")]
     ttl: String,
@@ -50,11 +39,8 @@ pub(super) fn run(path: &Path, arguments: &TokenArguments) -> Ended {
 }
 
 fn token(config: &Config, arguments: &TokenArguments) -> Result<String, String> {
-    let tenant = TenantId::new(&arguments.tenant).map_err(|error| error.to_string())?;
-    if !config.tenants.contains_key(&tenant) {
-        let known: Vec<_> = config.tenants.keys().map(TenantId::as_str).collect();
-        talk(&format!("warning: tenant `{tenant}` is not in the configuration, which has {}", known.join(", ")));
-    }
+    let tenant = arguments.rights.tenant()?;
+    warn_of_stranger(config, &tenant);
     let (issuer, algorithm) = issuer(&config.identity.issuers, arguments.issuer.as_deref())?;
     let KeySource::Static(key) = &issuer.keys else { return Err("the issuer's key is not here".to_owned()) };
     let audience = issuer.audiences.first().ok_or("the issuer has no audience")?;
@@ -64,9 +50,9 @@ fn token(config: &Config, arguments: &TokenArguments) -> Result<String, String> 
         audience,
         subject: &arguments.subject,
         tenant: Some(&tenant),
-        roles: &arguments.roles,
-        scopes: &arguments.scopes,
-        plan: arguments.plan.as_deref(),
+        roles: &arguments.rights.roles,
+        scopes: &arguments.rights.scopes,
+        plan: arguments.rights.plan.as_deref(),
         ttl,
         algorithm,
         key,

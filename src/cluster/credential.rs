@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderValue;
-use moka::sync::Cache;
+use quick_cache::sync::Cache;
 use serde::Serialize;
 
 use super::jwt::{BadKey, MintAlgorithm, Signer};
@@ -21,7 +21,7 @@ const REFRESH_BEFORE: Duration = Duration::from_secs(60);
 /// How far `iat` is put back: AgentOS refuses tokens from its future, and clocks differ.
 const BACKDATE: Duration = Duration::from_secs(30);
 /// Most minted tokens that are kept per cluster.
-const MINTED_MAX: u64 = 10_000;
+const MINTED_MAX: usize = 10_000;
 /// The scope that sees every owner's rows.
 const ADMIN: &str = "agent_os:admin";
 
@@ -103,7 +103,7 @@ impl Credential {
         match settings {
             CredentialSettings::Mint { algorithm, key, audience } => {
                 let signer = Signer::new(*algorithm, key)?;
-                let minted = Cache::builder().max_capacity(MINTED_MAX).time_to_live(LIFETIME - REFRESH_BEFORE).build();
+                let minted = Cache::new(MINTED_MAX);
                 Ok(Self::Mint(Box::new(Minter { signer, audience: audience.clone(), minted })))
             }
             CredentialSettings::Bearer(secret) => {
@@ -131,12 +131,13 @@ impl Credential {
         }
     }
 
-    /// The value of the lookup identity, which sees every owner's rows; `Forward` has none.
-    pub(super) fn for_lookup(&self, now: SystemTime) -> Option<HeaderValue> {
+    /// The value of the lookup identity, which sees every owner's rows; under `Forward` the caller looks for itself.
+    pub(super) fn for_lookup(&self, caller_token: Option<&str>, now: SystemTime) -> Option<HeaderValue> {
         match self {
             Self::Mint(minter) => minter.value(Grant { user: None, scopes: &[ADMIN], extra: &[] }, now),
             Self::Bearer(value) => Some(value.clone()),
-            Self::None | Self::Forward => None,
+            Self::None => None,
+            Self::Forward => caller_token.and_then(bearer),
         }
     }
 }

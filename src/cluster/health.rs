@@ -70,7 +70,7 @@ impl Cluster {
     async fn detect_version(&self, client: &Client, endpoint: &Endpoint) {
         let mut headers = HeaderMap::new();
         // AgentOS 2 asks for a token before it says that it has no such route.
-        if let Some(value) = self.lookup_authorization(SystemTime::now()) {
+        if let Some(value) = self.lookup_authorization(None, SystemTime::now()) {
             headers.insert(header::AUTHORIZATION, value);
         }
         let options = FetchOptions { headers, ..options(&self.settings.health) };

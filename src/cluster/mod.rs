@@ -34,7 +34,7 @@ pub use jwt::{BadKey, MintAlgorithm};
 pub use run_id::{EndpointTag, RunIds, tag_of};
 pub use seal::Seal;
 pub use settings::{Health, Knowledge, Settings, SettingsError, SettingsErrors, Timeouts};
-pub use user_id::{BadTemplate, ReservedName, UpstreamUser, UserIdTemplate};
+pub use user_id::{BadTemplate, ReservedName, Side, TenantMark, UpstreamUser, UserIdTemplate};
 
 use balance::Balancer;
 use credential::Credential;
@@ -45,6 +45,7 @@ pub struct Clusters {
     by_name: HashMap<Arc<str>, Arc<Cluster>>,
     by_host: HashMap<String, Arc<Cluster>>,
     by_tenant: HashMap<TenantId, Vec<Arc<Cluster>>>,
+    /// For tenants that are not in the table: the open clusters, in file order.
     for_others: Vec<Arc<Cluster>>,
     run_ids: RunIds,
     seal: Seal,
@@ -92,14 +93,6 @@ impl Clusters {
         secrets: &[Secret],
     ) -> Result<Self, SettingsErrors> {
         Self::build(settings, tenants, secrets, Some(self))
-    }
-
-    /// Names the clusters for tenants that are not in the table (`unknown_tenant = "default_plan"`), default first.
-    /// Without this they may use none. Names that do not exist are left out.
-    #[must_use]
-    pub fn for_unknown_tenants(mut self, names: &[Arc<str>]) -> Self {
-        self.for_others = names.iter().filter_map(|name| self.by_name.get(name)).cloned().collect();
-        self
     }
 
     /// Chooses the cluster of a call: by host, else by the `Tollbridge-Cluster` header, else the tenant's first.
@@ -180,8 +173,9 @@ impl Clusters {
         let by_host = all.iter().flat_map(hosts).collect();
         let named = |names: &Vec<Arc<str>>| names.iter().filter_map(|name| by_name.get(name)).cloned().collect();
         let by_tenant = tenants.iter().map(|(tenant, names)| (tenant.clone(), named(names))).collect();
+        let for_others = all.iter().filter(|c| c.settings.open).cloned().collect();
         let seal = Seal::new(secrets);
-        Ok(Self { all, by_name, by_host, by_tenant, for_others: Vec::new(), run_ids, seal })
+        Ok(Self { all, by_name, by_host, by_tenant, for_others, run_ids, seal })
     }
 }
 
@@ -255,8 +249,16 @@ impl Cluster {
     }
 
     /// The `Authorization` value of the lookup identity: no user, sees every owner's rows. Never for a caller's call.
-    pub fn lookup_authorization(&self, now: SystemTime) -> Option<HeaderValue> {
-        self.credential.for_lookup(now)
+    ///
+    /// Under `forward` there is none: the caller's token looks, and sees what AgentOS shows to it.
+    pub fn lookup_authorization(&self, caller_token: Option<&str>, now: SystemTime) -> Option<HeaderValue> {
+        self.credential.for_lookup(caller_token, now)
+    }
+
+    /// Says whether AgentOS gets callers' own tokens: then nothing can be asked without one, a look-up sees what the
+    /// caller sees, and no answer may be shared.
+    pub fn forwards_tokens(&self) -> bool {
+        matches!(self.credential, Credential::Forward)
     }
 
     /// The AgentOS line of the cluster: the oldest among endpoints that are up, `None` before the first probe.

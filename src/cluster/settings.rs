@@ -38,6 +38,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Tenants of the table that may use it.
     pub tenants: Vec<TenantId>,
+    /// Tenants outside the table may use it too (`unknown_tenant = "default_plan"`).
+    pub open: bool,
 }
 
 /// How the knowledge of tenants is kept apart; AgentOS itself knows no owner of it.
@@ -91,10 +93,10 @@ pub enum SettingsError {
     HealthPath { cluster: Arc<str>, path: String },
     #[error("cluster `{cluster}`: {cause}")]
     Credential { cluster: Arc<str>, cause: BadCredential },
-    #[error("{tenants} tenants may use cluster `{cluster}`, but its `user_id` does not name the tenant")]
-    SharedNames { cluster: Arc<str>, tenants: usize },
-    #[error("{tenants} tenants may use cluster `{cluster}`, but its knowledge is `exclusive`")]
-    SharedKnowledge { cluster: Arc<str>, tenants: usize },
+    #[error("several tenants may use cluster `{0}`, but its `user_id` does not name the tenant")]
+    SharedNames(Arc<str>),
+    #[error("several tenants may use cluster `{0}`, but its knowledge is `exclusive`")]
+    SharedKnowledge(Arc<str>),
     #[error("tenant `{tenant}` names the cluster `{cluster}`, which does not exist")]
     TenantsCluster { tenant: TenantId, cluster: Arc<str> },
     #[error("the server's secret is missing: run ids cannot be signed")]
@@ -132,6 +134,13 @@ impl Default for Timeouts {
             stream_idle: Duration::from_secs(5 * 60),
             stream_max: Duration::from_secs(60 * 60),
         }
+    }
+}
+
+impl Settings {
+    /// Says whether exactly one tenant may use the cluster: then everything in it is that tenant's.
+    pub fn is_exclusive(&self) -> bool {
+        !self.open && self.tenants.len() == 1
     }
 }
 
@@ -192,11 +201,11 @@ fn check_one(settings: &Settings, problems: &mut Vec<SettingsError>) {
     if !path.starts_with('/') || Uri::try_from(path.as_str()).is_err() {
         problems.push(SettingsError::HealthPath { cluster: name(), path: path.clone() });
     }
-    let tenants = settings.tenants.len();
-    if tenants > 1 && !settings.user_id.names_tenant() {
-        problems.push(SettingsError::SharedNames { cluster: name(), tenants });
+    let shared = settings.open || settings.tenants.len() > 1;
+    if shared && !settings.user_id.names_tenant() {
+        problems.push(SettingsError::SharedNames(name()));
     }
-    if tenants > 1 && settings.knowledge == Knowledge::Exclusive {
-        problems.push(SettingsError::SharedKnowledge { cluster: name(), tenants });
+    if shared && settings.knowledge == Knowledge::Exclusive {
+        problems.push(SettingsError::SharedKnowledge(name()));
     }
 }

@@ -37,6 +37,7 @@ fn settings(name: &str, tenants: &[&str]) -> Settings {
         health: Health::default(),
         timeouts: Timeouts::default(),
         tenants: tenants.iter().map(|name| tenant(name)).collect(),
+        open: false,
     }
 }
 
@@ -73,7 +74,8 @@ fn clusters_are_chosen_by_host_then_header_then_default() {
     main.hosts = vec!["Agents.Example.com".into()];
     let lab = settings("lab", &["acme"]);
     let tenants = table(&[("acme", &["lab", "main"]), ("umbrella", &["main"]), ("poor", &[])]);
-    let clusters = Clusters::new(vec![main, lab], &tenants, &secrets()).unwrap();
+    let opened = Settings { open: true, ..main.clone() };
+    let clusters = Clusters::new(vec![main, lab.clone()], &tenants, &secrets()).unwrap();
     let choose = |host, header, name| clusters.choose(host, header, &tenant(name)).map(|c| c.name().to_string());
     let ok = |name: &str| Ok(name.to_owned());
     for (host, header, caller, expected) in [
@@ -93,7 +95,7 @@ fn clusters_are_chosen_by_host_then_header_then_default() {
     ] {
         assert_eq!(choose(host, header, caller), expected, "{host:?} {header:?} {caller}");
     }
-    let clusters = clusters.for_unknown_tenants(&["main".into()]);
+    let clusters = Clusters::new(vec![opened, lab], &tenants, &secrets()).unwrap();
     assert_eq!(clusters.named("main", &tenant("stranger")).unwrap().name().as_ref(), "main");
     assert_eq!(clusters.named("lab", &tenant("stranger")).unwrap_err(), ClusterUnknown);
     assert_eq!(clusters.choose(None, None, &tenant("poor")).unwrap_err(), ClusterUnknown);
@@ -119,8 +121,8 @@ fn every_problem_is_reported_at_once() {
     let errors = Clusters::new(vec![first, second, third, fourth], &tenants, &[Secret::new("short")]).unwrap_err();
     let expected = "\
 a secret of the server has 5 bytes; 16 are the least
-2 tenants may use cluster `main`, but its `user_id` does not name the tenant
-2 tenants may use cluster `main`, but its knowledge is `exclusive`
+several tenants may use cluster `main`, but its `user_id` does not name the tenant
+several tenants may use cluster `main`, but its knowledge is `exclusive`
 two clusters are named `main`
 host `a.example` leads to both cluster `main` and cluster `main`
 cluster `main` has no endpoints
@@ -188,7 +190,7 @@ fn minted_tokens_name_the_user_and_the_row_s_scopes() {
     let expected = json!({"iss": "tollbridge", "sub": "acme~alice", "aud": "my-os", "iat": 970, "exp": 1300,
         "scopes": ["agents:run", "agents:read"]});
     assert_eq!(claims, expected);
-    let (_, _, lookup, _) = parts(&cluster.lookup_authorization(at(1000)).unwrap());
+    let (_, _, lookup, _) = parts(&cluster.lookup_authorization(None, at(1000)).unwrap());
     let expected = json!({"iss": "tollbridge", "aud": "my-os", "iat": 970, "exp": 1300, "scopes": ["agent_os:admin"]});
     assert_eq!(lookup, expected);
 }
@@ -246,7 +248,7 @@ fn hmac_signatures_verify() {
         (MintAlgorithm::HS512, hmac::HMAC_SHA512),
     ] {
         let cluster = minting(algorithm, "a shared secret");
-        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(at(0)).unwrap());
+        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(None, at(0)).unwrap());
         assert_eq!(header["alg"], algorithm.as_str());
         hmac::verify(&hmac::Key::new(hash, b"a shared secret"), signed.as_bytes(), &signature).unwrap();
     }
@@ -279,7 +281,7 @@ fn asymmetric_signatures_verify() {
     ];
     for (algorithm, key, verifier, public) in &cases {
         let cluster = minting(*algorithm, key.as_str());
-        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(at(0)).unwrap());
+        let (signed, header, _, signature) = parts(&cluster.lookup_authorization(None, at(0)).unwrap());
         assert_eq!(header["alg"], algorithm.as_str());
         UnparsedPublicKey::new(*verifier, public).verify(signed.as_bytes(), &signature).unwrap();
     }
@@ -297,10 +299,10 @@ fn callers_token_leaves_only_under_forward() {
         let cluster = one(Settings { credential, ..settings("main", &["acme"]) });
         let value = cluster.authorization(&alice(&cluster), &run_row(), caller, at(0));
         let text = |value: HeaderValue| value.to_str().unwrap().to_owned();
-        (value.map(text), cluster.lookup_authorization(at(0)).map(text))
+        (value.map(text), cluster.lookup_authorization(caller, at(0)).map(text))
     };
     let is = |text: &str| Some(text.to_owned());
-    assert_eq!(shown(CredentialSettings::Forward, Some("t")), (is("Bearer t"), None));
+    assert_eq!(shown(CredentialSettings::Forward, Some("t")), (is("Bearer t"), is("Bearer t")));
     assert_eq!(shown(CredentialSettings::Forward, Some("t\nx: y")), (None, None));
     assert_eq!(shown(CredentialSettings::Forward, None), (None, None));
     assert_eq!(shown(CredentialSettings::None, Some("t")), (None, None));
@@ -417,7 +419,7 @@ fn reload_keeps_the_endpoints_that_stay() {
 #[test]
 fn nothing_secret_is_printed() {
     let cluster = minting(MintAlgorithm::HS256, "hunter2");
-    cluster.lookup_authorization(at(0)).unwrap();
+    cluster.lookup_authorization(None, at(0)).unwrap();
     let clusters = Clusters::new(vec![cluster.settings.clone()], &table(&[]), &secrets()).unwrap();
     let printed = format!("{cluster:?} {clusters:?} {:?} {:?}", clusters.run_ids(), clusters.seal());
     assert!(!printed.contains("hunter2") && !printed.contains(SECRET), "{printed}");

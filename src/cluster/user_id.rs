@@ -44,6 +44,26 @@ pub struct BadTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UpstreamUser(Arc<str>);
 
+/// What every name of one tenant's users begins and ends with; the subject stands between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantMark {
+    /// The names begin so; holds the tenant, or may be empty.
+    pub start: String,
+    /// The names end so; holds the tenant, or may be empty.
+    pub end: String,
+    /// Which of them holds the tenant.
+    pub side: Side,
+}
+
+/// Where the tenant stands in a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Before the subject.
+    Start,
+    /// Behind the subject.
+    End,
+}
+
 /// The rendered name is one that AgentOS keeps for itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the upstream user id `{0}` is reserved by AgentOS")]
@@ -61,6 +81,18 @@ impl UserIdTemplate {
             .map_err(|reason| BadTemplate { text: text.chars().take(TEMPLATE_BYTES_MAX).collect(), reason })
     }
 
+    /// What the names of a tenant's users have in common; `None` where names hold no tenant.
+    pub fn mark(&self, tenant: &TenantId) -> Option<TenantMark> {
+        let Self { before, between, after, .. } = self;
+        let (before, between, after, tenant) = (before.as_str(), between.as_str(), after.as_str(), tenant.as_str());
+        let (start, end, side) = match self.order {
+            Order::SubjectOnly => return None,
+            Order::TenantFirst => ([before, tenant, between].concat(), after.to_owned(), Side::Start),
+            Order::SubjectFirst => (before.to_owned(), [between, tenant, after].concat(), Side::End),
+        };
+        Some(TenantMark { start, end, side })
+    }
+
     /// Says whether the tenant is part of the name: a template without it is for one tenant only.
     pub fn names_tenant(&self) -> bool {
         self.order != Order::SubjectOnly
@@ -73,9 +105,9 @@ impl UserIdTemplate {
     pub fn render(&self, tenant: &TenantId, subject: &str) -> Result<UpstreamUser, ReservedName> {
         let Self { before, between, after, .. } = self;
         let name = match self.order {
-            Order::SubjectOnly => format!("{before}{subject}{after}"),
-            Order::TenantFirst => format!("{before}{tenant}{between}{subject}{after}"),
-            Order::SubjectFirst => format!("{before}{subject}{between}{tenant}{after}"),
+            Order::SubjectOnly => [before, subject, after].concat(),
+            Order::TenantFirst => [before, tenant.as_str(), between, subject, after].concat(),
+            Order::SubjectFirst => [before, subject, between, tenant.as_str(), after].concat(),
         };
         if is_reserved(&name) { Err(ReservedName(name)) } else { Ok(UpstreamUser(name.into())) }
     }
@@ -125,6 +157,20 @@ impl UserIdTemplate {
         }
         let [text, before, between, after] = [text, before, between, after].map(str::to_owned);
         Ok(Self { text, before, between, after, order })
+    }
+}
+
+// === impl TenantMark ===
+
+impl TenantMark {
+    /// The character that ends the tenant's part towards the subject.
+    pub fn edge(&self) -> u8 {
+        let edge = match self.side {
+            Side::Start => self.start.bytes().next_back(),
+            Side::End => self.end.bytes().next(),
+        };
+        // A mark holds at least the character between tenant and subject.
+        edge.unwrap_or(b'~')
     }
 }
 

@@ -9,14 +9,15 @@ use std::time::Duration;
 use crate::cluster::{
     Balance, CredentialSettings, Health, Knowledge, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
 };
-use crate::identity::UnknownTenant;
+use crate::identity::{self, UnknownTenant};
 use crate::outbound::Origin;
 use crate::principal::TenantId;
 use crate::secret::Secret;
 
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
 use super::secrets::is_pem;
 use super::tenants;
+use super::words::{nearest, quoted};
 
 /// Shortest HMAC key without a warning.
 const HMAC_KEY_BYTES_MIN: usize = 32;
@@ -30,10 +31,12 @@ struct Placed {
     at: usize,
     hosts: Vec<At<String>>,
     user_id: usize,
+    credential: usize,
     knowledge: Option<usize>,
 }
 
-pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, unknown: UnknownTenant) -> Option<Read> {
+pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, identity: Option<&identity::Settings>) -> Option<Read> {
+    let unknown = identity.map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
     let sections = root.sections("clusters");
     if root.get("clusters").is_none() {
         let help = "add `[[clusters]]` with `name` and `endpoints`".to_owned();
@@ -57,7 +60,9 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, unknown: UnknownTe
         let uses = |(_, names): &(&TenantId, &Vec<Arc<str>>)| names.contains(&cluster.settings.name);
         let users = allowed.iter().filter(uses).map(|(tenant, _)| tenant.clone()).collect();
         cluster.settings.tenants = users;
+        cluster.settings.open = unknown == UnknownTenant::DefaultPlan;
         isolate(root, cluster, unknown);
+        forward(root, cluster, identity);
     }
     Some((clusters.into_iter().map(|cluster| cluster.settings).collect(), allowed))
 }
@@ -128,6 +133,32 @@ fn isolate(root: &Table<'_>, cluster: &Placed, unknown: UnknownTenant) {
     }
 }
 
+/// Reports a cluster whose AgentOS would name users otherwise than we do: it reads their tokens itself.
+fn forward(root: &Table<'_>, cluster: &Placed, identity: Option<&identity::Settings>) {
+    let (name, settings) = (&cluster.settings.name, &cluster.settings);
+    if !matches!(settings.credential, CredentialSettings::Forward) {
+        return;
+    }
+    if settings.open || settings.tenants.len() > 1 {
+        let message = format!("several tenants may use the cluster `{name}`, but its `credential` is `forward`");
+        let help = "AgentOS does not know tenants: write `credential = { mint = … }`, or let one tenant use it";
+        root.source.problem(cluster.credential, message, Some(help.to_owned()));
+    } else if settings.user_id.names_tenant() {
+        let message = format!("the `credential` of the cluster `{name}` is `forward`, but its `user_id` is ours");
+        let help = "write `user_id = \"{subject}\"`: AgentOS takes the user's name from the token";
+        root.source.problem(cluster.credential, message, Some(help.to_owned()));
+    }
+    let issuers = identity.into_iter().flat_map(|settings| &settings.issuers);
+    for issuer in issuers.filter(|issuer| issuer.subject_prefix.is_some()) {
+        let message = format!(
+            "the `credential` of the cluster `{name}` is `forward`, but the issuer `{}` has a `subject_prefix`",
+            issuer.issuer
+        );
+        let help = "AgentOS would not see the prefix: leave it out, or write `credential = { mint = … }`";
+        root.source.problem(cluster.credential, message, Some(help.to_owned()));
+    }
+}
+
 fn cluster(table: Table<'_>) -> Option<Placed> {
     let name = table.require("name", "\"main\"").and_then(|v| cluster_name(&v));
     let hosts = table.get("hosts").and_then(|v| hosts(&v)).unwrap_or_default();
@@ -142,7 +173,9 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
     let user_id_at = table.get("user_id").map_or(table.at, |v| v.at);
     let user_id = table.get("user_id").map_or_else(|| Some(UserIdTemplate::default()), |v| user_id(&v));
     let help = "{ mint = { algorithm = \"HS256\", key = { env = \"AGENTOS_JWT_KEY\" }, audience = \"my-os\" } }";
-    let credential = table.require("credential", help).and_then(|v| credential(&v));
+    let credential_value = table.require("credential", help);
+    let credential_at = credential_value.as_ref().map_or(table.at, |v| v.at);
+    let credential = credential_value.and_then(|v| credential(&v));
     let knowledge_value = table.get("knowledge");
     let knowledge = knowledge_value.as_ref().and_then(knowledge).unwrap_or(Knowledge::Unset);
     let (health, timeouts) = (health(&table), timeouts(&table));
@@ -160,8 +193,10 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         health,
         timeouts,
         tenants: Vec::new(),
+        open: false,
     };
-    Some(Placed { settings, at, hosts, user_id: user_id_at, knowledge: knowledge_value.map(|value| value.at) })
+    let knowledge = knowledge_value.map(|value| value.at);
+    Some(Placed { settings, at, hosts, user_id: user_id_at, credential: credential_at, knowledge })
 }
 
 fn cluster_name(value: &Value<'_>) -> Option<Arc<str>> {

@@ -3,11 +3,13 @@
 //! Invariants: all problems of a file are reported in one run, each with its place; a `Config` that
 //! exists has no problem.
 
+mod instant;
 mod problem;
 mod reader;
 mod runtime;
 mod secrets;
 mod units;
+mod words;
 
 mod approvals;
 mod cache;
@@ -113,7 +115,7 @@ fn config(root: Table<'_>) -> Option<Config> {
     let tenants = tenants::read(&root, &plans);
     let identity = identity::read(&root, &tenants, &plans);
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
-    let clusters = clusters::read(&root, &tenants, unknown);
+    let clusters = clusters::read(&root, &tenants, identity.as_ref());
     let (operations, catalog) = operations::read(&root);
     contradict(&root, &plans, unknown);
     if let (Some(catalog), Some(server)) = (&catalog, &server) {

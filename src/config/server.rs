@@ -5,19 +5,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::gateway::Limits;
+use crate::mcp::Toolset;
 use crate::secret::Secret;
 use crate::{admin, mcp, proxy};
 
-use super::reader::{Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
 use super::runtime::{ServerSettings, Threads};
 use super::secrets::unreadable;
+use super::words::{nearest, quoted};
 
 /// Shortest `[server] secret`: the output size of the MAC.
 const SECRET_BYTES_MIN: usize = 32;
 /// Shortest admin token.
 const TOKEN_BYTES_MIN: usize = 16;
-/// The toolsets that exist.
-const TOOLSETS: [&str; 4] = ["agents", "knowledge", "approvals", "sessions"];
 
 /// What these sections hold.
 pub(super) struct Read {
@@ -169,7 +169,7 @@ fn admin_token(value: &Value<'_>) -> Option<Secret> {
 }
 
 fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Settings> {
-    let toolsets = || TOOLSETS.map(str::to_owned).to_vec();
+    let toolsets = || Toolset::ALL.to_vec();
     let default = |url: &url::Url| mcp::Settings {
         enabled: true,
         path: "/mcp".to_owned(),
@@ -196,15 +196,18 @@ fn mcp_path(value: &Value<'_>) -> Option<String> {
     value.problem(format!("is `{path}`, which is not a path such as `/mcp`"), help)
 }
 
-fn known_toolsets(value: &Value<'_>) -> Option<Vec<String>> {
-    let expected = format!("one of {}", quoted(TOOLSETS.into_iter()));
-    let names = value.strings(&expected)?;
-    for name in names.iter().filter(|name| !TOOLSETS.contains(&name.value)) {
-        let message = format!("unknown toolset `{}`", name.value);
-        let help = nearest(name.value, TOOLSETS.into_iter()).unwrap_or_else(|| format!("the toolsets are {expected}"));
-        value.source.problem(name.at, message, Some(help));
-    }
-    Some(names.into_iter().map(|name| name.value.to_owned()).collect())
+fn known_toolsets(value: &Value<'_>) -> Option<Vec<Toolset>> {
+    let words = || Toolset::ALL.into_iter().map(Toolset::as_str);
+    let expected = format!("one of {}", quoted(words()));
+    let known = |name: &At<&str>| {
+        let toolset = Toolset::ALL.into_iter().find(|toolset| toolset.as_str() == name.value);
+        if toolset.is_none() {
+            let help = nearest(name.value, words()).unwrap_or_else(|| format!("the toolsets are {expected}"));
+            value.source.problem(name.at, format!("unknown toolset `{}`", name.value), Some(help));
+        }
+        toolset
+    };
+    Some(value.strings(&expected)?.iter().filter_map(known).collect())
 }
 
 /// Two listeners cannot share a port on one address; port 0 is a fresh port each time.

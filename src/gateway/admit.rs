@@ -2,9 +2,8 @@
 //! Does not send anything upstream but look-ups of facts (`facts`).
 //! Invariant: an `Admitted` is made here and nowhere else, after every stage has agreed.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::HeaderMap;
 use uuid::Uuid;
@@ -12,17 +11,20 @@ use uuid::Uuid;
 use super::approvals::{self, Continuing};
 use super::arrival;
 use super::body::{self, Payload};
-use super::call::{Answer, Call, Inbound};
+use super::call::{Answer, Call};
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
+use super::knowledge;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_headers};
 use super::runs::Held;
+use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
 use super::triggers;
+use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
@@ -31,7 +33,7 @@ use crate::cluster::{Cluster, Picked, UpstreamUser, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::quota::Pass;
-use crate::telemetry::CacheResult;
+use crate::telemetry::{CacheResult, ShadowDecision};
 
 /// Longest wait for another caller who is fetching the same answer.
 const FLIGHT_WAIT: Duration = Duration::from_secs(10);
@@ -70,8 +72,14 @@ pub(super) struct Admitted {
     pub(super) payload: Payload,
     pub(super) picked: Picked,
     pub(super) run_id: Option<Uuid>,
+    /// The session that the call names.
+    pub(super) session: Option<String>,
+    /// AgentOS goes on with the run whoever listens.
+    pub(super) background: bool,
     pub(super) lease: Option<Held>,
     pub(super) continuing: Option<Continuing>,
+    /// Held until the exchange ends.
+    pub(super) new_session: Option<sessions::Held>,
     pub(super) fill: Option<FillGuard>,
     pub(super) tenant_wide: bool,
     pub(super) answer_headers: HeaderMap,
@@ -85,15 +93,9 @@ struct Arrived {
     matched: Matched,
     principal: Arc<Principal>,
     cluster: Arc<Cluster>,
+    user: UpstreamUser,
+    caller_token: Option<String>,
     pass: Pass,
-}
-
-/// The circumstances of a call, as policies see them.
-#[derive(Clone)]
-pub(super) struct View {
-    pub(super) door: &'static str,
-    pub(super) peer: IpAddr,
-    pub(super) human: bool,
 }
 
 impl Admitted {
@@ -110,6 +112,15 @@ impl Admitted {
             (Reply::SseIfStream, _) => true,
             (Reply::Json | Reply::Empty | Reply::Opaque, _) => false,
         }
+    }
+}
+
+// === impl Payload ===
+
+impl Payload {
+    /// Says whether AgentOS was asked to go on with the run whoever listens.
+    fn is_background(&self) -> bool {
+        matches!(self, Self::Form(form) if form.text("background").is_some_and(is_true))
     }
 }
 
@@ -142,7 +153,10 @@ pub(super) async fn admit(
     if operation.exposure.is_local() {
         return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
     }
-    decide(gateway, snapshot, call, Arrived { path, matched, principal, cluster, pass }, exchange).await
+    let user = arrival::upstream_user(&cluster, &principal)?;
+    let caller_token = arrival::token(&cluster, &call.headers)?;
+    let arrived = Arrived { path, matched, principal, cluster, user, caller_token, pass };
+    decide(gateway, snapshot, call, arrived, exchange).await
 }
 
 /// Reads the request, learns the facts, asks policy, cache and quota, and chooses an endpoint.
@@ -161,12 +175,10 @@ async fn decide(
     arrived: Arrived,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
-    let Arrived { path, matched, principal, cluster, pass } = arrived;
+    let Arrived { mut path, matched, principal, cluster, user, caller_token, pass } = arrived;
     let operation = matched.operation;
-    let user = arrival::upstream_user(&cluster, &principal)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
-    let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
-    let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
+    let mut payload = body::read(call.body.take(), operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     let ground = Ground {
         gateway,
@@ -176,16 +188,17 @@ async fn decide(
         cluster: &cluster,
         matched: &matched,
         user: &user,
+        caller_token: caller_token.as_deref(),
     };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
-    exchange.resource = Some(format!("{}::{}", operation.resource, facts.resource_id));
+    exchange.resource = Some((operation.resource, facts.resource_id.clone()));
     explain::policy(&ground, &facts, exchange);
     ground.permit(&facts, exchange)?;
     let continuing = guard(&ground, &facts, &mut payload, exchange).await?;
     let tenant_wide = ground.is_tenant_wide(&facts);
     let acting = ground.acting(&facts, tenant_wide);
-    shape::pin(&ground, &acting, tenant_wide, &mut query, &mut payload)?;
+    shape::pin(&ground, &acting, tenant_wide, &mut path, &mut query, &mut payload)?;
 
     if exchange.rehearsal.is_some() {
         explain::rest(&ground, &facts, exchange);
@@ -206,7 +219,6 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
-    let (caller_token, headers) = (arrival::token(&call.headers), call.headers);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -216,13 +228,16 @@ async fn decide(
         acting,
         path,
         query,
-        headers,
+        headers: call.headers,
         caller_token,
+        background: payload.is_background(),
         payload,
         picked,
         run_id,
+        session: facts.session,
         lease,
         continuing,
+        new_session: facts.new_session,
         fill,
         tenant_wide,
         answer_headers,
@@ -231,10 +246,11 @@ async fn decide(
     })))
 }
 
-/// Guards a call that makes AgentOS start a run, or that continues one. A dry run claims nothing.
+/// Guards runs that would read the knowledge of others, calls that make AgentOS start a run, and calls that continue
+/// one. A dry run claims nothing.
 ///
 /// # Errors
-/// Those of `triggers::authorize` and `approvals::guard`.
+/// Those of `knowledge::reachable`, `triggers::authorize` and `approvals::guard`.
 ///
 /// # Cancel safety
 /// Safe: the claim is given back on drop.
@@ -244,6 +260,7 @@ async fn guard(
     payload: &mut Payload,
     exchange: &mut Exchange,
 ) -> Result<Option<Continuing>, Refusal> {
+    knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
     triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
         approvals::rehearse(ground, facts, payload, exchange).await?;
@@ -263,6 +280,8 @@ pub(super) struct Ground<'a> {
     pub(super) cluster: &'a Arc<Cluster>,
     pub(super) matched: &'a Matched,
     pub(super) user: &'a UpstreamUser,
+    /// Set where AgentOS gets callers' own tokens.
+    pub(super) caller_token: Option<&'a str>,
 }
 
 enum Looked {
@@ -298,31 +317,24 @@ impl Ground<'_> {
         facts: &Facts,
         owner: Option<&str>,
     ) -> Decision {
-        let settings = &self.cluster.settings;
+        let ask = self.view.ask(self.principal, self.cluster, operation, id);
+        let component = self.matched.component().map(|(_, id)| id);
         self.snapshot.policies.decide(&Ask {
-            principal: self.principal,
-            operation,
-            resource: ResourceFacts {
-                owner,
-                tenant: Some(&self.principal.tenant),
-                component: self.matched.component().map(|(_, id)| id),
-                approval: facts.approval_facts(),
-                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
-            },
-            context: Context {
-                door: self.view.door,
-                cluster: &settings.name,
-                now: SystemTime::now(),
-                source_ip: self.view.peer,
-                message_bytes: facts.message_bytes,
-                human: self.view.human,
-            },
+            resource: ResourceFacts { owner, component, approval: facts.approval_facts(), ..ask.resource },
+            context: Context { message_bytes: facts.message_bytes, ..ask.context },
+            ..ask
         })
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
     pub(super) fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
-        match self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref()) {
+        let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
+        if let Some(shadow) = decision.shadow() {
+            let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };
+            self.gateway.telemetry.shadow_decision(&shadow);
+            exchange.event.shadow = Some(Box::new(shadow));
+        }
+        match decision {
             Decision::Allow { policies, .. } => {
                 policies.iter().for_each(|policy| self.gateway.telemetry.policy_decision(policy, "allow"));
                 exchange.event.policies = policies;
@@ -377,6 +389,7 @@ impl Ground<'_> {
         let operation = self.operation();
         let partition = match operation.cache {
             Caching::Never => return Looked::Bypass,
+            Caching::Shared if self.cluster.forwards_tokens() => return Looked::Bypass,
             Caching::Shared => Partition::Shared,
             Caching::PerPrincipal => Partition::Principal {
                 tenant: self.principal.tenant.clone(),

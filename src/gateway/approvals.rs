@@ -9,6 +9,7 @@
 
 mod answers;
 mod claims;
+mod pairing;
 mod rulings;
 mod waiting;
 
@@ -28,10 +29,10 @@ use super::admit::Ground;
 use super::body::Payload;
 use super::exchange::Exchange;
 use super::explain;
-use super::facts::{Facts, encode, look_up, not_found};
+use super::facts::{Facts, look_up, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Kind, RunStatus};
+use crate::agentos::{Kind, RunStatus, rows as at};
 use crate::policy::Decision;
 
 /// Most approvals of one run that are read: the most that AgentOS puts on a page.
@@ -202,9 +203,7 @@ async fn stored(ground: &Ground<'_>, facts: &Facts, run_id: &str) -> Result<Valu
         return Err(refuse(Code::FormMalformed).saying("`session_id` is needed to continue a run"));
     };
     let Some((kind, component)) = ground.matched.component() else { return Err(not_found()) };
-    let plural = kind.plural();
-    let path = format!("/{plural}/{}/runs/{}?session_id={}", encode(component), encode(run_id), encode(session));
-    let run = look_up(ground, &path).await?.ok_or_else(not_found)?;
+    let run = look_up(ground, &at::run(kind, component, run_id, session)).await?.ok_or_else(not_found)?;
     // AgentOS 2.x does not check that the run is the component's own.
     let own = format!("{kind}_id");
     match waiting::string(&run, &own) {
@@ -289,8 +288,7 @@ async fn rows(ground: &Ground<'_>, kind: Kind, run: &Value, run_id: &str) -> Res
     }
     let mut all = Vec::new();
     for run in runs {
-        let path = format!("/approvals?run_id={}&limit={ROWS_MAX}", encode(run));
-        let Some(page) = look_up(ground, &path).await? else { continue };
+        let Some(page) = look_up(ground, &at::approvals_of(run, ROWS_MAX)).await? else { continue };
         let page = rulings::page(&page).ok_or_else(|| unreadable("the list is malformed"))?;
         if page.len() >= ROWS_MAX {
             return Err(unreadable("too many"));

@@ -63,7 +63,7 @@ pub(super) fn operation(
     })?;
     exchange.event.operation = Some(matched.operation.id);
     exchange.action = Some(matched.operation.action);
-    exchange.resource = Some(format!("{}::{}", matched.operation.resource, matched.resource_id().unwrap_or("")));
+    exchange.resource = Some((matched.operation.resource, matched.resource_id().unwrap_or("").to_owned()));
     exchange.note("catalogue", Said::Passed, || explain::operation(&matched, &path));
     match matched.operation.exposure {
         Exposure::Offered | Exposure::Local(_) => Ok((path, matched)),
@@ -142,9 +142,20 @@ pub(super) fn upstream_user(cluster: &Cluster, principal: &Principal) -> Result<
     cluster.upstream_user(principal).map_err(reserved)
 }
 
-/// The caller's own token, for clusters that pass it on.
-pub(super) fn token(headers: &HeaderMap) -> Option<String> {
-    Credential::from_headers(headers).ok()??.expose().map(str::to_owned)
+/// The caller's own token, for clusters that pass it on; `None` for all others.
+///
+/// # Errors
+/// `forbidden` when such a cluster gets a call without one: by API key, or over MCP.
+pub(super) fn token(cluster: &Cluster, headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    if !cluster.forwards_tokens() {
+        return Ok(None);
+    }
+    let credential = Credential::from_headers(headers).ok().flatten();
+    let token = credential.and_then(|credential| credential.expose().map(str::to_owned));
+    token.map(Some).ok_or_else(|| {
+        let refusal = Refusal::new(Code::Forbidden, Stage::Cluster).because("`credential` is `forward`");
+        refusal.saying("this AgentOS takes the caller's own token, which only HTTP calls with a JWT carry")
+    })
 }
 
 /// The answer about the gateway's own health. AgentOS's is the probes' concern.

@@ -14,12 +14,10 @@ use super::json::{NotAnObject, Object};
 use super::limits::Limits;
 use super::multipart::{Event, Parser, PartHead};
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Body, Operation};
+use crate::agentos::{Body, FILE_FIELDS, Operation};
 
 /// How much of a form is read before admission; deciding fields must start within it.
 const FORM_PREFIX_BYTES: usize = 48 * 1024;
-/// The fields that are files in AgentOS; every other field is text there, whatever a caller calls it.
-const FILE_FIELDS: [&str; 2] = ["file", "files"];
 /// Longest silence while a body is read.
 const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -150,14 +148,14 @@ async fn form(
     Ok(Payload::Form(form))
 }
 
-/// Only `files` may repeat: Starlette takes the last of anything else, whoever checks the first is bypassed.
+/// Only a list of files may repeat: Starlette takes the last of anything else, whoever checks the first is bypassed.
 fn check_names(form: &Form, allowed: &[&str]) -> Result<(), Refusal> {
     let mut seen: Vec<&str> = Vec::new();
     for name in form.names() {
         if !allowed.contains(&name) {
             return Err(field_not_allowed(name));
         }
-        if seen.contains(&name) && name != "files" {
+        if seen.contains(&name) && !FILE_FIELDS.contains(&(name, true)) {
             return Err(field_duplicated(name));
         }
         seen.push(name);
@@ -172,7 +170,7 @@ pub(super) fn check_part(head: &PartHead, allowed: &[&str]) -> Result<(), Refusa
     if !allowed.contains(&name) {
         return Err(field_not_allowed(name));
     }
-    let kind = match (head.filename.is_some(), FILE_FIELDS.contains(&name)) {
+    let kind = match (head.filename.is_some(), FILE_FIELDS.iter().any(|(field, _)| *field == name)) {
         (true, true) | (false, false) => return Ok(()),
         (true, false) => "text",
         (false, true) => "a file",

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::refusal::{Code, Refusal, Stage};
 use super::trail::{Said, Trail};
-use crate::agentos::Action;
+use crate::agentos::{Action, Resource};
 use crate::telemetry::{AuditEvent, CacheResult, Door, ExchangeFinished, InFlight, Telemetry};
 
 /// The code of an exchange whose caller went away before the end.
@@ -25,8 +25,8 @@ pub(super) struct Exchange {
     pub(super) event: ExchangeFinished,
     /// Policy group of the operation, for the audit log: what refuses or writes is audited.
     pub(super) action: Option<Action>,
-    /// Resource type and id, for the audit log.
-    pub(super) resource: Option<String>,
+    /// What the call is about, for the audit log.
+    pub(super) resource: Option<(Resource, String)>,
     /// Approvals that decided, for the audit log.
     pub(super) approvals: Vec<String>,
     /// Set in a dry run: what the stages say is gathered here, and nothing is logged or counted.
@@ -61,6 +61,7 @@ impl Exchange {
                 tenant: None,
                 subject: None,
                 policies: Arc::new([]),
+                shadow: None,
                 cache: CacheResult::Bypass,
                 run_id: None,
                 duration: std::time::Duration::ZERO,
@@ -83,6 +84,7 @@ impl Exchange {
     pub(super) fn served(&mut self, status: u16) {
         self.event.code = "ok";
         self.event.status = status;
+        (self.event.stage, self.event.reason) = (None, None);
     }
 
     /// Names the outcome: refused.
@@ -152,9 +154,10 @@ impl Exchange {
             tenant: self.event.tenant.clone(),
             subject: self.event.subject.clone(),
             operation: self.event.operation,
-            resource: self.resource.clone(),
+            resource: self.resource.as_ref().map(|(kind, id)| format!("{kind}::{id}")),
             approvals: self.approvals.clone(),
             policies: Arc::clone(&self.event.policies),
+            shadow: self.event.shadow.clone(),
             stage: self.event.stage,
             peer: self.event.peer,
             outcome,

@@ -90,6 +90,7 @@ pub(super) fn cluster(cluster: &Cluster) -> Value {
     json!({
         "cluster": &*cluster.settings.name,
         "tenants": tenants,
+        "open": cluster.settings.open,
         "agno": cluster.version().map_or_else(|| "unknown".to_owned(), |version| version.to_string()),
     })
 }

@@ -11,10 +11,13 @@ use serde_json::Value;
 
 use super::admit::Ground;
 use super::body::Payload;
+use super::described;
 use super::forward;
 use super::knowledge;
+use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource};
+use super::sessions::{Held, NotHeld};
+use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource, encode_segment, rows};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
@@ -25,11 +28,13 @@ const OWNERS_MAX: u64 = 100_000;
 const OWNER_TTL: Duration = Duration::from_secs(10);
 /// Most ids of one kind in one call (`DELETE /sessions`).
 const IDS_MAX: usize = 100;
+/// Longest id, in bytes; AgentOS's own are UUIDs. Ids are keys of tables.
+const ID_BYTES_MAX: usize = 512;
 
-/// Owners that were looked up lately, by cluster, kind and where the row is (path, database, table).
-pub(super) struct Owners(Cache<OwnerKey, Owner>);
+/// Own rows that callers looked up lately, by cluster, caller and where the row is (path, database, table).
+pub(super) struct Owners(Cache<OwnerKey, ()>);
 
-type OwnerKey = (Arc<str>, Resource, String);
+type OwnerKey = (Arc<str>, UpstreamUser, String);
 
 /// Who owns a row upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +58,7 @@ pub(super) struct ApprovalRow {
 }
 
 /// What is known about the ids of one call.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Facts {
     /// The most specific id of the row's resource; empty for a collection.
     pub(super) resource_id: String,
@@ -65,6 +70,8 @@ pub(super) struct Facts {
     pub(super) approval: Option<ApprovalRow>,
     /// The session that the call names.
     pub(super) session: Option<String>,
+    /// The right to make it, while it is not there.
+    pub(super) new_session: Option<Held>,
     /// The run that the call follows.
     pub(super) run: Option<String>,
     /// The endpoint that holds the run.
@@ -112,12 +119,22 @@ impl Facts {
 pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
     let operation = ground.operation();
     let mut facts = Facts::of_call(ground, payload);
+    if facts.resource_id.len() > ID_BYTES_MAX {
+        return Err(not_found());
+    }
     let sessions =
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
     for session in &sessions {
+        // Held before it is looked up: of two who find nothing, one would write into the session of the other.
+        let held = if makes_session(operation) { Some(hold(ground, session)?) } else { None };
         let owner = session_owner(ground, session, query).await?;
-        if owner == Owner::Absent && !may_name_new_session(operation) {
+        if owner == Owner::Absent {
+            facts.new_session = held;
+        }
+        // What a caller's own token does not see may be somebody else's.
+        let absent = owner == Owner::Absent && !ground.cluster.forwards_tokens();
+        if owner == Owner::Absent && !(absent && may_name_new_session(operation)) {
             return Err(not_found());
         }
         session_is_mine |= owner == Owner::User(Arc::from(ground.user.as_str()));
@@ -128,6 +145,10 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
         Resource::Knowledge => knowledge::check(ground, query, payload).await?,
+        Resource::Learning => {
+            learnings::check(ground, payload)?;
+            own_row(ground, &mut facts, query).await?;
+        }
         Resource::Agent
         | Resource::Team
         | Resource::Workflow
@@ -139,7 +160,6 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
         | Resource::Schedule
         | Resource::Component
         | Resource::Evaluation
-        | Resource::Learning
         | Resource::Os => own_row(ground, &mut facts, query).await?,
     }
     Ok(facts)
@@ -148,12 +168,12 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
 /// Learns who owns the one row that the call names, where rows of its kind have owners.
 async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Result<(), Refusal> {
     let operation = ground.operation();
-    let Some(rows) = operation.resource.owned_rows() else { return Ok(()) };
+    let Some(path) = rows::owned(operation.resource, &facts.resource_id) else { return Ok(()) };
     if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
         return Ok(());
     }
-    let path = format!("/{rows}/{}", encode(&facts.resource_id));
-    match row_owner(ground, operation.resource, &[located(path, query)]).await? {
+    let owner = row_owner(ground, &[located(path, query)]).await;
+    match owner.map_err(|refusal| which_database(ground, query, refusal))? {
         Owner::Absent => Err(not_found()),
         owner => claim(ground, facts, owner, true),
     }
@@ -163,7 +183,7 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
 fn claim(ground: &Ground<'_>, facts: &mut Facts, owner: Owner, is_resource: bool) -> Result<(), Refusal> {
     let subject = match owner {
         Owner::Absent => return Ok(()),
-        Owner::Nobody if is_resource && ground.cluster.settings.tenants.len() == 1 => String::new(),
+        Owner::Nobody if is_resource && ground.cluster.settings.is_exclusive() => String::new(),
         Owner::Nobody => return Err(not_found()),
         Owner::User(user) if *user == *ground.user.as_str() => ground.principal.subject.to_string(),
         Owner::User(user) => {
@@ -198,7 +218,20 @@ fn narrows_own_list(operation: &Operation) -> bool {
 /// Says whether a session id may be new. Elsewhere what is absent must look like what is foreign. Runs are proven
 /// by their own id: AgentOS 2.x stores a session only when its first run has ended.
 fn may_name_new_session(operation: &Operation) -> bool {
-    operation.affinity == Affinity::StartsRun || operation.resource == Resource::Run || operation.id == "create_session"
+    makes_session(operation) || operation.resource == Resource::Run
+}
+
+/// Says whether AgentOS writes a session of this id if there is none.
+fn makes_session(operation: &Operation) -> bool {
+    operation.affinity == Affinity::StartsRun || operation.creates_session
+}
+
+/// Holds the id of a session that may have to be made.
+fn hold(ground: &Ground<'_>, session: &str) -> Result<Held, Refusal> {
+    ground.gateway.new_sessions.hold(ground.cluster.name(), session, ground.user).map_err(|not| match not {
+        NotHeld::Taken => not_found(),
+        NotHeld::Full => Refusal::new(Code::Overloaded, Stage::Facts).because("too many sessions are being made"),
+    })
 }
 
 /// Finds who holds the run and that it is the caller's.
@@ -241,8 +274,7 @@ async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>,
     else {
         return Ok(None);
     };
-    let (component, run, session) = (encode(component), encode(run), encode(session));
-    look_up(ground, &format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())).await
+    look_up(ground, &rows::run(kind, component, run, session)).await
 }
 
 /// Says whether a run that goes on belongs to another component than the path names: the right to run the one would
@@ -259,8 +291,7 @@ async fn runs_another_component(ground: &Ground<'_>, facts: &Facts) -> Result<bo
 }
 
 async fn approval(ground: &Ground<'_>, facts: &mut Facts) -> Result<(), Refusal> {
-    let path = format!("/approvals/{}", encode(&facts.resource_id));
-    let Some(row) = look_up(ground, &path).await? else { return Err(not_found()) };
+    let Some(row) = look_up(ground, &rows::approval(&facts.resource_id)).await? else { return Err(not_found()) };
     let mut row: ApprovalRow = serde_json::from_value(row)
         .map_err(|e| Refusal::new(Code::UpstreamInvalid, Stage::Facts).because(e.to_string()))?;
     let owner = row.user_id.take().map_or(Owner::Nobody, |user| Owner::User(user.into()));
@@ -275,8 +306,36 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
     let hint = ground.matched.component().map(|(kind, _)| kind).or_else(|| query.get("type").and_then(Kind::parse));
     let mut kinds = Kind::ALL.to_vec();
     kinds.sort_by_key(|kind| Some(*kind) != hint);
-    let path = |kind: &Kind| located(format!("/sessions/{}?type={kind}", encode(session)), query);
-    row_owner(ground, Resource::Session, &kinds.iter().map(path).collect::<Vec<_>>()).await
+    let paths = |query: &Query| {
+        let path = |kind: &Kind| located(rows::session(session, *kind), query);
+        kinds.iter().map(path).collect::<Vec<_>>()
+    };
+    match row_owner(ground, &paths(query)).await {
+        // An AgentOS with several databases wants to know which: a component's sessions are where it says.
+        Err(refusal) if refusal.code == Code::NotFound => {
+            let Some(component) = described::component(ground, None).await? else {
+                return Err(which_database(ground, query, refusal));
+            };
+            let Some(db_id) = &component.db_id else { return Err(refusal) };
+            let mut query = query.clone();
+            query.set("db_id", db_id);
+            if let Some(table) = &component.table {
+                query.set("table", table);
+            }
+            row_owner(ground, &paths(&query)).await
+        }
+        asked => asked,
+    }
+}
+
+/// The refusal of a look-up that AgentOS would not answer, for a caller who could have said where to look.
+fn which_database(ground: &Ground<'_>, query: &Query, refusal: Refusal) -> Refusal {
+    let could_say = ground.operation().query.contains(&"db_id") && query.get("db_id").is_none();
+    if refusal.code != Code::NotFound || refusal.reason.is_none() || !could_say {
+        return refusal;
+    }
+    Refusal { code: Code::FormMalformed, ..refusal }
+        .saying("this AgentOS keeps rows in several databases: say which one with `db_id`")
 }
 
 /// Adds where the call looks: an AgentOS may keep rows in several databases and tables, and what is asked about must
@@ -285,39 +344,43 @@ pub(super) fn located(mut path: String, query: &Query) -> String {
     for name in ["db_id", "table", "knowledge_id"] {
         if let Some(value) = query.get(name) {
             path.push(if path.contains('?') { '&' } else { '?' });
-            path.push_str(&format!("{name}={}", encode(value)));
+            path.push_str(&format!("{name}={}", encode_segment(value)));
         }
     }
     path
 }
 
-/// Asks upstream, path after path, who owns a row. Only found owners are kept.
-async fn row_owner(ground: &Ground<'_>, resource: Resource, paths: &[String]) -> Result<Owner, Refusal> {
+/// Asks upstream, path after path, who owns a row. Only the caller's own rows are kept, for the caller; for those of
+/// others every path is asked as for an absent one, so that the time says nothing about them.
+async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refusal> {
     let owners = &ground.gateway.owners.0;
     let deletes = ground.operation().action == Action::Delete;
+    let mut foreign = None;
     for path in paths {
-        let key = (Arc::clone(&ground.cluster.settings.name), resource, path.clone());
+        let key = (Arc::clone(&ground.cluster.settings.name), ground.user.clone(), path.clone());
         if deletes {
             owners.invalidate(&key);
-        } else if let Some(owner) = owners.get(&key) {
-            return Ok(owner);
+        } else if owners.contains_key(&key) {
+            return Ok(Owner::User(ground.user.as_str().into()));
         }
         let Some(row) = look_up(ground, path).await? else { continue };
-        let owner = match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
-            Some(user) => Owner::User(user.into()),
-            None => Owner::Nobody,
-        };
-        if !deletes {
-            owners.insert(key, owner.clone());
+        match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
+            Some(user) if user == ground.user.as_str() => {
+                if !deletes {
+                    owners.insert(key, ());
+                }
+                return Ok(Owner::User(user.into()));
+            }
+            Some(user) => foreign = foreign.or_else(|| Some(Owner::User(user.into()))),
+            None => foreign = foreign.or(Some(Owner::Nobody)),
         }
-        return Ok(owner);
     }
-    Ok(Owner::Absent)
+    Ok(foreign.unwrap_or(Owner::Absent))
 }
 
 /// Reads one row with the lookup identity; `None` when there is none.
 pub(super) async fn look_up(ground: &Ground<'_>, path: &str) -> Result<Option<Value>, Refusal> {
-    forward::look_up(ground.gateway, ground.cluster, path).await
+    forward::look_up(ground.gateway, ground.cluster, ground.caller_token, path).await
 }
 
 /// The ids that travel at these places; an array of ids counts as all of them.
@@ -337,6 +400,9 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
     ids.retain(|id| !id.is_empty());
     if ids.len() > IDS_MAX {
         return Err(Refusal::new(Code::FormMalformed, Stage::Facts).saying("the request names too many ids"));
+    }
+    if ids.iter().any(|id| id.len() > ID_BYTES_MAX) {
+        return Err(Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id is too long"));
     }
     Ok(ids)
 }
@@ -361,13 +427,6 @@ fn message_bytes(payload: &Payload) -> u64 {
         Payload::Form(form) => form.text("message").map_or(0, |message| message.len() as u64),
         Payload::None | Payload::Json(_) | Payload::Raw(_) => 0,
     }
-}
-
-/// Percent-encodes an id as one path segment.
-pub fn encode(id: &str) -> String {
-    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-    const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-    utf8_percent_encode(id, SEGMENT).to_string()
 }
 
 /// What is foreign and what is absent look the same.

@@ -3,7 +3,6 @@
 //! Invariant: a list that cannot be read as the catalogue says is refused, never passed on unfiltered.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
@@ -11,16 +10,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::admit::{Admitted, Ground, View};
+use super::admit::{Admitted, Ground};
 use super::call::{Answer, AnswerBody};
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;
 use super::strip::UserStripper;
-use crate::agentos::{ListScope, Operation, Resource};
+use super::view::View;
+use crate::agentos::{ListScope, Operation};
 use crate::cache::Stored;
 use crate::cluster::{Cluster, Knowledge};
-use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 
 /// How the reply of an operation is narrowed.
@@ -52,10 +51,9 @@ struct Item {
     id: Option<String>,
 }
 
-/// Says whether the rows of a list carry the user that a tenant-wide view is filtered by. Session rows of 2.x do
-/// not, so session lists stay the caller's own.
+/// Says whether the rows of a list carry the user that a tenant-wide view is filtered by.
 pub(super) fn can_be_tenant_wide(operation: &Operation) -> bool {
-    operation.resource == Resource::Approval && operation.list.is_some_and(|list| list.scope == ListScope::Tenant)
+    operation.list.is_some_and(|list| list.scope == ListScope::Tenant)
 }
 
 /// Says whether the items of a list decide for themselves who sees them.
@@ -185,24 +183,8 @@ impl<'a> Eye<'a> {
     }
 
     fn may_see(&self, operation: &'static Operation, id: &str) -> bool {
-        let settings = &self.cluster.settings;
-        let decision = self.snapshot.policies.decide(&Ask {
-            principal: self.principal,
-            operation,
-            resource: ResourceFacts {
-                tenant: Some(&self.principal.tenant),
-                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
-            },
-            context: Context {
-                door: self.view.door,
-                cluster: &settings.name,
-                now: SystemTime::now(),
-                source_ip: self.view.peer,
-                message_bytes: 0,
-                human: self.view.human,
-            },
-        });
-        matches!(decision, Decision::Allow { .. })
+        let ask = self.view.ask(self.principal, self.cluster, operation, id);
+        self.snapshot.policies.decide(&ask).is_allow()
     }
 }
 

@@ -2,6 +2,7 @@
 //! Both doors drive it. Does not decide: an `Admitted` is the ticket.
 //! Invariant: upstream sees the path that was authorized, our own credential, and allow-listed headers only.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +19,7 @@ use super::filter::{self, Eye, Rule};
 use super::form::{Form, FormStream, Outgoing};
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
-use super::runs::{self, Background};
+use super::runs;
 use super::stream::{self, Settlement};
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cache::{self, Stored};
@@ -36,8 +37,8 @@ const SMALL_REPLY_BYTES: u64 = 64 << 10;
 /// Deadline of a look-up of facts.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows per page, and pages, that a tenant-wide list may cost upstream.
-const PAGE_ROWS: usize = 100;
-const PAGES_MAX: usize = 10;
+const PAGE_ROWS: usize = 500;
+const PAGES_MAX: usize = 20;
 
 /// Request headers of the caller that AgentOS may see. Identity never travels in headers.
 const PASSED_UP: [HeaderName; 4] = [
@@ -178,13 +179,9 @@ fn settle_whole(
         }
     }
     if status == StatusCode::ACCEPTED
-        && let (Some(seen), Some((kind, component))) = (seen, admitted.matched.component())
+        && let Some(seen) = seen
     {
-        let cluster = Arc::clone(&admitted.cluster);
-        let (run_id, session_id) = (seen.run_id, seen.session_id.unwrap_or_default());
-        let run = Background { cluster, kind, component: component.to_owned(), run_id, session_id, lease };
-        (gateway.spawn)("background run", Box::pin(runs::watch(Arc::clone(gateway), run)));
-        return;
+        return runs::hand_over(gateway, admitted, seen, lease);
     }
     if status.is_success() {
         lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
@@ -218,6 +215,9 @@ async fn send(
         if let Some(continuing) = &mut admitted.continuing {
             continuing.sending();
         }
+        if let Some(session) = &mut admitted.new_session {
+            session.sending();
+        }
         let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
             Ok(response) => {
                 admitted.picked.report(Outcome::Answered);
@@ -247,7 +247,7 @@ async fn send(
             (Some(spare), Some(picked)) => {
                 admitted.picked = picked;
                 payload = spare;
-                retag(admitted, &mut payload);
+                retag(admitted, &mut payload, exchange);
             }
             (_, _) => return Err(failed(admitted, exchange.event.attempts, &error)),
         }
@@ -273,7 +273,7 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError) -> Option
 }
 
 /// A run that moves to another endpoint needs an id that names it.
-fn retag(admitted: &mut Admitted, payload: &mut Payload) {
+fn retag(admitted: &mut Admitted, payload: &mut Payload, exchange: &mut Exchange) {
     if admitted.operation().affinity != Affinity::StartsRun {
         return;
     }
@@ -281,6 +281,7 @@ fn retag(admitted: &mut Admitted, payload: &mut Payload) {
         let id = admitted.cluster.mint_run_id(&admitted.user, admitted.picked.endpoint());
         form.set("run_id", &id.to_string());
         admitted.run_id = Some(id);
+        exchange.event.run_id = Some(id.to_string());
     }
 }
 
@@ -342,7 +343,7 @@ fn request(
     let now = SystemTime::now();
     let credential = match &admitted.acting {
         Acting::User(user) => admitted.cluster.authorization(user, operation, admitted.caller_token.as_deref(), now),
-        Acting::Lookup => admitted.cluster.lookup_authorization(now),
+        Acting::Lookup => admitted.cluster.lookup_authorization(admitted.caller_token.as_deref(), now),
     };
     if let Some(credential) = credential {
         headers.insert(header::AUTHORIZATION, credential);
@@ -351,7 +352,13 @@ fn request(
 }
 
 fn target(path: &str, query: &Query) -> String {
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+    let mut target = String::with_capacity(path.len() + 64);
+    target.push_str(path);
+    if !query.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = write!(target, "?{query}");
+    }
+    target
 }
 
 /// A form that streams as a request body; why it broke is left for the caller of `send`.
@@ -408,11 +415,18 @@ fn invalid(reason: &str) -> Refusal {
 ///
 /// # Errors
 /// Upstream refusals; nothing is assumed about a row that could not be read.
-pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &str) -> Result<Option<Value>, Refusal> {
+pub(super) async fn look_up(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
+    target: &str,
+) -> Result<Option<Value>, Refusal> {
     let work = async {
-        let response = match ask(gateway, cluster, target, Freshness::Pooled).await {
+        let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
-            Err((_, Retry::Always | Retry::Idempotent)) => ask(gateway, cluster, target, Freshness::Fresh).await,
+            Err((_, Retry::Always | Retry::Idempotent)) => {
+                ask(gateway, cluster, caller_token, target, Freshness::Fresh).await
+            }
             other => other,
         };
         let response = response.map_err(|(refusal, _)| refusal)?;
@@ -445,13 +459,14 @@ pub(super) async fn look_up(gateway: &Gateway, cluster: &Arc<Cluster>, target: &
 async fn ask(
     gateway: &Gateway,
     cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
     target: &str,
     freshness: Freshness,
 ) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
     let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
-    if let Some(credential) = cluster.lookup_authorization(SystemTime::now()) {
+    if let Some(credential) = cluster.lookup_authorization(caller_token, SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
     }
     let connect_timeout = cluster.settings.timeouts.connect;
@@ -470,18 +485,19 @@ async fn ask(
 /// Pages through a list with the lookup identity, keeps the tenant's rows, and builds the caller's page from them.
 async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answer, Refusal> {
     let eye = Eye::of_admitted(admitted);
-    let mut kept: Vec<Value> = Vec::new();
+    let (mut kept, mut whole): (Vec<Value>, bool) = (Vec::new(), false);
     for page in 1..=PAGES_MAX {
         let mut query = admitted.query.clone();
         query.set("page", &page.to_string());
         query.set("limit", &PAGE_ROWS.to_string());
-        let list = look_up(gateway, &admitted.cluster, &target(admitted.path.as_str(), &query)).await?;
+        let (cluster, token) = (&admitted.cluster, admitted.caller_token.as_deref());
+        let list = look_up(gateway, cluster, token, &target(admitted.path.as_str(), &query)).await?;
         let Some(Value::Array(rows)) = list.and_then(|mut list| list.get_mut("data").map(Value::take)) else {
             return Err(invalid("a list has no `data`"));
         };
-        let last = rows.len() < PAGE_ROWS;
+        whole = rows.len() < PAGE_ROWS;
         kept.extend(rows.into_iter().filter(|row| eye.shows_row(rule, row)));
-        if last {
+        if whole {
             break;
         }
     }
@@ -489,10 +505,14 @@ async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answ
     let (limit, page) = (number("limit", 20).clamp(1, 1000), number("page", 1).max(1));
     let total = kept.len();
     let data: Vec<Value> = kept.into_iter().skip(limit.saturating_mul(page - 1)).take(limit).collect();
-    let body = json!({
+    let mut body = json!({
         "data": data,
         "meta": { "page": page, "limit": limit, "total_pages": total.div_ceil(limit), "total_count": total },
     });
+    if !whole && let Some(Value::Object(meta)) = body.get_mut("meta") {
+        // Rows of other tenants may have used up the pages: what is missing must not look like what is not there.
+        meta.insert("truncated".into(), true.into());
+    }
     let body = eye.narrow(body.to_string().into())?;
     let mut headers = admitted.answer_headers.clone();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

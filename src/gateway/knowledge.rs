@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 use super::address;
 use super::admit::Ground;
 use super::body::Payload;
+use super::described;
 use super::facts::{self, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Cost, Mark, Query};
+use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version, rows};
 use crate::cluster::Knowledge;
 
 /// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is
@@ -26,9 +27,45 @@ pub(super) async fn check(ground: &Ground<'_>, query: &Query, payload: &Payload)
     }
     let Some(key) = key(ground) else { return Ok(()) };
     let Some(content_id) = ground.matched.params.get("content_id") else { return Ok(()) };
-    let path = facts::located(format!("/knowledge/content/{}", facts::encode(content_id)), query);
+    let path = facts::located(rows::content(content_id), query);
     let Some(row) = facts::look_up(ground, &path).await? else { return Err(not_found()) };
     if belongs(&row, key, ground.principal.tenant.as_str()) { Ok(()) } else { Err(not_found()) }
+}
+
+/// Refuses a run that would search the knowledge of every tenant: AgentOS takes no filter for the steps of a
+/// workflow, for members of a team that have filters of their own, beside a team's list of filters, and, in 2.x, for a
+/// run that is continued.
+///
+/// # Errors
+/// `knowledge_shared`; `not_found` when AgentOS does not describe the component.
+///
+/// # Cancel safety
+/// Safe: look-ups read only.
+pub(super) async fn reachable(ground: &Ground<'_>, payload: &Payload, rehearsal: bool) -> Result<(), Refusal> {
+    let operation = ground.operation();
+    let runs = operation.action == Action::Run && operation.cost == Cost::Model;
+    let (Some((kind, _)), Some(_), true) = (ground.matched.component(), key(ground), runs) else { return Ok(()) };
+    let continues_v2 = operation.affinity == Affinity::FollowsRun && ground.cluster.version() != Some(Version::V3);
+    if kind == Kind::Agent && !continues_v2 {
+        return Ok(());
+    }
+    let version = if let Payload::Form(form) = payload { form.text("version") } else { None };
+    let described = match described::component(ground, version).await {
+        // A dry run may have no AgentOS to ask.
+        Err(_) if rehearsal => return Ok(()),
+        described => described?.ok_or_else(not_found)?,
+    };
+    let unfiltered = match kind {
+        Kind::Team => described.drops_filters,
+        Kind::Agent | Kind::Workflow => described.has_knowledge,
+    };
+    if !unfiltered {
+        return Ok(());
+    }
+    Err(Refusal::new(Code::KnowledgeShared, Stage::Facts).because(format!(
+        "AgentOS applies no tenant's filter to the knowledge of this {kind}: serve it from a cluster with \
+         `knowledge = \"exclusive\"`"
+    )))
 }
 
 /// Says whether a content row carries the tenant's mark.
@@ -69,6 +106,12 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
         (Mark::Metadata(field), Payload::Form(form)) => {
             let metadata = joined(written(form, field)?, key, tenant, field)?;
             form.set(field, &json!(metadata).to_string());
+            if ground.cluster.version() != Some(Version::V3) {
+                // The id of a content row in 2.x is a digest of name, description and file name, without the metadata:
+                // the second tenant to upload a `report.pdf` would take over the row and the text of the first.
+                let given = form.text("description").map_or_else(String::new, |text| format!("{text} "));
+                form.set("description", &format!("{given}[{tenant}]"));
+            }
             Ok(())
         }
         (Mark::MetadataIfGiven(field), Payload::Form(form)) => {

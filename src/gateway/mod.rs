@@ -14,13 +14,17 @@ mod multipart;
 
 mod exchange;
 mod snapshot;
+mod view;
 
 mod address;
 mod admit;
 mod approvals;
 mod arrival;
+mod described;
 mod facts;
 mod knowledge;
+mod learnings;
+mod sessions;
 mod shape;
 mod triggers;
 
@@ -42,7 +46,6 @@ pub mod fuzzing;
 pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
-pub use facts::encode as encode_segment;
 pub use limits::Limits;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};

@@ -4,7 +4,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -14,17 +13,20 @@ use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
+use super::described::Descriptions;
 use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs::Runs;
+use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
+use super::view::View;
 use crate::agentos::{Cost, Reply};
 use crate::cluster::Seal;
 use crate::outbound::Client;
-use crate::policy::{Ask, Context, Decision, Policies, ResourceFacts};
+use crate::policy::Policies;
 use crate::principal::Principal;
 use crate::telemetry::{Door, Telemetry};
 
@@ -37,6 +39,8 @@ pub struct Gateway {
     pub(super) client: Client,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) owners: Owners,
+    pub(super) descriptions: Descriptions,
+    pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
     pub(super) continues: Continues,
     pub(super) spawn: Spawn,
@@ -51,6 +55,8 @@ impl Gateway {
             client,
             telemetry,
             owners: Owners::new(),
+            descriptions: Descriptions::new(),
+            new_sessions: NewSessions::new(),
             runs: Runs::new(),
             continues: Continues::new(),
             spawn,
@@ -155,8 +161,11 @@ impl Gateway {
     }
 
     /// AgentOS finishes a non-streamed run whoever waits for it: so do we, to meter it and to keep its lease.
-    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, exchange: Exchange) -> Answer {
+    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, mut exchange: Exchange) -> Answer {
         let id = Arc::clone(&exchange.event.request_id);
+        // What is said if the work is not taken, or cut by the drain.
+        let draining = Refusal::new(Code::Draining, Stage::Forward);
+        exchange.refused(&draining);
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let gateway = Arc::clone(self);
         let work = Box::pin(async move {
@@ -165,7 +174,7 @@ impl Gateway {
             let _ = sender.send(answer);
         });
         if !(self.spawn)("run", work) {
-            return Refusal::new(Code::Draining, Stage::Forward).answer(&id);
+            return draining.answer(&id);
         }
         match receiver.await {
             Ok(answer) => answer,
@@ -173,31 +182,24 @@ impl Gateway {
         }
     }
 
-    /// Says whether policy lets the caller use an operation on a resource, through a door. For lists.
-    pub fn may(&self, door: Door, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
+    /// Says whether policy lets the caller use an operation on a resource, through a door and from an address. For lists.
+    pub fn may(
+        &self,
+        door: Door,
+        peer: IpAddr,
+        principal: &Principal,
+        cluster: &str,
+        operation: &str,
+        resource_id: &str,
+    ) -> bool {
         let snapshot = self.snapshot.load();
         let Some(operation) = snapshot.catalog.get(operation) else { return false };
         let Ok(cluster) = snapshot.clusters.named(cluster, &principal.tenant) else { return false };
         if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
             return false;
         }
-        let ask = Ask {
-            principal,
-            operation,
-            resource: ResourceFacts {
-                tenant: Some(&principal.tenant),
-                ..ResourceFacts::new(operation.resource, resource_id, &cluster.settings.tenants)
-            },
-            context: Context {
-                door: door.as_str(),
-                cluster: &cluster.settings.name,
-                now: SystemTime::now(),
-                source_ip: IpAddr::from([0, 0, 0, 0]),
-                message_bytes: 0,
-                human: false,
-            },
-        };
-        matches!(snapshot.policies.decide(&ask), Decision::Allow { .. })
+        let view = View { door: door.as_str(), peer, human: false };
+        snapshot.policies.decide(&view.ask(principal, cluster, operation, resource_id)).is_allow()
     }
 
     /// The clusters that the caller's tenant may use, its default first.

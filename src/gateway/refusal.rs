@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::call::{Answer, AnswerBody};
 use crate::quota::LimitState;
@@ -73,6 +73,7 @@ table! {
     Unauthenticated "unauthenticated" 401 Info "Not authenticated" "a valid credential is required" Some("send `Authorization: Bearer <token>`");
     TokenExpired "token_expired" 401 Info "Token expired" "the token has expired" Some("get a new token and repeat the request");
     Forbidden "forbidden" 403 Info "Forbidden" "you may not do this" Some("ask your administrator for a role or scope that allows this operation");
+    KnowledgeShared "knowledge_shared" 403 Info "Knowledge shared" "this component reads knowledge that the agent service cannot keep apart per tenant" Some("ask your administrator for a cluster of your own, or run a component without knowledge");
     OperationUnknown "operation_unknown" 404 Info "Unknown operation" "this path is no operation that the gateway serves" Some("`tollbridge operations` lists what is served");
     OperationUnsupported "operation_unsupported" 404 Info "Unsupported operation" "the AgentOS behind this cluster does not have this operation" None;
     ClusterUnknown "cluster_unknown" 404 Info "Unknown cluster" "there is no such cluster for you" None;
@@ -134,6 +135,7 @@ impl Code {
             | Self::Unauthenticated
             | Self::TokenExpired
             | Self::Forbidden
+            | Self::KnowledgeShared
             | Self::OperationUnknown
             | Self::MethodNotAllowed
             | Self::ApprovalPending
@@ -298,12 +300,10 @@ impl Refusal {
 
 /// Writes `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11).
 pub(super) fn limit_headers(headers: &mut HeaderMap, limits: &[LimitState]) {
-    let join = |each: fn(&LimitState) -> String| limits.iter().map(each).collect::<Vec<_>>().join(", ");
-    let fields = [("ratelimit-policy", join(LimitState::policy_header)), ("ratelimit", join(LimitState::state_header))];
-    for (name, value) in fields {
-        if let Ok(value) = HeaderValue::from_str(&value)
-            && !value.is_empty()
-        {
+    const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+    const STATE: HeaderName = HeaderName::from_static("ratelimit");
+    for (name, value) in [(POLICY, LimitState::policy_headers(limits)), (STATE, LimitState::state_headers(limits))] {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
             headers.insert(name, value);
         }
     }

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 
+use super::admit::Admitted;
 use super::forward;
 use super::path::Gateway;
-use crate::agentos::{Kind, RunStatus};
+use crate::agentos::{Kind, RunStatus, rows};
 use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
 use crate::principal::TenantId;
 use crate::quota::Lease;
 use crate::telemetry::Telemetry;
-use crate::usage::Meter;
+use crate::usage::{Meter, RunSeen};
 
 /// Most learned run ids.
 const LEARNED_MAX: u64 = 100_000;
@@ -35,13 +36,15 @@ pub(super) struct Held {
 }
 
 /// A run that goes on after its answer.
-pub(super) struct Background {
-    pub(super) cluster: Arc<Cluster>,
-    pub(super) kind: Kind,
-    pub(super) component: String,
-    pub(super) run_id: String,
-    pub(super) session_id: String,
-    pub(super) lease: Held,
+struct Background {
+    cluster: Arc<Cluster>,
+    kind: Kind,
+    component: String,
+    run_id: String,
+    session_id: String,
+    /// Set where AgentOS gets callers' own tokens: once it has expired, the lease ends at its deadline.
+    caller_token: Option<String>,
+    lease: Held,
 }
 
 // === impl Held ===
@@ -99,23 +102,35 @@ impl Runs {
     }
 }
 
+/// Gives the lease of a run that goes on to whoever watches it; where nobody can, it ends here at the price of its
+/// reservation.
+pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSeen, lease: Held) {
+    let Some((kind, component)) = admitted.matched.component() else { return };
+    let run = Background {
+        cluster: Arc::clone(&admitted.cluster),
+        kind,
+        component: component.to_owned(),
+        run_id: seen.run_id,
+        session_id: seen.session_id.or_else(|| admitted.session.clone()).unwrap_or_default(),
+        caller_token: admitted.caller_token.clone(),
+        lease,
+    };
+    (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
+}
+
 /// Holds a background run's lease until the run is seen to end, then commits what it used.
 ///
 /// # Cancel safety
 /// Dropping the future gives the lease back at the price of its reservation.
-pub(super) async fn watch(gateway: Arc<Gateway>, mut run: Background) {
+async fn watch(gateway: Arc<Gateway>, mut run: Background) {
     let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
-    let path = format!(
-        "/{}/{}/runs/{}?session_id={}",
-        run.kind.plural(),
-        super::facts::encode(&run.component),
-        super::facts::encode(&run.run_id),
-        super::facts::encode(&run.session_id),
-    );
+    let path = rows::run(run.kind, &run.component, &run.run_id, &run.session_id);
     while tokio::time::Instant::now() < deadline {
         tokio::time::sleep(POLL_INTERVAL).await;
         // A failed look-up says nothing about the run; the deadline bounds the patience.
-        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, &path).await else { continue };
+        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await else {
+            continue;
+        };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
         if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
             let mut meter = Meter::new();

@@ -10,7 +10,7 @@ use super::body::Payload;
 use super::facts::not_found;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Affinity, Operation, Place, Query};
+use crate::agentos::{Affinity, CanonicalPath, Operation, Place, Query};
 use crate::cluster::Picked;
 
 /// Reads the query as Starlette would and keeps what the row names.
@@ -28,11 +28,12 @@ pub(super) fn query(raw: Option<&str>, operation: &Operation) -> Result<Query, R
 /// Writes the acting user at every place of the row, and what keeps knowledge apart.
 ///
 /// # Errors
-/// `not_found` when the path names another user.
+/// `not_found` when the path names another user than the caller.
 pub(super) fn pin(
     ground: &Ground<'_>,
     acting: &Acting,
     tenant_wide: bool,
+    path: &mut CanonicalPath,
     query: &mut Query,
     payload: &mut Payload,
 ) -> Result<(), Refusal> {
@@ -44,15 +45,41 @@ pub(super) fn pin(
         match (place, &mut *payload) {
             (Place::Query(name), _) => match user {
                 Some(user) if !tenant_wide => query.set(name, user),
+                Some(_) | None if tenant_wide => one_of_the_tenant(ground, name, query)?,
                 Some(_) | None => query.remove(name),
             },
             (Place::Form(name), Payload::Form(form)) => form.set(name, user.unwrap_or("")),
             (Place::Json(name), Payload::Json(object)) => object.set(name, &json!(user)),
-            (Place::Path(name), _) if ground.matched.params.get(name) != user => return Err(not_found()),
-            (Place::Path(_) | Place::Form(_) | Place::Json(_), _) => {}
+            (Place::Path(name), _) => *path = own_path(ground, user, name, path)?,
+            (Place::Form(_) | Place::Json(_), _) => {}
         }
     }
     knowledge::pin(ground, payload)
+}
+
+/// The path with the caller's upstream name where the caller wrote its own.
+fn own_path(
+    ground: &Ground<'_>,
+    user: Option<&str>,
+    name: &str,
+    path: &CanonicalPath,
+) -> Result<CanonicalPath, Refusal> {
+    let named = ground.matched.params.get(name);
+    let user = user.filter(|_| named == Some(&*ground.principal.subject)).ok_or_else(not_found)?;
+    let segment = format!("{{{name}}}");
+    let at = ground.operation().path.split('/').skip(1).position(|part| part == segment).ok_or_else(not_found)?;
+    path.with_segment(at, user).map_err(|_| not_found())
+}
+
+/// A tenant-wide list narrowed to one user: the caller names it as answers do, without the tenant.
+fn one_of_the_tenant(ground: &Ground<'_>, name: &str, query: &mut Query) -> Result<(), Refusal> {
+    let Some(subject) = query.get(name).filter(|subject| !subject.is_empty()) else {
+        query.remove(name);
+        return Ok(());
+    };
+    let user = ground.cluster.settings.user_id.render(&ground.principal.tenant, subject).map_err(|_| not_found())?;
+    query.set(name, user.as_str());
+    Ok(())
 }
 
 /// Gives a new run its id: it names the endpoint that holds it and proves whose it is (see `cluster::run_id`).

@@ -19,10 +19,11 @@ use super::exchange::Exchange;
 use super::forward;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
+use super::runs;
 use super::strip::UserStripper;
 use crate::agentos::Cost;
 use crate::outbound::{BodyError, ResponseBody};
-use crate::usage::Meter;
+use crate::usage::{Meter, RunSeen};
 
 /// Silence after which a comment tells proxies and clients that the stream lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -167,12 +168,19 @@ impl Settlement {
 impl Drop for Settlement {
     fn drop(&mut self) {
         let terminal = self.meter.terminal().is_some();
+        let minted = || self.admitted.run_id.map(|id| RunSeen { run_id: id.to_string(), session_id: None });
+        let run = self.meter.run().cloned().or_else(minted);
         let usage = std::mem::replace(&mut self.meter, Meter::new()).finish();
         self.exchange.event.tokens = usage.models.iter().map(forward::tokens).collect();
-        if let Some(mut lease) = self.admitted.lease.take()
-            && terminal
-        {
-            lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
+        match (self.admitted.lease.take(), run) {
+            (Some(mut lease), _) if terminal => {
+                lease.commit(if usage.incomplete { usage.tokens().max(lease.reserved()) } else { usage.tokens() });
+            }
+            // AgentOS 3 streams background runs too, and goes on when nobody listens.
+            (Some(lease), Some(run)) if self.admitted.background => {
+                runs::hand_over(&self.gateway, &self.admitted, run, lease);
+            }
+            (_, _) => {}
         }
         if !self.ended {
             self.exchange.abandoned();

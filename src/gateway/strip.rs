@@ -3,16 +3,16 @@
 //! that name begins.
 //! Invariant: a chunk is held back only while its end may be, or is inside, such a field.
 
-use std::sync::{Arc, LazyLock};
+use std::ops::Range;
+use std::sync::Arc;
 
-use aho_corasick::AhoCorasick;
 use bytes::{Bytes, BytesMut};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Side, TenantMark};
 use crate::principal::TenantId;
 
 /// How fields that hold an upstream user id begin, compact and spaced.
-const NEEDLES: [&str; 8] = [
+const FIELDS: [&str; 8] = [
     "\"user_id\":\"",
     "\"user_id\": \"",
     // The session state that AgentOS 2.x keeps for every run.
@@ -23,25 +23,20 @@ const NEEDLES: [&str; 8] = [
     "\"requested_by\":\"",
     "\"created_by\":\"",
 ];
-/// One pass finds all of them. `None` cannot happen: the needles are constant and few.
-static FIELDS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| AhoCorasick::new(NEEDLES).ok());
 /// A user id that is longer than this is none of ours.
 const VALUE_BYTES_MAX: usize = 512;
 
 /// Rewrites user ids in a stream of JSON text (plain or inside SSE).
 pub(super) struct UserStripper {
-    cluster: Arc<Cluster>,
-    tenant: TenantId,
     /// Names that hold no tenant are shown as they are.
-    fields: Option<&'static AhoCorasick>,
+    mark: Option<TenantMark>,
     held: BytesMut,
 }
 
 impl UserStripper {
     /// A stripper for the names that the cluster gives to a tenant's users.
     pub(super) fn new(cluster: &Arc<Cluster>, tenant: &TenantId) -> Self {
-        let fields = FIELDS.as_ref().filter(|_| cluster.settings.user_id.names_tenant());
-        Self { cluster: Arc::clone(cluster), tenant: tenant.clone(), fields, held: BytesMut::new() }
+        Self { mark: cluster.settings.user_id.mark(tenant), held: BytesMut::new() }
     }
 
     /// Rewrites a whole text.
@@ -53,14 +48,15 @@ impl UserStripper {
 
     /// Takes a chunk and returns what can go on.
     pub(super) fn push(&mut self, chunk: Bytes) -> Bytes {
-        let Some(fields) = self.fields else { return chunk };
+        let Some(mark) = &self.mark else { return chunk };
         let text = if self.held.is_empty() {
             chunk
         } else {
             self.held.extend_from_slice(&chunk);
             self.held.split().freeze()
         };
-        let (out, used) = self.rewrite(fields, &text);
+        let used = text.len() - unfinished(&text);
+        let out = rewrite(mark, &text, used);
         self.held.extend_from_slice(text.get(used..).unwrap_or_default());
         match out {
             Some(out) => out.freeze(),
@@ -72,54 +68,67 @@ impl UserStripper {
     pub(super) fn finish(&mut self) -> Bytes {
         self.held.split().freeze()
     }
+}
 
-    /// Rewrites as much as is complete: the new text if it differs, and how many bytes of the old it stands for.
-    fn rewrite(&self, fields: &AhoCorasick, text: &[u8]) -> (Option<BytesMut>, usize) {
-        let mut out: Option<BytesMut> = None;
-        let (mut copied, mut from) = (0, 0);
-        while let Some((start, value_at)) = next_field(fields, text, from) {
-            let value = text.get(value_at..).unwrap_or_default();
-            let Some(length) = memchr::memchr(b'"', value) else {
-                if value.len() < VALUE_BYTES_MAX {
-                    return done(text, out, copied, start);
-                }
-                from = value_at;
-                continue;
-            };
-            let name = value.get(..length).and_then(|name| std::str::from_utf8(name).ok());
-            if let Some(subject) = name.and_then(|name| self.cluster.settings.user_id.subject_of(name, &self.tenant)) {
-                let out = out.get_or_insert_with(|| BytesMut::with_capacity(text.len()));
-                out.extend_from_slice(text.get(copied..value_at).unwrap_or_default());
-                out.extend_from_slice(subject.as_bytes());
-                copied = value_at + length;
-            }
-            from = value_at + length;
+/// Rewrites the first `used` bytes of a text, in which fields are complete; `None` when there is nothing to rewrite.
+fn rewrite(mark: &TenantMark, text: &[u8], used: usize) -> Option<BytesMut> {
+    let mut out: Option<BytesMut> = None;
+    let mut copied = 0;
+    // The character beside the tenant stands in no tenant's name and is rare: each one is looked at.
+    for at in memchr::memchr_iter(mark.edge(), text) {
+        let Some(value) = marked(mark, text, at).filter(|value| value.start >= copied) else { continue };
+        let (from, to) = (value.start + mark.start.len(), value.end.saturating_sub(mark.end.len()));
+        let subject = text.get(from..to).filter(|subject| !subject.is_empty());
+        let Some(subject) = subject.filter(|_| opens_field(text, value.start)) else { continue };
+        let out = out.get_or_insert_with(|| BytesMut::with_capacity(text.len()));
+        out.extend_from_slice(text.get(copied..value.start).unwrap_or_default());
+        out.extend_from_slice(subject);
+        copied = value.end;
+    }
+    out.map(|mut out| {
+        out.extend_from_slice(text.get(copied..used).unwrap_or_default());
+        out
+    })
+}
+
+/// The quoted value with the mark at both ends, when the edge of the mark is at `at`.
+fn marked(mark: &TenantMark, text: &[u8], at: usize) -> Option<Range<usize>> {
+    let (start, end) = (mark.start.as_bytes(), mark.end.as_bytes());
+    let value = match mark.side {
+        Side::Start => {
+            let before = text.get(..=at)?.strip_suffix(start)?.len();
+            before..at + memchr::memchr(b'"', text.get(at..)?)?
         }
-        let end = text.len() - tail(text.get(from..).unwrap_or_default());
-        done(text, out, copied, end)
+        Side::End => memchr::memrchr(b'"', text.get(..at)?)? + 1..at + end.len(),
+    };
+    let whole = text.get(value.clone())?;
+    let quoted = text.get(value.start.checked_sub(1)?) == Some(&b'"') && text.get(value.end) == Some(&b'"');
+    (quoted && whole.starts_with(start) && whole.ends_with(end)).then_some(value)
+}
+
+/// Says whether a value that starts at `at` is that of one of the fields.
+fn opens_field(text: &[u8], at: usize) -> bool {
+    let before = text.get(..at).unwrap_or_default();
+    FIELDS.iter().any(|field| before.ends_with(field.as_bytes()))
+}
+
+/// How many bytes at the end of a text may be, or are inside, a field that is not complete.
+fn unfinished(text: &[u8]) -> usize {
+    let Some(quote) = memchr::memrchr(b'"', text) else { return 0 };
+    let value = text.len() - quote - 1;
+    let open = FIELDS.iter().find(|field| text.get(..=quote).is_some_and(|head| head.ends_with(field.as_bytes())));
+    match open {
+        Some(field) if value < VALUE_BYTES_MAX => value + field.len(),
+        Some(_) => 0,
+        None => begun(text),
     }
 }
 
-/// Ends a rewrite: what was copied so far, and the rest up to `end`.
-fn done(text: &[u8], out: Option<BytesMut>, copied: usize, end: usize) -> (Option<BytesMut>, usize) {
-    let out = out.map(|mut out| {
-        out.extend_from_slice(text.get(copied..end).unwrap_or_default());
-        out
-    });
-    (out, end)
-}
-
-/// The next field: where it starts and where its value does.
-fn next_field(fields: &AhoCorasick, text: &[u8], from: usize) -> Option<(usize, usize)> {
-    let found = fields.find(text.get(from..)?)?;
-    Some((from + found.start(), from + found.end()))
-}
-
 /// Length of the longest end of `text` that is the beginning of a field.
-fn tail(text: &[u8]) -> usize {
-    let longest = NEEDLES.iter().map(|needle| needle.len() - 1).max().unwrap_or(0).min(text.len());
+fn begun(text: &[u8]) -> usize {
+    let longest = FIELDS.iter().map(|field| field.len() - 1).max().unwrap_or(0).min(text.len());
     let last = text.get(text.len() - longest..).unwrap_or_default();
-    let begins = |end: &[u8]| NEEDLES.iter().any(|needle| needle.as_bytes().starts_with(end));
+    let begins = |end: &[u8]| FIELDS.iter().any(|field| field.as_bytes().starts_with(end));
     // Every field begins with a quote: only those are looked at.
     let quotes = memchr::memchr_iter(b'"', last);
     quotes.map(|at| last.get(at..).unwrap_or_default()).find(|end| begins(end)).map_or(0, <[u8]>::len)
@@ -148,6 +157,7 @@ mod tests {
             health: Health::default(),
             timeouts: Timeouts::default(),
             tenants: vec![TenantId::new("acme").unwrap()],
+            open: false,
         };
         let clusters =
             Clusters::new(vec![settings], &BTreeMap::new(), &[Secret::new("0123456789abcdef0123456789abcdef")]);
@@ -170,6 +180,27 @@ mod tests {
     fn the_tenant_may_stand_behind() {
         let out = stripper("{subject}~{tenant}").whole(Bytes::from_static(br#"{"user_id":"alice~acme"}"#));
         assert_eq!(out, r#"{"user_id":"alice"}"#);
+    }
+
+    #[test]
+    fn a_tenant_behind_is_found_however_the_text_is_split() {
+        const TEXT: &str = r#"{"a":"bob~acme","user_id":"x~bob~acme","user_id":"eve~other"}"#;
+        const WANT: &str = r#"{"a":"bob~acme","user_id":"x~bob","user_id":"eve~other"}"#;
+        for at in 0..TEXT.len() {
+            let mut stripper = stripper("{subject}~{tenant}");
+            let (a, b) = TEXT.split_at(at);
+            let mut out = stripper.push(Bytes::copy_from_slice(a.as_bytes())).to_vec();
+            out.extend_from_slice(&stripper.push(Bytes::copy_from_slice(b.as_bytes())));
+            out.extend_from_slice(&stripper.finish());
+            assert_eq!(String::from_utf8(out).unwrap(), WANT, "split at {at}");
+        }
+    }
+
+    #[test]
+    fn a_value_too_long_to_be_a_user_is_not_waited_for() {
+        let mut stripper = stripper("{tenant}~{subject}");
+        let text = Bytes::from(format!("{{\"user_id\":\"acme~{}", "x".repeat(VALUE_BYTES_MAX)));
+        assert_eq!(stripper.push(text.clone()), text);
     }
 
     #[test]

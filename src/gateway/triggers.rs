@@ -17,9 +17,10 @@ use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts, not_found};
 use super::form::Form;
+use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::shape;
-use crate::agentos::{Affinity, Body, CanonicalPath, Exposure, Kind, Matched, Place, Query, Triggers};
+use crate::agentos::{Affinity, Body, CanonicalPath, Exposure, Kind, Matched, Place, Query, Triggers, rows};
 
 /// Fields of a run that are files, which no schedule can carry.
 const FILES: [&str; 2] = ["files", "files_metadata"];
@@ -77,8 +78,9 @@ async fn components(ground: &Ground<'_>, payload: &Payload, exchange: &mut Excha
             Some(_) => return Err(facts::not_an_id()),
         };
         named = true;
-        let (matched, _) = run_at(ground, "POST", &format!("/{}/{}/runs", kind.plural(), facts::encode(&id)))?;
+        let (matched, _) = run_at(ground, "POST", &rows::runs(kind, &id))?;
         let run = Ground { matched: &matched, ..*ground };
+        knowledge::reachable(&run, &Payload::Form(empty()), exchange.rehearsal.is_some()).await?;
         permit(&run, &Payload::Form(empty()), None, exchange).await?;
     }
     if named { Ok(()) } else { Err(nothing_to_run()) }
@@ -91,7 +93,7 @@ fn nothing_to_run() -> Refusal {
 /// The schedule that the path names.
 async fn stored(ground: &Ground<'_>) -> Result<Option<Value>, Refusal> {
     let Some(id) = ground.matched.params.get("schedule_id") else { return Ok(None) };
-    let row = facts::look_up(ground, &format!("/schedules/{}", facts::encode(id))).await?;
+    let row = facts::look_up(ground, &rows::schedule(id)).await?;
     row.map(Some).ok_or_else(not_found)
 }
 
@@ -161,7 +163,7 @@ async fn schedule(
     payload: &mut Payload,
     exchange: &mut Exchange,
 ) -> Result<(), Refusal> {
-    let Planned { matched, path, fields, is_new, owner } = planned;
+    let Planned { matched, mut path, fields, is_new, owner } = planned;
     let subject = owner.as_deref().map(|owner| subject_of(ground, owner)).transpose()?;
     let user = match &subject {
         Some(subject) => {
@@ -174,7 +176,8 @@ async fn schedule(
     let mut body = Payload::Form(form);
     let run = Ground { matched: &matched, user: &user, ..*ground };
     permit(&run, &body, subject, exchange).await?;
-    shape::pin(&run, &Acting::User(user.clone()), false, &mut Query::parse("").map_err(|_| no_run())?, &mut body)?;
+    knowledge::reachable(&run, &body, exchange.rehearsal.is_some()).await?;
+    shape::pin(&run, &Acting::User(user.clone()), false, &mut path, &mut Query::default(), &mut body)?;
     let Payload::Form(pinned) = body else { return Ok(()) };
     let checked = written(&pinned, &fields);
     if !is_new {

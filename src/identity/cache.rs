@@ -3,10 +3,9 @@
 //! Invariants: keyed by the token's SHA-256, so that a dump of this table holds no token; bounded by bytes.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use moka::Expiry;
-use moka::sync::Cache;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 use crate::principal::Principal;
 
@@ -14,6 +13,8 @@ use crate::principal::Principal;
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Overhead of an entry beside its strings: key, pointers, cache bookkeeping.
 const ENTRY_BYTES: usize = 400;
+/// Entries that the table is first made for; it grows.
+const ENTRIES_USUAL: usize = 1024;
 
 /// SHA-256 of a token.
 type Digest = [u8; 32];
@@ -29,14 +30,15 @@ pub(super) struct Known {
     pub(super) ends_at: u64,
 }
 
-/// Verified tokens.
-pub(super) struct Verified(Cache<Digest, (Known, Duration)>);
+/// Verified tokens. Those that have ended make room like any other that nobody asks for.
+pub(super) struct Verified(Cache<Digest, Known, Bytes>);
 
-struct UntilEnd;
+#[derive(Clone)]
+struct Bytes;
 
-impl Expiry<Digest, (Known, Duration)> for UntilEnd {
-    fn expire_after_create(&self, _: &Digest, entry: &(Known, Duration), _: Instant) -> Option<Duration> {
-        Some(entry.1)
+impl Weighter<Digest, Known> for Bytes {
+    fn weight(&self, _: &Digest, known: &Known) -> u64 {
+        weight(&known.principal) as u64
     }
 }
 
@@ -44,26 +46,23 @@ impl Expiry<Digest, (Known, Duration)> for UntilEnd {
 
 impl Verified {
     pub(super) fn new() -> Self {
-        let weigh =
-            |_: &Digest, (known, _): &(Known, Duration)| u32::try_from(weight(&known.principal)).unwrap_or(u32::MAX);
-        Self(Cache::builder().max_capacity(BYTES_MAX).weigher(weigh).expire_after(UntilEnd).build())
+        Self(Cache::with_weighter(ENTRIES_USUAL, BYTES_MAX, Bytes))
     }
 
     pub(super) fn get(&self, digest: &Digest) -> Option<Known> {
-        self.0.get(digest).map(|(known, _)| known)
+        self.0.get(digest)
     }
 
-    pub(super) fn insert(&self, digest: Digest, known: Known, now: u64) {
-        let left = Duration::from_secs(known.ends_at.saturating_sub(now));
-        self.0.insert(digest, (known, left));
+    pub(super) fn insert(&self, digest: Digest, known: Known) {
+        self.0.insert(digest, known);
     }
 
     pub(super) fn remove(&self, digest: &Digest) {
-        self.0.invalidate(digest);
+        self.0.remove(digest);
     }
 
     pub(super) fn clear(&self) {
-        self.0.invalidate_all();
+        self.0.clear();
     }
 }
 

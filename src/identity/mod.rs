@@ -254,7 +254,7 @@ impl Identity {
         let ends_at = principal.expires_at.unwrap_or(0).saturating_add(self.rules.leeway_seconds());
         let known =
             cache::Known { principal: Arc::clone(&principal), issuer: Arc::clone(issuer.name()), generation, ends_at };
-        self.verified.insert(digest, known, now);
+        self.verified.insert(digest, known);
         Ok(principal)
     }
 }

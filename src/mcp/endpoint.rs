@@ -57,7 +57,7 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
     let base = &service.settings.path;
-    let Some(narrowing) = Narrowing::of(base, &service.toolsets, parts.uri.path(), &parts.headers) else {
+    let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
     };
     parts.extensions.insert(narrowing);

@@ -44,12 +44,13 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::gateway::{LocalService, StreamBody};
+pub use narrowing::Toolset;
 pub use path::Path;
 pub use settings::Settings;
 
 use bridge::Bridge;
 use discovery::Discovery;
-use narrowing::{Narrowing, Toolset};
+use narrowing::Narrowing;
 use sessions::Sessions;
 
 /// Largest request body.
@@ -66,11 +67,6 @@ pub type Detach = Arc<dyn Fn(BoxFuture<'static, ()>) -> bool + Send + Sync>;
 
 /// Counts one request by method and protocol version, both from closed sets.
 pub type Counted = Arc<dyn Fn(&'static str, &'static str) + Send + Sync>;
-
-/// A toolset that does not exist.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown toolset `{0}`")]
-pub struct UnknownToolset(pub String);
 
 /// What the server lends to the endpoint.
 #[derive(Clone)]
@@ -89,7 +85,6 @@ pub struct McpService {
 /// What all requests of the endpoint share.
 struct Shared {
     settings: Settings,
-    toolsets: Vec<Toolset>,
     sessions: Sessions,
     transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
@@ -108,12 +103,7 @@ struct Inner {
 
 impl McpService {
     /// Builds the endpoint.
-    ///
-    /// # Errors
-    /// [`UnknownToolset`] for the first toolset that does not exist.
-    pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Result<Arc<Self>, UnknownToolset> {
-        let toolsets = settings.toolsets.iter().map(|name| Toolset::parse(name).ok_or(UnknownToolset(name.clone())));
-        let toolsets = toolsets.collect::<Result<Vec<Toolset>, _>>()?;
+    pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
         let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
         let stop = CancellationToken::new();
@@ -123,8 +113,8 @@ impl McpService {
         let config = transport_config(&settings.public_url, &stop);
         let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
         let sessions = Sessions::default();
-        let shared = Shared { settings, toolsets, sessions, transport, manager, counted, stop };
-        Ok(Arc::new(Self { shared: Arc::new(shared) }))
+        let shared = Shared { settings, sessions, transport, manager, counted, stop };
+        Arc::new(Self { shared: Arc::new(shared) })
     }
 
     /// Closes idle sessions, for ever. The server runs it and drops it at drain.

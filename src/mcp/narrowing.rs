@@ -8,7 +8,7 @@ use super::tools::Tool;
 
 /// A named group of tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Toolset {
+pub enum Toolset {
     /// List and run agents, teams and workflows.
     Agents,
     /// Search knowledge.
@@ -32,10 +32,11 @@ const SUFFIX_TOOLSET: &str = "/x/";
 // === impl Toolset ===
 
 impl Toolset {
-    const ALL: [Self; 4] = [Self::Agents, Self::Knowledge, Self::Approvals, Self::Sessions];
+    /// All of them, as clients get them.
+    pub const ALL: [Self; 4] = [Self::Agents, Self::Knowledge, Self::Approvals, Self::Sessions];
 
     /// The name in the configuration, URLs and headers.
-    pub(super) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Agents => "agents",
             Self::Knowledge => "knowledge",

@@ -2,6 +2,7 @@
 //! Does not know MCP, and gives no way around `serve`: every tool call is admitted like any other call.
 //! Invariant: nothing here reaches AgentOS except `serve`.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -18,9 +19,9 @@ pub trait Path: Send + Sync + 'static {
     /// Dropping the future or the answer's body ends the exchange: AgentOS sees the disconnect.
     fn serve(self: Arc<Self>, call: Call) -> BoxFuture<'static, Answer>;
 
-    /// Says whether policy would let the caller use the operation over MCP; `resource_id` is empty for collections.
+    /// Says whether policy would let the caller use the operation over MCP, from its address; `resource_id` is empty for collections.
     /// For lists only: the call itself is decided by `serve`.
-    fn may(&self, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool;
+    fn may(&self, peer: IpAddr, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool;
 
     /// The clusters that the caller may use, its default first.
     fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>>;
@@ -37,8 +38,8 @@ impl Path for Gateway {
         Box::pin(async move { Gateway::serve(&self, call).await })
     }
 
-    fn may(&self, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
-        Gateway::may(self, Door::Mcp, principal, cluster, operation, resource_id)
+    fn may(&self, peer: IpAddr, principal: &Principal, cluster: &str, operation: &str, resource_id: &str) -> bool {
+        Gateway::may(self, Door::Mcp, peer, principal, cluster, operation, resource_id)
     }
 
     fn clusters_for(&self, principal: &Principal) -> Vec<Arc<str>> {

@@ -3,12 +3,8 @@
 //! Invariants: a route is a row of the catalogue; an id never enters a path raw, every segment is percent-encoded.
 
 use http::Method;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::agentos::{self, Catalog, Kind};
-
-/// Everything but RFC 3986 unreserved characters and `~`, which upstream user ids hold.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+use crate::agentos::{self, Catalog, Kind, encode_segment};
 
 /// One catalogue row as a tool uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +86,7 @@ impl Route {
         for segment in self.template.split('/').skip(1) {
             path.push('/');
             if segment.starts_with('{') {
-                path.extend(utf8_percent_encode(ids.next().copied().unwrap_or_default(), SEGMENT));
+                path.push_str(&encode_segment(ids.next().copied().unwrap_or_default()));
             } else {
                 path.push_str(segment);
             }

@@ -1,6 +1,8 @@
 //! Owns what the MCP door needs to know: whether and where it answers, and which toolsets it offers.
 //! Does not hold the tools (`tools`).
 
+use super::narrowing::Toolset;
+
 /// Settings of the MCP endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -9,7 +11,7 @@ pub struct Settings {
     /// Its path on the main listener, without a trailing slash.
     pub path: String,
     /// Toolsets that clients get when they ask for none.
-    pub toolsets: Vec<String>,
+    pub toolsets: Vec<Toolset>,
     /// What clients see: Host and Origin checks, resource metadata.
     pub public_url: url::Url,
 }

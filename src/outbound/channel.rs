@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
@@ -21,7 +22,7 @@ use super::connect::Stream;
 /// Largest response head, and the most that is buffered for one connection.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Most header fields of a response.
-const HEADERS_MAX: usize = 128;
+const HEADERS_MAX: usize = 64;
 
 /// What hyper says when it cannot send: the error and, when untouched, the request.
 pub(super) type Rejected = TrySendError<http::Request<RequestBody>>;
@@ -39,6 +40,8 @@ pub(super) struct Channel {
 
 /// The idle connections of one origin, youngest last.
 pub(super) struct Lane {
+    /// The value of `Host` for the origin.
+    pub(super) host: Option<HeaderValue>,
     idle: Mutex<VecDeque<Idle>>,
     idle_max: usize,
     idle_timeout: Duration,
@@ -93,8 +96,8 @@ impl Channel {
 // === impl Lane ===
 
 impl Lane {
-    pub(super) fn new(idle_max: usize, idle_timeout: Duration) -> Self {
-        Self { idle: Mutex::new(VecDeque::new()), idle_max, idle_timeout }
+    pub(super) fn new(host: Option<HeaderValue>, idle_max: usize, idle_timeout: Duration) -> Self {
+        Self { host, idle: Mutex::new(VecDeque::new()), idle_max, idle_timeout }
     }
 
     /// Takes the youngest idle connection that is still open.

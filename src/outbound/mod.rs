@@ -147,8 +147,8 @@ impl Client {
         mut request: Request<RequestBody>,
         options: &SendOptions,
     ) -> Result<Response<ResponseBody>, Unsent> {
-        prepare(origin, &mut request);
         let lane = self.lane(origin);
+        prepare(&lane, &mut request);
         loop {
             let channel = match self.channel(origin, &lane, options).await {
                 Ok(channel) => channel,
@@ -203,7 +203,7 @@ impl Client {
             return Arc::clone(lane);
         }
         let Settings { idle_max_per_origin, idle_timeout, .. } = self.0.settings;
-        let lane = Arc::new(Lane::new(idle_max_per_origin, idle_timeout));
+        let lane = Arc::new(Lane::new(origin.host_header(), idle_max_per_origin, idle_timeout));
         let mut lanes = self.0.lanes.write();
         if lanes.len() >= LANES_MAX {
             lanes.retain(|_, lane| lane.len() > 0);
@@ -237,15 +237,15 @@ enum Stopped {
 }
 
 /// Makes the target origin-form and names the host (RFC 9112 §3.2.1, RFC 9110 §7.2).
-fn prepare(origin: &Origin, request: &mut Request<RequestBody>) {
+fn prepare(lane: &Lane, request: &mut Request<RequestBody>) {
     if request.uri().authority().is_some() {
         let path = request.uri().path_and_query().cloned();
         *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     }
     if !request.headers().contains_key(header::HOST)
-        && let Some(host) = origin.host_header()
+        && let Some(host) = &lane.host
     {
-        request.headers_mut().insert(header::HOST, host);
+        request.headers_mut().insert(header::HOST, host.clone());
     }
 }
 

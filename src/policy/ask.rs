@@ -30,8 +30,10 @@ pub struct ResourceFacts<'a> {
     /// Its id; empty for a collection (`GET /sessions`).
     pub id: &'a str,
     /// Every tenant that may use the cluster or component. When it holds exactly one, policies see
-    /// `context.exclusive`, so a cluster that unlisted tenants may use must not name one tenant only.
+    /// `context.exclusive`, unless it is `open`.
     pub tenants: &'a [TenantId],
+    /// Other tenants may use the cluster too: policies see the caller's among `tenants`, and nobody has it alone.
+    pub open: bool,
     /// Subject of the owner; for a call into a session or run, of its owner. `None` for what nobody owns yet (a new session id) and for collections;
     /// `Some("")` for a stored row whose owner is not known: it belongs to nobody, so only an
     /// administrator of a cluster of one tenant reaches it.
@@ -110,7 +112,7 @@ pub struct Shadow {
 impl<'a> ResourceFacts<'a> {
     /// Facts of a resource that nobody owns; set the other fields with struct update syntax.
     pub fn new(kind: Resource, id: &'a str, tenants: &'a [TenantId]) -> Self {
-        Self { kind, id, tenants, owner: None, tenant: None, component: None, approval: None }
+        Self { kind, id, tenants, open: false, owner: None, tenant: None, component: None, approval: None }
     }
 }
 

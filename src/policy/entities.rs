@@ -14,7 +14,7 @@ use cedar_policy::{
 use crate::agentos::{Operation, Resource};
 use crate::principal::{Principal, PrincipalKind, TenantId};
 
-use super::ask::{Ask, ResourceFacts};
+use super::ask::Ask;
 use super::attribute::{Attribute, Reads};
 use super::schema::NAMESPACE;
 use super::{ScopesMode, instant, scopes};
@@ -91,7 +91,7 @@ impl Names {
         let request = Request::new(caller.clone(), action.uid.clone(), target.clone(), context, schema);
         let mut entities = action.entity.clone();
         if reads.entities() {
-            let pair = [self.principal(caller, ask.principal, reads)?, self.facts(target, &ask.resource, reads)?];
+            let pair = [self.principal(caller, ask.principal, reads)?, self.facts(target, ask, reads)?];
             entities = entities.add_entities(pair, schema).map_err(unbuildable)?;
         }
         Ok((request.map_err(unbuildable)?, entities))
@@ -117,11 +117,13 @@ impl Names {
         Entity::new(uid, attributes.pairs, parents).map_err(unbuildable)
     }
 
-    fn facts(&self, uid: EntityUid, facts: &ResourceFacts<'_>, reads: Reads) -> Result<Entity, Unbuildable> {
+    fn facts(&self, uid: EntityUid, ask: &Ask<'_>, reads: Reads) -> Result<Entity, Unbuildable> {
+        let facts = &ask.resource;
+        let tenants = || facts.tenants.iter().chain(facts.open.then_some(&ask.principal.tenant));
         let tenant = |id: &TenantId| RestrictedExpression::new_entity_uid(self.tenant(id));
         let mut attributes = Attributes::new(reads);
         attributes.put(Attribute::Id, || Some(text(facts.id)));
-        attributes.put(Attribute::Tenants, || Some(RestrictedExpression::new_set(facts.tenants.iter().map(tenant))));
+        attributes.put(Attribute::Tenants, || Some(RestrictedExpression::new_set(tenants().map(tenant))));
         attributes.put(Attribute::Owner, || facts.owner.map(text));
         attributes.put(Attribute::Tenant, || facts.tenant.map(tenant));
         attributes.put(Attribute::Component, || facts.component.map(text));
@@ -172,7 +174,7 @@ fn context(ask: &Ask<'_>, mode: ScopesMode, reads: Reads) -> HashMap<String, Res
     pairs.put(Attribute::Human, || bool(context.human));
     pairs.put(Attribute::Destructive, || bool(operation.destructive));
     pairs.put(Attribute::Reach, || Some(text(operation.reach.as_str())));
-    pairs.put(Attribute::Exclusive, || bool(resource.tenants.len() == 1));
+    pairs.put(Attribute::Exclusive, || bool(!resource.open && resource.tenants.len() == 1));
     pairs.put(Attribute::ScopesAccepted, || {
         Some(texts(scopes::accepted(operation, resource, &principal.scopes).iter().map(String::as_str)))
     });

@@ -199,6 +199,7 @@ fn decisions_are_kept_and_told_apart_by_every_fact() {
         Ask { operation: operation("get_approval"), ..base },
         Ask { resource: ResourceFacts { id: "a2", ..facts }, ..base },
         Ask { resource: ResourceFacts { tenants: &both, ..facts }, ..base },
+        Ask { resource: ResourceFacts { open: true, ..facts }, ..base },
         Ask { resource: ResourceFacts { owner: Some("a1"), ..facts }, ..base },
         Ask { resource: ResourceFacts { tenant: Some(&acme[0]), ..facts }, ..base },
         Ask { resource: ResourceFacts { component: Some("web"), ..facts }, ..base },

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,11 +20,13 @@ use tokio::sync::watch;
 use super::connection::{Connection, Transport};
 use super::head::{self, BadHead, Head, HeadLimits};
 use super::pump::{self, Gone, Upload};
+use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
 use super::websocket;
 use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
 use crate::telemetry::{Door, Telemetry};
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Silence on a kept-alive connection before it is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How long a slow reader may block one write.
@@ -38,6 +41,7 @@ pub struct HttpDoor {
     gateway: Arc<Gateway>,
     telemetry: Arc<Telemetry>,
     services: Vec<Arc<dyn LocalService>>,
+    sockets: Sockets,
     h2c: bool,
 }
 
@@ -58,7 +62,7 @@ impl HttpDoor {
         services: Vec<Arc<dyn LocalService>>,
         h2c: bool,
     ) -> Arc<Self> {
-        Arc::new(Self { gateway, telemetry, services, h2c })
+        Arc::new(Self { gateway, telemetry, services, sockets: Sockets::default(), h2c })
     }
 
     /// Serves one connection until it ends. `shutdown` turning true lets the exchange in flight finish.
@@ -87,7 +91,12 @@ impl HttpDoor {
         };
         let connection = Connection::new(transport, peer);
         if connection.is_http2() {
-            Box::pin(self.serve_http2(connection, peer, shutdown)).await;
+            let limit = self.gateway.limits().header_timeout;
+            match tokio::time::timeout(limit, connection.with_preface()).await {
+                Ok(Some(connection)) => Box::pin(self.serve_http2(connection, peer, shutdown)).await,
+                Ok(None) => self.telemetry.head_refused("unparsable"),
+                Err(_) => self.telemetry.head_refused("slow"),
+            }
         } else {
             // One connection is large; its task should not be moved about.
             Box::pin(self.serve_http1(connection, peer, shutdown)).await;
@@ -205,7 +214,7 @@ impl HttpDoor {
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
             let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
-            let conversation = websocket::serve(&self.gateway, session, carrier, &headers);
+            let conversation = websocket::serve(&self.gateway, session, carrier, &headers, &self.sockets);
             return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
@@ -248,8 +257,10 @@ impl HttpDoor {
         answer: Answer,
         method: &http::Method,
     ) -> Result<Upgraded, Gone> {
-        if !session.is_body_done() && !is_small(session) {
-            // Not worth reading to save a connection.
+        // A body not worth reading to save the connection; or chunks, whose end another parser may see elsewhere: pingora
+        // takes a size without digits for the last one. What follows is then no request.
+        let chunked = session.get_header(header::TRANSFER_ENCODING).is_some();
+        if chunked || (!session.is_body_done() && !is_small(session)) {
             session.set_keepalive(None);
         }
         let head_only = *method == http::Method::HEAD;
@@ -312,6 +323,14 @@ impl HttpServerApp for Streams {
         None
     }
 
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = default_h2_options();
+        // Heads are as large as those of HTTP/1; the library counts 32 bytes for each field on top.
+        let bytes_max = self.door.gateway.limits().header_bytes;
+        options.max_header_list_size(u32::try_from(bytes_max).unwrap_or(u32::MAX));
+        Some(options)
+    }
+
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
     }
@@ -347,7 +366,7 @@ fn is_small(session: &ServerSession) -> bool {
 
 fn with_id(mut answer: Answer, id: &str) -> Answer {
     if let Ok(value) = http::HeaderValue::from_str(id) {
-        answer.headers.insert("x-request-id", value);
+        answer.headers.insert(REQUEST_ID, value);
     }
     answer
 }

@@ -147,10 +147,10 @@ impl Seen {
         let colon = memchr::memchr(b':', line).ok_or(Malformed("field_without_colon"))?;
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default().trim_ascii();
-        if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+        if name.is_empty() || !all_are(name, TOKEN) {
             return Err(Malformed("field_name"));
         }
-        if value.iter().any(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f) {
+        if !is_value(value) {
             return Err(Malformed("field_value"));
         }
         if name.eq_ignore_ascii_case(b"host") {
@@ -187,7 +187,7 @@ fn request_line(line: &[u8]) -> Result<bool, BadHead> {
         return Err(Malformed("method"));
     }
     // Absolute form, authority form and `*` are for proxies and servers that we are not.
-    if !target.starts_with(b"/") || !target.iter().all(|b| (0x21..0x7f).contains(b) && *b != b'#') {
+    if !target.starts_with(b"/") || !all_are(target, TARGET) {
         return Err(Malformed("target"));
     }
     match version {
@@ -223,8 +223,40 @@ pub(super) fn is_authority(value: &[u8]) -> bool {
     named && ported
 }
 
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+/// Characters of a field name (RFC 9110 §5.6.2).
+const TOKEN: u8 = 1;
+/// Characters of a request target; a fragment is none of it.
+const TARGET: u8 = 2;
+
+/// What each byte may stand in. One look per byte: this runs over every byte of every head.
+#[allow(clippy::indexing_slicing, reason = "computed while compiling")]
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "256 bytes have 256 values")]
+        let b = at as u8;
+        let mark = matches!(
+            b,
+            b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+        );
+        let token = if b.is_ascii_alphanumeric() || mark { TOKEN } else { 0 };
+        let target = if b > 0x20 && b < 0x7f && b != b'#' { TARGET } else { 0 };
+        kinds[at] = token | target;
+        at += 1;
+    }
+    kinds
+};
+
+/// Says whether the bytes may stand in a field value (RFC 9110 §5.5), whatever is above ASCII included.
+///
+/// Looks at all of them whatever it finds: values are long, and without an early end several are looked at at once.
+fn is_value(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |plain, b| plain & (((*b >= 0x20) & (*b != 0x7f)) | (*b == b'\t')))
+}
+
+fn all_are(bytes: &[u8], kind: u8) -> bool {
+    bytes.iter().all(|b| KINDS.get(usize::from(*b)).is_some_and(|kinds| kinds & kind != 0))
 }
 
 /// A CR without LF or an LF without CR anywhere.
@@ -243,10 +275,11 @@ fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest?;
-        match memmem::find(text, b"\r\n") {
+        // `has_bare_break` was asked before: every line feed has its carriage return.
+        match memchr::memchr(b'\n', text) {
             Some(at) => {
-                rest = text.get(at + 2..);
-                text.get(..at)
+                rest = text.get(at + 1..);
+                text.get(..at.saturating_sub(1))
             }
             None => rest.take(),
         }

@@ -4,6 +4,7 @@
 //! while an answer is made or sent ends it at once.
 
 use bytes::Bytes;
+use http::{HeaderValue, header};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody as FrameStream};
 use pingora::http::ResponseHeader;
@@ -33,7 +34,7 @@ impl Upload {
         if session.is_body_empty() {
             return (Inbound::Empty, Self { sender: None, ended: true });
         }
-        let length = session.get_header(http::header::CONTENT_LENGTH);
+        let length = session.get_header(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
         let (sender, mut receiver) = mpsc::channel::<Result<Bytes, BodyBroken>>(CHUNKS_IN_FLIGHT);
         let frames = futures_util::stream::poll_fn(move |cx| {
@@ -121,20 +122,18 @@ pub(super) async fn send(
     answer: Answer,
     head_only: bool,
 ) -> Result<(), Gone> {
-    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2)).map_err(|_| Gone)?;
-    for (name, value) in &answer.headers {
-        header.append_header(name.clone(), value.clone()).map_err(|_| Gone)?;
-    }
+    let (mut head, ()) = http::Response::new(()).into_parts();
+    (head.status, head.headers) = (answer.status, answer.headers);
     let mut body: StreamBody = answer.body.into_stream();
     // Without a length pingora flushes the head at once: a stream's head must not wait for its first event.
     match body.size_hint().exact() {
-        Some(length) => header.insert_header("content-length", length).map_err(|_| Gone)?,
+        Some(length) => drop(head.headers.insert(header::CONTENT_LENGTH, length.into())),
         None if session.req_header().version == http::Version::HTTP_11 => {
-            header.insert_header("transfer-encoding", "chunked").map_err(|_| Gone)?;
+            head.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         None => {}
     }
-    session.write_response_header(Box::new(header)).await.map_err(|_| Gone)?;
+    session.write_response_header(Box::new(ResponseHeader::from(head))).await.map_err(|_| Gone)?;
     if head_only {
         return session.write_response_body(Bytes::new(), true).await.map_err(|_| Gone);
     }

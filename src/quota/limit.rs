@@ -1,11 +1,13 @@
 //! Owns how limits are told: the state of one limit, a pass, a refusal, and their header fields.
 //! Does not decide and does not choose status codes (`gateway` maps kinds to codes).
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::principal::TenantId;
+
+/// Usual size of one item of a header field.
+const ITEM_BYTES: usize = 64;
 
 /// The state of one limit at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,17 +89,30 @@ impl LimitState {
     /// draft-ietf-httpapi-ratelimit-headers-11 §3: `q` is the quota, `w` its window in seconds,
     /// `qu` the unit where it is not requests.
     pub fn policy_header(&self) -> String {
-        let mut text = format!("\"{}\";q={}", self.name, self.limit);
-        if !self.window.is_zero() {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ";w={}", seconds_up(self.window));
-        }
+        let mut text = String::with_capacity(ITEM_BYTES);
+        self.write_policy(&mut text);
+        text
+    }
+
+    fn write_policy(&self, text: &mut String) {
+        self.write_item(text, ";q=", self.limit, ";w=", self.window);
         match self.name {
             "concurrent_runs" => text.push_str(";qu=\"concurrent-requests\""),
             name if name.starts_with("tokens") => text.push_str(";qu=\"tokens\""),
             _ => {}
         }
-        text
+    }
+
+    /// The name, a count, and seconds where the limit has a window.
+    fn write_item(&self, text: &mut String, count_key: &str, count: u64, time_key: &str, time: Duration) {
+        let mut digits = itoa::Buffer::new();
+        for part in ["\"", self.name, "\"", count_key, digits.format(count)] {
+            text.push_str(part);
+        }
+        if !self.window.is_zero() {
+            text.push_str(time_key);
+            text.push_str(digits.format(seconds_up(time)));
+        }
     }
 
     /// One item of `RateLimit`, such as `"requests";r=37;t=12`.
@@ -105,11 +120,23 @@ impl LimitState {
     /// draft-ietf-httpapi-ratelimit-headers-11 §4: `r` is what is left, `t` the seconds until it is
     /// whole again.
     pub fn state_header(&self) -> String {
-        let mut text = format!("\"{}\";r={}", self.name, self.remaining);
-        if !self.window.is_zero() {
-            let _ = write!(text, ";t={}", seconds_up(self.reset));
-        }
+        let mut text = String::with_capacity(ITEM_BYTES);
+        self.write_state(&mut text);
         text
+    }
+
+    fn write_state(&self, text: &mut String) {
+        self.write_item(text, ";r=", self.remaining, ";t=", self.reset);
+    }
+
+    /// The value of `RateLimit-Policy`; `None` without limits.
+    pub fn policy_headers(limits: &[Self]) -> Option<String> {
+        joined(limits, Self::write_policy)
+    }
+
+    /// The value of `RateLimit`; `None` without limits.
+    pub fn state_headers(limits: &[Self]) -> Option<String> {
+        joined(limits, Self::write_state)
     }
 
     /// The used share of the limit, 0 to 1.
@@ -124,17 +151,24 @@ impl LimitState {
 impl Pass {
     /// The value of `RateLimit-Policy`; `None` when the plan has no rates.
     pub fn policy_header(&self) -> Option<String> {
-        joined(&self.limits, LimitState::policy_header)
+        LimitState::policy_headers(&self.limits)
     }
 
     /// The value of `RateLimit`; `None` when the plan has no rates.
     pub fn state_header(&self) -> Option<String> {
-        joined(&self.limits, LimitState::state_header)
+        LimitState::state_headers(&self.limits)
     }
 }
 
-fn joined(limits: &[LimitState], item: fn(&LimitState) -> String) -> Option<String> {
-    (!limits.is_empty()).then(|| limits.iter().map(item).collect::<Vec<_>>().join(", "))
+fn joined(limits: &[LimitState], write: fn(&LimitState, &mut String)) -> Option<String> {
+    let mut text = String::with_capacity(limits.len() * ITEM_BYTES);
+    for limit in limits {
+        if !text.is_empty() {
+            text.push_str(", ");
+        }
+        write(limit, &mut text);
+    }
+    (!text.is_empty()).then_some(text)
 }
 
 impl Exceeded {

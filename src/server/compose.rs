@@ -18,6 +18,7 @@ use crate::outbound::{Client, FetchOptions};
 use crate::policy::{LoadErrors, Policies};
 use crate::proxy::{TlsAcceptor, TlsError};
 use crate::quota::{self, Quota};
+use crate::telemetry::{OpenError, Telemetry};
 
 use super::reload::{RevokedError, read_list};
 
@@ -28,33 +29,52 @@ const KEYS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
     /// Rows of `[[operation]]`.
-    #[error("{0}")]
+    #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// Policies.
-    #[error("{0}")]
+    #[error(transparent)]
     Policies(#[from] LoadErrors),
     /// Issuers and API keys.
-    #[error("{0}")]
+    #[error(transparent)]
     Identity(#[from] identity::SettingsError),
     /// Plans.
-    #[error("{0}")]
+    #[error(transparent)]
     Quota(#[from] quota::SettingsError),
     /// Clusters and upstream credentials.
-    #[error("{0}")]
+    #[error(transparent)]
     Clusters(#[from] SettingsErrors),
     /// The revocation list.
-    #[error("{0}")]
+    #[error(transparent)]
     Revoked(#[from] RevokedError),
     /// TLS of the main listener.
-    #[error("{0}")]
+    #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A log file.
+    #[error(transparent)]
+    Log(#[from] OpenError),
+}
+
+/// The stages, and the acceptor where TLS is configured.
+pub type Composed = (Snapshot, Option<TlsAcceptor>);
+
+/// Builds what serves, and makes sure that the logs can be opened. Creates nothing.
+///
+/// # Errors
+/// Every module that refuses its settings, not only the first.
+pub fn compose(config: &Config, client: &Client) -> Result<Composed, Vec<ComposeError>> {
+    let logs: Vec<ComposeError> = Telemetry::check(&config.telemetry).into_iter().map(ComposeError::Log).collect();
+    match stages(config, client) {
+        Ok(composed) if logs.is_empty() => Ok(composed),
+        Ok(_) => Err(logs),
+        Err(errors) => Err(errors.into_iter().chain(logs).collect()),
+    }
 }
 
 /// Builds the stages and the TLS acceptor.
 ///
 /// # Errors
 /// Every module that refuses its settings, not only the first.
-pub fn compose(config: &Config, client: &Client) -> Result<(Snapshot, Option<TlsAcceptor>), Vec<ComposeError>> {
+pub fn stages(config: &Config, client: &Client) -> Result<Composed, Vec<ComposeError>> {
     let mut errors: Vec<ComposeError> = Vec::new();
     let catalog = noted(&mut errors, Catalog::with_rows(config.operations.clone()));
     let policies = catalog.as_ref().and_then(|catalog| {

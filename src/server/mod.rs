@@ -9,7 +9,7 @@ mod run;
 pub mod settings;
 mod tasks;
 
-pub use compose::{ComposeError, compose};
+pub use compose::{ComposeError, Composed, compose, stages};
 pub use reload::RevokedError;
 pub use run::{Running, StartError, serve, start};
 pub use settings::{Settings, Threads};

@@ -17,7 +17,7 @@ use super::tasks::Tasks;
 use crate::admin::{self, AdminState, Readiness};
 use crate::config::Config;
 use crate::gateway::{Gateway, LocalService, Snapshot, Spawn};
-use crate::mcp::{self, McpService, UnknownToolset};
+use crate::mcp::{self, McpService};
 use crate::outbound::{self, Client};
 use crate::policy::LoadErrors;
 use crate::proxy::{HttpDoor, TlsAcceptor};
@@ -33,24 +33,21 @@ const REVOKED_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Modules refused their settings.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("the configuration cannot be served")]
     Compose(Vec<ComposeError>),
     /// A log cannot be opened.
     #[error(transparent)]
     Log(#[from] OpenError),
     /// An address cannot be bound.
-    #[error("cannot listen on `{address}`: {source}")]
+    #[error("cannot listen on `{address}`")]
     Bind {
         /// The address.
         address: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
-    /// A toolset of `[mcp]` does not exist.
-    #[error(transparent)]
-    Toolset(#[from] UnknownToolset),
     /// Signals cannot be received.
-    #[error("cannot receive signals: {0}")]
+    #[error("cannot receive signals")]
     Signals(#[source] io::Error),
 }
 
@@ -125,7 +122,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let mut services: Vec<Arc<dyn LocalService>> = Vec::new();
     if config.mcp.enabled {
-        services.push(mcp(&tasks, &gateway, &telemetry, spawn, &config.mcp)?);
+        services.push(mcp(&tasks, &gateway, &telemetry, spawn, &config.mcp));
     }
     let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
     background(&tasks, &gateway, &client, &telemetry);
@@ -163,14 +160,14 @@ fn mcp(
     telemetry: &Arc<Telemetry>,
     spawn: Spawn,
     settings: &mcp::Settings,
-) -> Result<Arc<dyn LocalService>, StartError> {
+) -> Arc<dyn LocalService> {
     let counter = Arc::clone(telemetry);
     let hooks = mcp::Hooks {
         detach: Arc::new(move |work| spawn("mcp run", work)),
         counted: Arc::new(move |method, version| counter.mcp_request(method, version)),
     };
     let path: Arc<dyn mcp::Path> = Arc::clone(gateway) as _;
-    let service = McpService::new(settings.clone(), path, hooks)?;
+    let service = McpService::new(settings.clone(), path, hooks);
     let (reaped, draining) = (Arc::clone(&service), tasks.clone());
     tasks.spawn("mcp sessions", async move {
         tokio::select! {
@@ -178,7 +175,7 @@ fn mcp(
             () = Arc::clone(&reaped).reap_loop() => {}
         }
     });
-    Ok(service)
+    service
 }
 
 fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Arc<HttpDoor>, tls: Option<TlsAcceptor>) {

@@ -46,9 +46,10 @@ impl Tasks {
         });
     }
 
-    /// Starts work that outlives its exchange; `false` when there is too much of it.
+    /// Starts work that outlives its exchange; `false` when there is too much of it, or the runtime is gone: exchanges
+    /// end in destructors, too.
     pub fn spawn_detached(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) -> bool {
-        if self.tracker.len() >= DETACHED_MAX {
+        if self.tracker.len() >= DETACHED_MAX || tokio::runtime::Handle::try_current().is_err() {
             return false;
         }
         self.spawn(name, work);

@@ -72,6 +72,8 @@ pub struct ExchangeFinished {
     pub subject: Option<Arc<str>>,
     /// Policies that decided.
     pub policies: Arc<[Arc<str>]>,
+    /// What policies under trial would have answered, where that differs.
+    pub shadow: Option<Box<ShadowDecision>>,
     /// Cache result.
     pub cache: CacheResult,
     /// Run id, when the exchange started or followed a run.
@@ -86,6 +88,15 @@ pub struct ExchangeFinished {
     pub attempts: u32,
     /// Model tokens.
     pub tokens: Vec<ModelTokens>,
+}
+
+/// What the policies in `shadow/` would have answered together with the enforced ones. Never enforced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShadowDecision {
+    /// Whether the call would have been permitted.
+    pub allow: bool,
+    /// The policies that would have decided; none when nothing would have permitted.
+    pub policies: Arc<[Arc<str>]>,
 }
 
 /// One line of the audit log: a decision that refuses or writes.
@@ -107,6 +118,8 @@ pub struct AuditEvent {
     pub approvals: Vec<String>,
     /// Policies that decided.
     pub policies: Arc<[Arc<str>]>,
+    /// What policies under trial would have answered, where that differs.
+    pub shadow: Option<Box<ShadowDecision>>,
     /// Where it stopped, for refusals.
     pub stage: Option<&'static str>,
     /// Caller's address.

@@ -1,211 +1,201 @@
 //! Owns the shape of log lines: one JSON object each, OpenTelemetry names where they exist.
-//! Does not write them (`writer`).
+//! Does not write them to anything (`writer`).
 //! Invariants: a line holds no line break and no control character; every text has a length limit.
+//!
+//! Written by hand: a line is made for every exchange, and a general serializer looks at every byte of the names too.
 
+use std::io::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::ser::SerializeSeq as _;
-use serde::{Serialize, Serializer};
-
-use super::event::{AuditEvent, ExchangeFinished};
+use super::event::{AuditEvent, ExchangeFinished, ShadowDecision};
 use super::timestamp::Timestamp;
 
 /// Longest text in a line, in bytes; more is cut off.
 const TEXT_BYTES_MAX: usize = 1024;
-/// Most policies named in a line.
-const POLICIES_MAX: usize = 32;
+/// Most texts in a list.
+const TEXTS_MAX: usize = 32;
 /// Usual size of a line.
 const LINE_BYTES: usize = 768;
 
-#[derive(Serialize)]
-struct Access<'a> {
-    timestamp: Timestamp,
-    log: &'static str,
-    request_id: Text<'a>,
-    door: &'static str,
-    #[serde(rename = "http.request.method")]
-    method: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operation: Option<&'static str>,
-    code: &'static str,
-    #[serde(rename = "http.response.status_code")]
-    status: u16,
-    #[serde(rename = "client.address")]
-    client: std::net::IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cluster: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    endpoint: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stage: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Policies::is_empty")]
-    policies: Policies<'a>,
-    cache: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    run_id: Option<Text<'a>>,
-    attempts: u32,
-    duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ttfb_ms: Option<f64>,
-    bytes_sent: u64,
-    /// Only where one model did all the work.
-    #[serde(rename = "gen_ai.response.model", skip_serializing_if = "Option::is_none")]
-    model: Option<Text<'a>>,
-    #[serde(rename = "gen_ai.usage.input_tokens", skip_serializing_if = "Option::is_none")]
-    input_tokens: Option<u64>,
-    #[serde(rename = "gen_ai.usage.output_tokens", skip_serializing_if = "Option::is_none")]
-    output_tokens: Option<u64>,
+/// A name as it stands in a line, ready to be copied.
+macro_rules! name {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
 }
 
-#[derive(Serialize)]
-struct Audit<'a> {
-    timestamp: Timestamp,
-    log: &'static str,
-    request_id: Text<'a>,
-    door: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    subject: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operation: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resource: Option<Text<'a>>,
-    #[serde(skip_serializing_if = "Texts::is_empty")]
-    approvals: Texts<'a>,
-    policies: Policies<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stage: Option<&'static str>,
-    #[serde(rename = "client.address")]
-    client: std::net::IpAddr,
-    outcome: &'static str,
-}
-
-/// Text from outside: cut to its limit, control characters replaced (JSON escapes C0 only, terminals obey C1, too).
-struct Text<'a>(&'a str);
-
-struct Policies<'a>(&'a [Arc<str>]);
-
-struct Texts<'a>(&'a [String]);
+/// One line under way. Names, and the words of `word`, are ours: nothing in them needs an escape.
+struct Line(Vec<u8>);
 
 /// The access-log line of an exchange, line break included.
 pub(super) fn access(event: &ExchangeFinished, now: SystemTime) -> Vec<u8> {
-    let used = (!event.tokens.is_empty()).then(|| {
-        event.tokens.iter().fold((0_u64, 0_u64), |(i, o), t| (i.saturating_add(t.input), o.saturating_add(t.output)))
-    });
-    let model = match event.tokens.as_slice() {
-        [only] => Some(Text(&only.model)),
-        [] | [_, ..] => None,
-    };
-    finish(&Access {
-        timestamp: Timestamp(now),
-        log: "access",
-        request_id: Text(&event.request_id),
-        door: event.door.as_str(),
-        method: event.method,
-        operation: event.operation,
-        code: event.code,
-        status: event.status,
-        client: event.peer,
-        tenant: event.tenant.as_ref().map(|t| t.as_str()),
-        subject: event.subject.as_deref().map(Text),
-        cluster: event.cluster.as_deref().map(Text),
-        endpoint: event.endpoint.as_deref().map(Text),
-        stage: event.stage,
-        reason: event.reason.as_deref().map(Text),
-        policies: Policies(&event.policies),
-        cache: event.cache.as_str(),
-        run_id: event.run_id.as_deref().map(Text),
-        attempts: event.attempts,
-        duration_ms: millis(event.duration),
-        ttfb_ms: event.time_to_first_byte.map(millis),
-        bytes_sent: event.bytes_sent,
-        model,
-        input_tokens: used.map(|u| u.0),
-        output_tokens: used.map(|u| u.1),
-    })
+    let mut line = Line::begin("access", now);
+    line.text(name!("request_id"), Some(&event.request_id));
+    line.word(name!("door"), Some(event.door.as_str()));
+    line.word(name!("http.request.method"), Some(event.method));
+    line.word(name!("operation"), event.operation);
+    line.word(name!("code"), Some(event.code));
+    line.number(name!("http.response.status_code"), event.status.into());
+    line.address(name!("client.address"), event.peer);
+    line.text(name!("tenant"), event.tenant.as_ref().map(|t| t.as_str()));
+    line.text(name!("subject"), event.subject.as_deref());
+    line.text(name!("cluster"), event.cluster.as_deref());
+    line.text(name!("endpoint"), event.endpoint.as_deref());
+    line.word(name!("stage"), event.stage);
+    line.text(name!("reason"), event.reason.as_deref());
+    if !event.policies.is_empty() {
+        line.policies(&event.policies);
+    }
+    line.shadow(event.shadow.as_deref());
+    line.word(name!("cache"), Some(event.cache.as_str()));
+    line.text(name!("run_id"), event.run_id.as_deref());
+    line.number(name!("attempts"), event.attempts.into());
+    line.millis(name!("duration_ms"), Some(event.duration));
+    line.millis(name!("ttfb_ms"), event.time_to_first_byte);
+    line.number(name!("bytes_sent"), event.bytes_sent);
+    // Only where one model did all the work.
+    if let [only] = event.tokens.as_slice() {
+        line.text(name!("gen_ai.response.model"), Some(&only.model));
+    }
+    if !event.tokens.is_empty() {
+        let sum =
+            |of: fn(&crate::telemetry::ModelTokens) -> u64| event.tokens.iter().map(of).fold(0, u64::saturating_add);
+        line.number(name!("gen_ai.usage.input_tokens"), sum(|t| t.input));
+        line.number(name!("gen_ai.usage.output_tokens"), sum(|t| t.output));
+    }
+    line.end()
 }
 
 /// The audit-log line of a decision, line break included.
 pub(super) fn audit(event: &AuditEvent, now: SystemTime) -> Vec<u8> {
-    finish(&Audit {
-        timestamp: Timestamp(now),
-        log: "audit",
-        request_id: Text(&event.request_id),
-        door: event.door.as_str(),
-        tenant: event.tenant.as_ref().map(|t| t.as_str()),
-        subject: event.subject.as_deref().map(Text),
-        operation: event.operation,
-        resource: event.resource.as_deref().map(Text),
-        approvals: Texts(&event.approvals),
-        policies: Policies(&event.policies),
-        stage: event.stage,
-        client: event.peer,
-        outcome: event.outcome,
-    })
+    let mut line = Line::begin("audit", now);
+    line.text(name!("request_id"), Some(&event.request_id));
+    line.word(name!("door"), Some(event.door.as_str()));
+    line.text(name!("tenant"), event.tenant.as_ref().map(|t| t.as_str()));
+    line.text(name!("subject"), event.subject.as_deref());
+    line.word(name!("operation"), event.operation);
+    line.text(name!("resource"), event.resource.as_deref());
+    if !event.approvals.is_empty() {
+        line.texts(name!("approvals"), event.approvals.iter().map(String::as_str));
+    }
+    line.policies(&event.policies);
+    line.shadow(event.shadow.as_deref());
+    line.word(name!("stage"), event.stage);
+    line.address(name!("client.address"), event.peer);
+    line.word(name!("outcome"), Some(event.outcome));
+    line.end()
 }
 
-fn finish(line: &impl Serialize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LINE_BYTES);
-    // Strings and numbers into memory: nothing here can fail.
-    let written = serde_json::to_writer(&mut bytes, line);
-    debug_assert!(written.is_ok(), "a log line must serialize");
-    bytes.push(b'\n');
-    bytes
-}
+// === impl Line ===
 
-/// Milliseconds with microseconds behind the point.
-fn millis(duration: Duration) -> f64 {
-    u32::try_from(duration.as_micros()).map_or_else(|_| duration.as_secs_f64() * 1000.0, |us| f64::from(us) / 1000.0)
-}
+impl Line {
+    fn begin(log: &'static str, now: SystemTime) -> Self {
+        let mut line = Self(Vec::with_capacity(LINE_BYTES));
+        line.0.extend_from_slice(b"{\"timestamp\":\"");
+        line.0.extend_from_slice(&Timestamp(now).to_bytes());
+        line.0.push(b'"');
+        line.word(name!("log"), Some(log));
+        line
+    }
 
-impl Serialize for Text<'_> {
-    fn serialize<S: Serializer>(&self, target: S) -> Result<S::Ok, S::Error> {
-        let end = self.0.floor_char_boundary(TEXT_BYTES_MAX);
-        let text = self.0.get(..end).unwrap_or_default();
-        if text.chars().any(is_obeyed) {
-            return target.collect_str(&text.replace(is_obeyed, "\u{fffd}"));
+    /// A word from a closed set.
+    fn word(&mut self, name: &'static [u8], word: Option<&'static str>) {
+        let Some(word) = word else { return };
+        self.0.extend_from_slice(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(word.as_bytes());
+        self.0.push(b'"');
+    }
+
+    /// A text from outside.
+    fn text(&mut self, name: &'static [u8], text: Option<&str>) {
+        let Some(text) = text else { return };
+        self.0.extend_from_slice(name);
+        self.quoted(text);
+    }
+
+    /// What policies under trial would have said.
+    fn shadow(&mut self, shadow: Option<&ShadowDecision>) {
+        let Some(shadow) = shadow else { return };
+        self.0.extend_from_slice(br#","shadow":{"outcome":""#);
+        self.0.extend_from_slice(if shadow.allow { b"allow" } else { b"deny" });
+        self.0.push(b'"');
+        self.policies(&shadow.policies);
+        self.0.push(b'}');
+    }
+
+    fn policies(&mut self, policies: &[Arc<str>]) {
+        self.texts(name!("policies"), policies.iter().map(|policy| &**policy));
+    }
+
+    fn texts<'a>(&mut self, name: &'static [u8], texts: impl Iterator<Item = &'a str>) {
+        self.0.extend_from_slice(name);
+        self.0.push(b'[');
+        for (at, text) in texts.take(TEXTS_MAX).enumerate() {
+            if at > 0 {
+                self.0.push(b',');
+            }
+            self.quoted(text);
         }
-        target.serialize_str(text)
+        self.0.push(b']');
+    }
+
+    fn number(&mut self, name: &'static [u8], number: u64) {
+        self.0.extend_from_slice(name);
+        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    fn address(&mut self, name: &'static [u8], address: IpAddr) {
+        self.0.extend_from_slice(name);
+        self.0.push(b'"');
+        match address {
+            IpAddr::V4(address) => {
+                for (at, octet) in address.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        self.0.push(b'.');
+                    }
+                    self.0.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+                }
+            }
+            // Writing to memory cannot fail.
+            IpAddr::V6(address) => drop(write!(self.0, "{address}")),
+        }
+        self.0.push(b'"');
+    }
+
+    /// Milliseconds with microseconds behind the point.
+    fn millis(&mut self, name: &'static [u8], duration: Option<Duration>) {
+        let Some(duration) = duration else { return };
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.number(name, micros / 1000);
+        let rest = micros % 1000;
+        let digit = |of: u64| b'0' + u8::try_from(rest / of % 10).unwrap_or(0);
+        self.0.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
+    }
+
+    /// Cut to its limit, control characters replaced: JSON escapes C0 only, terminals obey C1, too.
+    fn quoted(&mut self, text: &str) {
+        let text = text.get(..text.floor_char_boundary(TEXT_BYTES_MAX)).unwrap_or_default();
+        if text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
+            self.0.push(b'"');
+            self.0.extend_from_slice(text.as_bytes());
+            self.0.push(b'"');
+            return;
+        }
+        // A string into memory: nothing here can fail.
+        let written = serde_json::to_writer(&mut self.0, &text.replace(is_obeyed, "\u{fffd}"));
+        debug_assert!(written.is_ok(), "a text must serialize");
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"}\n");
+        self.0
     }
 }
 
 /// Control characters and the line breaks and directions that Unicode adds to them.
 fn is_obeyed(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-impl Policies<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl Texts<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl Serialize for Texts<'_> {
-    fn serialize<S: Serializer>(&self, target: S) -> Result<S::Ok, S::Error> {
-        target.collect_seq(self.0.iter().take(POLICIES_MAX).map(|text| Text(text)))
-    }
-}
-
-impl Serialize for Policies<'_> {
-    fn serialize<S: Serializer>(&self, target: S) -> Result<S::Ok, S::Error> {
-        let mut list = target.serialize_seq(None)?;
-        for policy in self.0.iter().take(POLICIES_MAX) {
-            list.serialize_element(&Text(policy))?;
-        }
-        list.end()
-    }
 }

@@ -31,7 +31,7 @@ const ENDPOINTS_MAX: usize = 512;
 const SECONDS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
 /// Label value for "the exchange did not get that far".
-const NONE: &str = "none";
+pub(super) const NONE: &str = "none";
 
 /// One metric as dashboards know it.
 pub(super) struct Row {

@@ -86,6 +86,11 @@ impl Telemetry {
         Ok(Arc::new(Self { metrics, access, audit, audit_failure: settings.audit_failure }))
     }
 
+    /// What [`Telemetry::new`] would refuse, found without creating a file.
+    pub fn check(settings: &Settings) -> Vec<OpenError> {
+        [&settings.access_log, &settings.audit_log].into_iter().filter_map(|log| writer::check(log).err()).collect()
+    }
+
     /// Writes the access-log line of an exchange and counts it.
     pub fn exchange_finished(&self, event: &ExchangeFinished) {
         self.metrics.exchange_finished(event);
@@ -159,7 +164,16 @@ impl Telemetry {
         self.metrics.config_reload(if ok { "ok" } else { "failed" });
     }
 
-    /// Counts what a policy said; `decision` is `allow` or `deny`, with `shadow_` before it when it was not enforced.
+    /// Counts what policies under trial would have answered; `none` when nothing would have permitted.
+    pub fn shadow_decision(&self, shadow: &ShadowDecision) {
+        let decision = if shadow.allow { "shadow_allow" } else { "shadow_deny" };
+        if shadow.policies.is_empty() {
+            self.metrics.policy_decision(metrics::NONE, decision);
+        }
+        shadow.policies.iter().for_each(|policy| self.metrics.policy_decision(policy, decision));
+    }
+
+    /// Counts what a policy said; `decision` is `allow` or `deny`.
     pub fn policy_decision(&self, policy: &str, decision: &'static str) {
         self.metrics.policy_decision(policy, decision);
     }

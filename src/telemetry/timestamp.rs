@@ -12,14 +12,52 @@ const DAY_SECONDS: u64 = 86_400;
 #[derive(Clone, Copy)]
 pub struct Timestamp(pub SystemTime);
 
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Timestamp {
+    /// The text, as ASCII. The year is the last four digits of it.
+    pub fn to_bytes(self) -> [u8; 24] {
         let since = self.0.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (days, second) = (since.as_secs() / DAY_SECONDS, since.as_secs() % DAY_SECONDS);
         let (year, month, day) = civil(days);
-        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-        let millisecond = since.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
+        let digit = |number: u64, of: u64| b'0' + u8::try_from(number / of % 10).unwrap_or(0);
+        let two = |number| [digit(number, 10), digit(number, 1)];
+        let [y1, y2] = two(year / 100);
+        let [y3, y4] = two(year);
+        let [[m1, m2], [d1, d2]] = [two(month), two(day)];
+        let [[h1, h2], [i1, i2], [s1, s2]] = [two(second / 3600), two(second / 60 % 60), two(second % 60)];
+        let ms = u64::from(since.subsec_millis());
+        [
+            y1,
+            y2,
+            y3,
+            y4,
+            b'-',
+            m1,
+            m2,
+            b'-',
+            d1,
+            d2,
+            b'T',
+            h1,
+            h2,
+            b':',
+            i1,
+            i2,
+            b':',
+            s1,
+            s2,
+            b'.',
+            digit(ms, 100),
+            digit(ms, 10),
+            digit(ms, 1),
+            b'Z',
+        ]
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.to_bytes();
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -255,6 +255,30 @@ impl Drain {
     }
 }
 
+/// Says whether [`LogWriter::open`] could open the target, without creating it.
+///
+/// # Errors
+/// [`OpenError`] as opening would give it.
+pub(super) fn check(target: &LogTarget) -> Result<(), OpenError> {
+    let LogTarget::File(path) = target else { return Ok(()) };
+    let opened = match OpenOptions::new().append(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => can_create_in(path.parent().unwrap_or(Path::new(""))),
+        other => other.map(drop),
+    };
+    opened.map_err(|source| OpenError { path: path.to_owned(), source })
+}
+
+/// Opens a file without a name in the folder: it is gone when it is closed.
+fn can_create_in(folder: &Path) -> io::Result<()> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let opened = OpenOptions::new().write(true).mode(FILE_MODE).custom_flags(libc::O_TMPFILE).open(folder);
+    match opened {
+        // The file system has no nameless files, which says nothing about named ones.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 fn open_file(path: &Path) -> Result<File, OpenError> {
     let opened = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path);
     opened.map_err(|source| OpenError { path: path.to_owned(), source })

@@ -5,15 +5,18 @@
 use super::node::{Node, find_text};
 use super::record::UsageRecord;
 use super::reply::{Counted, members_usage, run_usage, silent_usage, steps_usage};
-use super::sse::{Event, SseEvents};
 use super::words::Word;
 use super::{RunSeen, Terminal};
+use crate::agentos::{Event, SseEvents};
 
 /// Most runs within one run that are told apart. Further ones are counted by their events alone.
 const RUNS_MAX: usize = 256;
 
+/// Most bytes of one event that are read. What counts stands in front, or is cut off by the event's own size.
+pub(super) const EVENT_BYTES_MAX: usize = 256 * 1024;
+
 /// Meters one reply.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Meter {
     events: SseEvents,
     tally: Tally,
@@ -37,6 +40,12 @@ struct RunCalls {
     counted: bool,
 }
 
+impl Default for Meter {
+    fn default() -> Self {
+        Self { events: SseEvents::new(EVENT_BYTES_MAX), tally: Tally::default() }
+    }
+}
+
 impl Meter {
     /// A meter that learns the run from the first event.
     pub fn new() -> Self {
@@ -47,7 +56,7 @@ impl Meter {
     /// as when a stream is resumed in its middle.
     pub fn following(run_id: &str) -> Self {
         let run = Some(RunSeen { run_id: run_id.to_owned(), session_id: None });
-        Self { events: SseEvents::new(), tally: Tally { run, ..Tally::default() } }
+        Self { events: SseEvents::new(EVENT_BYTES_MAX), tally: Tally { run, ..Tally::default() } }
     }
 
     /// Reads the next bytes of an event stream, cut anywhere.

@@ -9,14 +9,12 @@ mod meter;
 mod node;
 mod record;
 mod reply;
-mod sse;
 #[cfg(test)]
 mod tests;
 mod words;
 
 pub use meter::Meter;
 pub use record::{MODELS_MAX, ModelUsage, UsageRecord};
-pub use sse::{EVENT_BYTES_MAX, Event, SseEvents};
 
 /// The run that a reply belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]

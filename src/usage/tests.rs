@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::agentos::Event;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/fixtures/usage/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -246,7 +247,7 @@ fn nested_steps_are_not_counted_twice() {
 
 #[test]
 fn an_oversized_last_event_still_ends_the_run() {
-    let content = "x".repeat(EVENT_BYTES_MAX);
+    let content = "x".repeat(meter::EVENT_BYTES_MAX);
     let last = format!(r#"{{"event":"RunCompleted","run_id":"r","session_id":"s","content":"{content}"}}"#);
     let record = streamed(&[
         ("RunStarted", r#"{"run_id":"r","session_id":"s"}"#),

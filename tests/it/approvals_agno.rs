@@ -103,10 +103,10 @@ async fn call(address: SocketAddr, token: &str, method: &str, target: &str, cont
 // === impl Scene ===
 
 impl Scene {
-    async fn open(agno: Agno) -> Self {
+    async fn open(agno: Agno, setup: Setup) -> Self {
         let folder = TempDir::new().unwrap();
         let ledger = folder.path().join("ledger");
-        let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("LEDGER", ledger.to_str().unwrap());
+        let setup = setup.and("LEDGER", ledger.to_str().unwrap());
         let os = AgentOs::start(setup).await;
         // A Python server on a busy machine must not count as down.
         let settings = Settings::new().set("[clusters.health]", "timeout", "\"20s\"").set(
@@ -421,8 +421,73 @@ async fn teams_and_workflows(scene: &Scene) {
     }
 }
 
+/// A run is named by its own session and by the path of its own component.
+async fn a_run_is_continued_where_it_is(scene: &Scene) {
+    let gated = scene.pause(Way::Gated, "agents", "mailer", "mail g-dora").await;
+    let other = scene.pause(Way::Gated, "agents", "mailer", "mail g-emma").await;
+    let yes = Scene::tools(&gated, json!({"confirmed": true}));
+    for (component, session, status, code) in [
+        ("mailer", Some("nowhere"), 404, "not_found"),
+        ("mailer", Some(other.session.as_str()), 404, "not_found"),
+        ("assistant", Some(gated.session.as_str()), 404, "not_found"),
+        ("mailer", None, 400, "form_malformed"),
+    ] {
+        let target = format!("/agents/{component}/runs/{}/continue", gated.run);
+        let mut fields = vec![("stream", "false"), ("tools", yes.as_str())];
+        fields.extend(session.map(|session| ("session_id", session)));
+        scene.form(Way::Gated, "alice", &target, &fields).await.refused(status, code);
+    }
+    assert_eq!(scene.done("mailed g-dora"), 0);
+    scene.go_on(&gated, "alice", &[("tools", &yes)]).await.completed();
+    assert_eq!(scene.done("mailed g-dora"), 1);
+}
+
+/// Of six who decide one approval at once one does.
+async fn an_approval_is_decided_once(scene: &Scene) {
+    let gated = scene.pause(Way::Gated, "agents", "records", "delete g-decided").await;
+    let target = format!("/approvals/{}/resolve", Scene::approval(&gated));
+    let token = Scene::token(Way::Gated, "adam");
+    let body = json!({"status": "rejected", "resolved_by": "mallory"}).to_string();
+    let decide = || call(scene.address(Way::Gated), &token, "POST", &target, "application/json", body.clone());
+    let mut statuses: Vec<u16> =
+        futures_util::future::join_all((0..6).map(|_| decide())).await.iter().map(|said| said.status).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409, 409, 409, 409, 409]);
+}
+
+/// The same where AgentOS itself asks nobody who they are.
+#[tokio::test]
+async fn continue_is_guarded_before_an_open_agno() {
+    for agno in Agno::ALL {
+        let scene = Scene::open(agno, Setup::open(agno)).await;
+        a_pending_approval_holds(&scene).await;
+        a_rejected_tool_does_not_run(&scene).await;
+        approved_arguments_run_once_as_approved(&scene).await;
+        a_finished_run_is_not_run_again(&scene).await;
+        a_plain_confirmation_confirms_what_was_shown(&scene).await;
+        a_run_is_continued_where_it_is(&scene).await;
+    }
+}
+
+/// And where AgentOS 3 keeps users apart: approvers decide what is not theirs.
+#[tokio::test]
+async fn continue_is_guarded_before_an_isolating_agno() {
+    let setup = Setup::with_jwt(Agno::Newest, AGENTOS_KEY).and("USER_ISOLATION", "1");
+    let scene = Scene::open(Agno::Newest, setup).await;
+    let gated = scene.paused_and(Way::Gated, "rejected", "delete g-rejected").await;
+    scene.go_on(&gated, "alice", &[]).await.completed();
+    let gated = scene.paused_and(Way::Gated, "approved", "delete g-approved").await;
+    let changed = Scene::tools(&gated, json!({"confirmed": true, "tool_args": {"record_id": "g-other"}}));
+    scene.go_on(&gated, "alice", &[("tools", &changed)]).await.refused(400, "field_not_allowed");
+    scene.go_on(&gated, "alice", &[]).await.completed();
+    assert_eq!(scene.done("deleted g-approved"), 1);
+    assert_eq!(scene.done("deleted g-rejected") + scene.done("deleted g-other"), 0);
+    an_approval_is_decided_once(&scene).await;
+    a_run_is_continued_where_it_is(&scene).await;
+}
+
 async fn continue_is_guarded_on(agno: Agno) {
-    let scene = Scene::open(agno).await;
+    let scene = Scene::open(agno, Setup::with_jwt(agno, AGENTOS_KEY)).await;
     a_pending_approval_holds(&scene).await;
     a_rejected_tool_does_not_run(&scene).await;
     approved_arguments_run_once_as_approved(&scene).await;
@@ -431,6 +496,8 @@ async fn continue_is_guarded_on(agno: Agno) {
     a_plain_confirmation_confirms_what_was_shown(&scene).await;
     inputs_and_results_come_from_the_caller(&scene).await;
     a_streamed_continuation_is_guarded_alike(&scene).await;
+    a_run_is_continued_where_it_is(&scene).await;
+    an_approval_is_decided_once(&scene).await;
     if agno == Agno::Newest {
         teams_and_workflows(&scene).await;
     }

@@ -5,8 +5,8 @@
 
 use serde_json::json;
 
-use crate::fake::{FakeAgentOs, Reply};
-use crate::stack::{Ask, Got, Stack, Who};
+use crate::fake::{Event, FakeAgentOs, Line, Reply};
+use crate::stack::{Ask, Got, Settings, Stack, Who};
 
 /// A session of a user of AgentOS, as `GET /sessions/{id}` shows it for every kind that is asked for.
 fn session(os: &FakeAgentOs, id: &str, user: &str) {
@@ -163,4 +163,207 @@ async fn who_may_not_see_an_approval_does_not_learn_that_it_exists() {
     // Who may read it is told why it may not do more.
     let delete = Ask::new("DELETE", "/approvals/a1").by(&Who::new("pat").role("approver"));
     assert_eq!(stack.send(delete).await.status, 403);
+}
+
+#[tokio::test]
+async fn a_user_in_the_path_is_the_caller_by_its_own_name() {
+    let stack = Stack::start().await;
+    let learnings = |user: &str| Ask::new("DELETE", &format!("/learnings/users/{user}?db_id=d")).by(&Who::alice());
+    stack.os().pin("DELETE", "/learnings/users/acme~alice", Reply::empty(204));
+    assert_eq!(stack.send(learnings("alice")).await.status, 204);
+    let seen = stack.os().requests();
+    assert_eq!(seen.iter().map(|r| &*r.target).collect::<Vec<_>>(), ["/learnings/users/acme~alice?db_id=d"]);
+    assert_eq!(seen[0].claims()["sub"], "acme~alice");
+    // Her upstream name is none that callers use; neither may others be named, whoever asks.
+    for user in ["acme~alice", "bob", "acme~bob", "globex~alice", "Alice", "*"] {
+        assert_not_found(user, &stack.send(learnings(user)).await);
+    }
+    let admin = Ask::new("DELETE", "/learnings/users/alice").by(&Who::new("ada").role("admin"));
+    assert_not_found("admin", &stack.send(admin).await);
+    assert_eq!(stack.os().requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_list_of_the_tenant_is_narrowed_to_the_user_whom_the_caller_names() {
+    let stack = Stack::start().await;
+    let approvals = |user: &str| Ask::get(&format!("/approvals?user_id={user}")).by(&Who::new("pat").role("approver"));
+    let mut seen = Vec::new();
+    for user in ["bob", "globex~gina", ""] {
+        assert_eq!(stack.send(approvals(user)).await.status, 200);
+        seen.push(stack.os().requests_to("/approvals").pop().unwrap().query().replace("%7E", "~"));
+    }
+    let page = "page=1&limit=500";
+    assert_eq!(seen, [format!("user_id=acme~bob&{page}"), format!("user_id=acme~globex~gina&{page}"), page.to_owned()]);
+}
+
+#[tokio::test]
+async fn the_buckets_of_an_agentos_are_not_a_tenants() {
+    let stack = Stack::start().await;
+    let files = || Ask::get("/knowledge/docs/sources/bucket/files");
+    let fetch = || Ask::post("/knowledge/remote-content").field("config_id", "bucket").field("path", "/x");
+    let admin = Who::new("ada").role("admin").scope("knowledge:read").scope("knowledge:write");
+    for ask in [files(), fetch()] {
+        assert_eq!(stack.send(ask.clone().by(&admin)).await.code(), "forbidden", "{ask:?}");
+    }
+    assert_eq!(stack.os().requests(), []);
+    let root = Who::new("root").role("admin").role("platform_admin");
+    stack.os().pin("GET", "/knowledge/docs/sources/bucket/files", Reply::json(200, &json!({"files": []})));
+    assert_eq!(stack.send(files().by(&root)).await.status, 200);
+}
+
+#[tokio::test]
+async fn which_of_several_databases_must_be_said_where_it_can_be() {
+    let stack = Stack::start().await;
+    let which = json!({"detail": "The db_id query parameter is required when using multiple databases"});
+    for path in ["/sessions/s", "/memories/m"] {
+        stack.os().pin("GET", path, Reply::json(400, &which));
+        let got = stack.send(Ask::get(path).by(&Who::alice())).await;
+        assert_eq!((got.status, got.code().as_str()), (400, "form_malformed"), "{got:?}");
+        assert!(got.json()["detail"].as_str().unwrap().contains("`db_id`"), "{got:?}");
+    }
+}
+
+#[tokio::test]
+async fn knowledge_that_no_filter_reaches_is_not_searched_for_a_tenant() {
+    let fakes = vec![FakeAgentOs::start_as(Line::V2).await, FakeAgentOs::start().await];
+    let searches = json!({"id": "x", "members": [{"knowledge": {"knowledge_filters": {"kind": "faq"}}}]});
+    for os in fakes {
+        os.pin("GET", "/workflows/daily-report", Reply::json(200, &json!({"steps": [{"agent": {"knowledge": {}}}]})));
+        os.pin("GET", "/teams/newsroom", Reply::json(200, &searches));
+        let own = [("name", "\"own\""), ("credential", "\"none\""), ("knowledge", "\"exclusive\"")];
+        let settings = Settings::new().add("[[clusters]]", &own).set("[tenants.globex]", "clusters", "[\"main\"]");
+        let stack = Stack::before(vec![os], settings).await;
+        for path in ["/workflows/daily-report/runs", "/teams/newsroom/runs"] {
+            let got = stack.send(Ask::post(path).field("message", "hi").by(&Who::alice())).await;
+            assert_eq!((got.status, got.code().as_str()), (403, "knowledge_shared"), "{path}: {got:?}");
+            let sent: Vec<_> = stack.os().requests().into_iter().filter(|request| request.method != "GET").collect();
+            assert_eq!(sent, []);
+        }
+        // A component that is not described is not run.
+        let absent = Ask::post("/workflows/none/runs").field("message", "hi").by(&Who::alice());
+        assert_not_found("an unknown workflow", &stack.send(absent).await);
+        // A cluster of one tenant has nothing to keep apart.
+        let run = Ask::post("/workflows/daily-report/runs").field("message", "hi").field("stream", "false");
+        let got = stack.send(run.header("tollbridge-cluster", "own").by(&Who::alice())).await;
+        assert_eq!(got.status, 200, "{got:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_to_ask_for_a_new_session_makes_it() {
+    let stack = Stack::start().await;
+    no_session(stack.os(), "shared");
+    let (reply, gate) = Reply::paced_sse(&[Event::new("RunStarted", json!({})), Event::new("RunCompleted", json!({}))]);
+    stack.os().pin("POST", "/agents/assistant/runs", reply);
+    let run = |who: &Who| Ask::run("assistant").field("message", "hi").field("session_id", "shared").by(who);
+    let gina = Who::new("gina").of("globex").role("operator");
+    let mut first = stack.open(run(&Who::alice())).await;
+    gate.open_once();
+    first.until("RunStarted").await;
+    // AgentOS has not written the session yet: a look-up finds none.
+    assert_not_found("another tenant", &stack.send(run(&gina)).await);
+    assert_not_found("a colleague", &stack.send(run(&Who::new("bob").role("operator"))).await);
+    let made = Ask::post("/sessions").json(&json!({"session_id": "shared"})).by(&gina);
+    assert_not_found("another way to make it", &stack.send(made).await);
+    gate.open();
+    first.rest().await;
+    assert_not_found("a moment later", &stack.send(run(&gina)).await);
+    assert_eq!(stack.send(run(&Who::alice())).await.status, 200);
+    // A call that sent nothing keeps no id.
+    no_session(stack.os(), "free");
+    let viewer = Who::new("vera").role("viewer");
+    let refused = Ask::run("assistant").field("message", "hi").field("session_id", "free").by(&viewer);
+    assert_eq!(stack.send(refused).await.code(), "forbidden");
+    let taken = Ask::run("assistant").field("message", "hi").field("session_id", "free").by(&gina);
+    assert_eq!(stack.send(taken).await.status, 200);
+}
+
+#[tokio::test]
+async fn files_of_the_same_name_stay_two_contents() {
+    for (line, description) in [(Line::V2, Some("ours [acme]")), (Line::V3, Some("ours"))] {
+        let stack = Stack::before(vec![FakeAgentOs::start_as(line).await], Settings::new()).await;
+        stack.os().pin("POST", "/knowledge/content", Reply::json(202, &json!({"id": "c"})));
+        let admin = Who::new("ada").role("admin");
+        let upload = Ask::post("/knowledge/content").field("text_content", "x").field("description", "ours");
+        assert_eq!(stack.send(upload.by(&admin)).await.status, 202);
+        let form = stack.os().requests_to("/knowledge/content")[0].form();
+        assert_eq!((form.get("metadata"), form.get("description")), (Some(r#"{"tenant":"acme"}"#), description));
+    }
+}
+
+#[tokio::test]
+async fn what_the_agents_of_all_tenants_read_is_not_written_by_one() {
+    let stack = Stack::start().await;
+    stack.os().pin("POST", "/learnings", Reply::json(201, &json!({"learning_id": "l"})));
+    let learn = |kind: &str, namespace: Option<&str>| {
+        let body = json!({"learning_type": kind, "namespace": namespace, "content": {"note": "x"},
+            "entity_id": "e", "entity_type": "company"});
+        Ask::post("/learnings").json(&body).by(&Who::alice())
+    };
+    for (kind, namespace) in [
+        ("entity_memory", None),
+        ("entity_memory", Some("global")),
+        ("learned_knowledge", None),
+        ("decision_log", None),
+    ] {
+        let got = stack.send(learn(kind, namespace)).await;
+        assert_eq!((got.status, got.code().as_str()), (403, "forbidden"), "{kind} {namespace:?}: {got:?}");
+    }
+    assert_eq!(stack.os().requests(), []);
+    for (kind, namespace) in [("entity_memory", Some("user")), ("user_profile", None), ("user_memory", Some("global"))]
+    {
+        assert_eq!(stack.send(learn(kind, namespace)).await.status, 201, "{kind} {namespace:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_foreign_costs_as_much_as_what_is_absent() {
+    let stack = Stack::start().await;
+    session(stack.os(), "eves", "globex~eve");
+    no_session(stack.os(), "none");
+    let asked = async |id: &str, who: Who| {
+        let before = stack.os().requests().len();
+        stack.send(Ask::get(&format!("/sessions/{id}")).by(&who)).await;
+        stack.os().requests().len() - before
+    };
+    // Its owner's own look leaves nothing behind that others could notice.
+    asked("eves", Who::new("eve").of("globex").role("operator")).await;
+    let mut costs = Vec::new();
+    for id in ["none", "eves", "none", "eves"] {
+        costs.push(asked(id, Who::alice()).await);
+    }
+    assert_eq!(costs, [3, 3, 3, 3]);
+}
+
+#[tokio::test]
+async fn ids_are_no_longer_than_an_id() {
+    let stack = Stack::start().await;
+    let long = "x".repeat(513);
+    let run = Ask::run("assistant").field("message", "hi").field("session_id", &long).by(&Who::alice());
+    assert_eq!(stack.send(run).await.code(), "form_malformed");
+    for path in [format!("/sessions/{long}"), format!("/memories/{long}"), format!("/approvals/{long}")] {
+        let got = stack.send(Ask::get(&path).by(&Who::alice())).await;
+        assert!(matches!(got.status, 400 | 404), "{got:?}");
+    }
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn a_list_that_others_have_filled_says_that_it_is_not_whole() {
+    let stack = Stack::start().await;
+    let rows = |count: usize| {
+        let row = |n: usize| json!({"id": n, "user_id": if n == 0 { "acme~bob" } else { "globex~gina" }});
+        Reply::json(200, &json!({"data": (0..count).map(row).collect::<Vec<_>>()}))
+    };
+    let list = Ask::get("/approvals").by(&Who::new("pat").role("approver"));
+    stack.os().pin("GET", "/approvals", rows(500));
+    let got = stack.send(list.clone()).await.json();
+    assert_eq!(
+        (&got["meta"]["truncated"], &got["meta"]["total_count"]),
+        (&json!(true), &json!(20)),
+        "one of each page"
+    );
+    stack.os().pin("GET", "/approvals", rows(499));
+    let got = stack.send(list).await.json();
+    assert_eq!((&got["meta"]["truncated"], &got["meta"]["total_count"]), (&json!(null), &json!(1)));
 }

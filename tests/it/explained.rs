@@ -176,6 +176,10 @@ async fn of_rows(explained: &mut Explained) {
         let explanation = explained.check(&stack, "policy", code, ask.by(&who)).await;
         assert_eq!(decided(&explanation), policies, "{who:?}");
     }
+    let workflow = json!({ "id": "daily-report", "steps": [{ "agent": { "knowledge": { "db_id": "k" } } }] });
+    stack.os().pin("GET", "/workflows/daily-report", Reply::json(200, &workflow));
+    let report = Ask::post("/workflows/daily-report/runs").field("message", "hi").by(&Who::alice());
+    explained.check(&stack, "facts", "knowledge_shared", report).await;
     // Through another door the same call has another end.
     let mut call = Ask::new("DELETE", "/sessions/mine").by(&Who::alice()).call();
     call.door = tollbridge::telemetry::Door::Mcp;

@@ -96,6 +96,26 @@ async fn malformed_chunks_never_become_a_run() {
 }
 
 #[tokio::test]
+async fn nothing_behind_a_chunked_body_is_read_as_a_request() {
+    let stack = Stack::start().await;
+    let good = good();
+    let post = format!(
+        "POST /agents/assistant/runs HTTP/1.1\r\n{good}Content-Type: application/x-www-form-urlencoded\r\n\
+         Transfer-Encoding: chunked\r\n\r\n17\r\nmessage=hi&stream=false\r\n"
+    );
+    let hidden = format!("GET /agents/records HTTP/1.1\r\n{good}\r\n");
+    // The library reads a size without a digit as the last chunk; another parser would go on.
+    for end in ["0\r\n\r\n", "\r\n\r\n", ";x\r\n\r\n", " \r\n\r\n"] {
+        let mut raw = stack.raw().await;
+        raw.write(format!("{post}{end}{hidden}")).await;
+        let answers = raw.rest().await;
+        assert!(answers.matches("HTTP/1.1 ").count() <= 1, "{end:?}: {answers}");
+        assert!(answers.is_empty() || answers.to_lowercase().contains("\r\nconnection: close\r\n"), "{answers}");
+    }
+    assert_eq!(stack.os().requests_to("/agents/records"), []);
+}
+
+#[tokio::test]
 async fn chunk_extensions_and_trailers_do_not_pass() {
     let stack = Stack::start().await;
     let post = format!(

@@ -77,6 +77,31 @@ async fn a_run_slot_comes_back_after_every_failure() {
 }
 
 #[tokio::test]
+async fn a_background_run_keeps_its_slot_when_its_caller_leaves_the_stream() {
+    let stack = Stack::with(plan("concurrent_runs", "1")).await;
+    let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
+    let (reply, gate) = Reply::paced_sse(&events);
+    stack.os().script(reply);
+    let row = |status: &str| {
+        let metrics = json!({"input_tokens": 2, "output_tokens": 3, "total_tokens": 5});
+        Reply::json(200, &json!({"run_id": "r", "session_id": "s", "status": status, "metrics": metrics}))
+    };
+    let path = "/agents/assistant/runs/r";
+    stack.os().pin("GET", path, row("RUNNING"));
+    gate.open_once();
+    let mut flow = stack.open(run().field("background", "true")).await;
+    flow.until("RunStarted").await;
+    drop(flow);
+    stack.wait_for_metric("tollbridge_in_flight", &["door=\"http\""], 0.0).await;
+    assert_eq!(stack.send(run()).await.code(), "too_many_runs");
+    stack.os().wait_for_request(path, 1).await;
+    assert_eq!(stack.metric("tollbridge_runs_active{tenant=\"acme\"}").await, 1.0);
+    stack.os().pin("GET", path, row("COMPLETED"));
+    stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
+    assert_eq!(stack.os().requests_to(path)[0].query(), "session_id=s");
+}
+
+#[tokio::test]
 async fn an_exhausted_budget_stops_runs_and_nothing_else() {
     let stack = Stack::with(plan("tokens", "{ per_day = 8 }")).await;
     // Five tokens each.

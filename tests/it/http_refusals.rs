@@ -82,11 +82,14 @@ async fn of_the_request(reached: &mut Reached) {
         "/sessions/theirs",
         Reply::json(200, &json!({"session_id": "theirs", "user_id": "globex~eve"})),
     );
+    let searches = json!({"id": "daily-report", "steps": [{"agent": {"knowledge": {"db_id": "d"}}}]});
+    stack.os().pin("GET", "/workflows/daily-report", Reply::json(200, &searches));
     let cases = [
         ("path_not_canonical", Ask::get("/agents/a%2Fb").by(&alice)),
         ("credential_ambiguous", Ask::get("/agents").by(&alice).by(&alice)),
         ("unauthenticated", Ask::get("/agents")),
         ("token_expired", Ask::get("/agents").bearer(&expired)),
+        ("knowledge_shared", Ask::post("/workflows/daily-report/runs").field("message", "hi").by(&alice)),
         ("forbidden", run().by(&Who::new("bob").role("viewer"))),
         ("operation_unknown", Ask::get("/nowhere").by(&alice)),
         ("operation_unsupported", Ask::post("/agents/assistant/runs/r/resume").field("session_id", "s").by(&alice)),

@@ -1,6 +1,13 @@
 //! Proves what is sent again and what never is.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tollbridge::gateway::{Call, Caller, Gateway, Inbound, Snapshot};
+use tollbridge::outbound::{self, Client};
+use tollbridge::telemetry::{self, AuditFailure, Door, LogTarget, Telemetry};
+
 use crate::fake::{FakeAgentOs, Reply};
 use crate::stack::{Ask, Settings, Stack, Who};
 
@@ -122,6 +129,64 @@ async fn a_run_that_cannot_connect_moves_and_is_named_after_its_new_endpoint() {
     }
     assert_eq!(live.requests_to(RUNS).len(), 2);
     assert!(stack.metric_sum("tollbridge_upstream_errors_total", &["kind=\"connect\""]).await >= 1.0);
+}
+
+#[tokio::test]
+async fn the_log_names_the_run_that_was_sent() {
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let stack = Stack::over(&urls, unprobed()).await;
+    let mut fakes = fakes.into_iter();
+    drop(fakes.next());
+    let live = fakes.next().unwrap();
+    live.pin("POST", RUNS, Reply::detail(422, "no"));
+    let ids = ["moved-1", "moved-2"];
+    for id in ids {
+        assert_eq!(stack.send(run().header("x-request-id", id)).await.status, 422);
+    }
+    for (at, id) in ids.into_iter().enumerate() {
+        let sent = live.requests_to(RUNS)[at].form().get("run_id").unwrap().to_owned();
+        assert_eq!(stack.access_line(id).await["run_id"], sent.as_str());
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_nobody_can_take_over_is_logged_as_it_was_answered() {
+    let stack = Stack::start().await;
+    let log = stack.folder().join("full.jsonl");
+    let settings = telemetry::Settings {
+        access_log: LogTarget::File(log.clone()),
+        audit_log: LogTarget::Off,
+        audit_failure: AuditFailure::Continue,
+    };
+    let snapshot = Snapshot::clone(&stack.running.gateway.snapshot());
+    let seal = snapshot.clusters.seal().clone();
+    let telemetry = Telemetry::new(settings, []).unwrap();
+    let client = Client::new(outbound::Settings::default());
+    let full = Gateway::new(snapshot, client, Arc::clone(&telemetry), seal, Arc::new(|_, _| false));
+    let bearer = format!("Bearer {}", Who::alice().token());
+    let headers = [("authorization", bearer.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+    let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    let call = Call {
+        door: Door::Http,
+        request_id: "full".into(),
+        method: http::Method::POST,
+        path: RUNS.to_owned(),
+        query: None,
+        headers: headers.into_iter().collect(),
+        host: None,
+        peer: IpAddr::from([127, 0, 0, 1]),
+        caller: Caller::ByHeaders,
+        cluster: None,
+        human: false,
+        body: Inbound::Full("message=hi&stream=false".into()),
+    };
+    let answer = full.serve(call).await;
+    telemetry.flush();
+    let line: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+    assert_eq!((answer.status.as_u16(), answer.refused), (503, Some("draining")));
+    assert_eq!((&line["code"], &line["http.response.status_code"]), (&"draining".into(), &503.into()), "{line}");
+    assert_eq!(stack.os().requests_to(RUNS), []);
 }
 
 #[tokio::test]

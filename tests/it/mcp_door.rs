@@ -103,6 +103,19 @@ async fn the_list_of_tools_depends_on_the_caller() {
 }
 
 #[tokio::test]
+async fn the_list_of_tools_depends_on_the_callers_address() {
+    let near = r#"@id("near") forbid (principal, action in Tollbridge::Action::"run", resource)
+        unless { context.source_ip.isLoopback() };"#;
+    let stack = Stack::with(Settings::new().policy("90-near.cedar", near)).await;
+    let tools = McpClient::of(&stack, Era::Modern, &Who::alice()).await.tools().await;
+    assert!(tools.iter().any(|name| name == "run_agent"), "{tools:?}");
+    let far = near.replace("unless", "when");
+    let stack = Stack::with(Settings::new().policy("90-far.cedar", &far)).await;
+    let tools = McpClient::of(&stack, Era::Modern, &Who::alice()).await.tools().await;
+    assert!(!tools.iter().any(|name| name == "run_agent"), "{tools:?}");
+}
+
+#[tokio::test]
 async fn a_refused_call_reaches_nobody_and_says_why() {
     let stack = Stack::start().await;
     for era in Era::ALL {

@@ -1,10 +1,13 @@
-//! Plays the measured holes of AgentOS twice, on both releases: straight at a replica, to show that the hole is open
-//! there, and through the gateway, where it is closed while the rightful owner's call still works.
-//! The holes of paused runs and approvals' continuation have a suite of their own.
+//! Plays the measured holes of AgentOS twice, on both releases, with its authorization on and off and with its user
+//! isolation: straight at a replica, to show that the hole is open there, and through the gateway, where it is closed
+//! while the rightful owner's call still works.
+//! The holes of paused runs and approvals' continuation have a suite of their own (`approvals_agno`).
 //! Invariant: a case makes its own rows on its own side, so that cases do not see each other.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+mod apart;
+mod interfaces;
 mod scopes;
 mod sockets;
 mod users;
@@ -22,13 +25,45 @@ use crate::agno::{AgentOs, Agno, Setup};
 use crate::stack::{AGENTOS_KEY, Ask, CALLER_KEY, Got, ISSUER, Raw, Settings, Stack, open_at};
 
 /// A measured hole.
+#[derive(Clone, Copy)]
 struct Hole {
     name: &'static str,
-    /// On which releases a bare AgentOS has it.
+    /// On which releases a bare AgentOS has it, with scopes on.
     open_on: &'static [Agno],
+    /// With authorization off.
+    open_off: &'static [Agno],
+    /// With users kept apart as well.
+    open_isolated: &'static [Agno],
     /// Plays it on one side.
     play: for<'a> fn(&'a Side) -> BoxFuture<'a, Seen>,
 }
+
+/// How AgentOS itself is guarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    /// Not at all.
+    Off,
+    /// Tokens and scopes.
+    Scopes,
+    /// And each user sees rows of its own only (3.x).
+    Isolation,
+}
+
+const BOTH: &[Agno] = &Agno::ALL;
+const NEWEST: &[Agno] = &[Agno::Newest];
+const OLDEST: &[Agno] = &[Agno::Oldest];
+const NONE: &[Agno] = &[];
+
+/// Without authorization nearly all holes are open; with user isolation few.
+macro_rules! hole {
+    ($name:literal, $open_on:expr, $play:path) => {
+        hole!($name, $open_on, off BOTH, isolated NONE, |side| $play(side).boxed())
+    };
+    ($name:literal, $open_on:expr, off $off:expr, isolated $isolated:expr, $play:expr) => {
+        Hole { name: $name, open_on: $open_on, open_off: $off, open_isolated: $isolated, play: $play }
+    };
+}
+use hole;
 
 /// What came of a case on one side.
 #[derive(Debug)]
@@ -46,6 +81,7 @@ struct Seen {
 struct Side {
     address: SocketAddr,
     gateway: bool,
+    guard: Guard,
 }
 
 /// A caller. Straight at AgentOS the scopes count and there are no tenants; at the gateway both count, and roles.
@@ -123,10 +159,15 @@ impl Side {
         text.replace("s-", if self.gateway { "s-g-" } else { "s-d-" })
     }
 
+    /// A bare AgentOS without authorization believes who the form says it serves.
+    fn named(&self, who: Person, ask: Ask) -> Ask {
+        if self.guard == Guard::Off && !self.gateway { ask.field("user_id", who.name) } else { ask }
+    }
+
     /// Starts a run that is over when this returns; gives its run and session.
     async fn run(&self, who: Person, agent: &str, message: &str, session: &str) -> Value {
         let ask = Ask::run(agent).field("message", message).field("stream", "false").field("session_id", session);
-        let got = self.send(who, ask).await;
+        let got = self.send(who, self.named(who, ask)).await;
         assert_eq!(got.status, 200, "{who:?}: {got:?}");
         got.json()
     }
@@ -137,15 +178,28 @@ fn patient() -> Settings {
     Settings::new().set("[clusters.health]", "timeout", "\"30s\"")
 }
 
-/// Starts the release and the gateway, plays the table on both sides, and names every surprise.
-async fn play(agno: Agno, setup: Setup, holes: &[Hole]) {
+// === impl Hole ===
+
+impl Hole {
+    fn is_open(&self, agno: Agno, guard: Guard) -> bool {
+        let on = match guard {
+            Guard::Off => self.open_off,
+            Guard::Scopes => self.open_on,
+            Guard::Isolation => self.open_isolated,
+        };
+        on.contains(&agno)
+    }
+}
+
+/// Starts the release and the gateway, plays the tables on both sides, and names every surprise.
+async fn play(agno: Agno, guard: Guard, setup: Setup, tables: &[&[Hole]]) {
     let os = AgentOs::start(setup).await;
     let stack = Stack::over(&[os.url()], patient()).await;
-    let direct = Side { address: SocketAddr::from(([127, 0, 0, 1], os.port())), gateway: false };
-    let through = Side { address: stack.address(), gateway: true };
+    let direct = Side { address: SocketAddr::from(([127, 0, 0, 1], os.port())), gateway: false, guard };
+    let through = Side { address: stack.address(), gateway: true, guard };
     let mut surprises = Vec::new();
-    for hole in holes {
-        let open = hole.open_on.contains(&agno);
+    for hole in tables.iter().copied().flatten() {
+        let open = hole.is_open(agno, guard);
         let seen = (hole.play)(&direct).await;
         if seen.open != open {
             surprises.push(format!("{}: bare agno: expected open: {open}: {seen:?}", hole.name));
@@ -155,7 +209,59 @@ async fn play(agno: Agno, setup: Setup, holes: &[Hole]) {
             surprises.push(format!("{}: through the gateway: {seen:?}", hole.name));
         }
     }
-    assert!(surprises.is_empty(), "agno {}:\n{}", agno.version(), surprises.join("\n"));
+    assert!(surprises.is_empty(), "agno {}, {guard:?}:\n{}", agno.version(), surprises.join("\n"));
+}
+
+/// Every case that needs nothing special.
+const ALL: &[&[Hole]] = &[users::HOLES, scopes::HOLES, sockets::DOORS, interfaces::HOLES, apart::HOLES];
+
+fn with_everything(setup: Setup) -> Setup {
+    setup.and("MCP", "1").and("EXTRAS", "1").and("SLOW_CHUNKS", "8")
+}
+
+#[tokio::test]
+async fn agno_oldest_holes_are_closed() {
+    let setup = Setup::with_jwt(Agno::Oldest, AGENTOS_KEY).and("VERIFY_AUD", "0").and("TRACING", "1");
+    play(Agno::Oldest, Guard::Scopes, with_everything(setup), &[ALL, &[scopes::TOKENS, apart::TRACES]].concat()).await;
+}
+
+#[tokio::test]
+async fn agno_newest_holes_are_closed() {
+    let setup = Setup::with_jwt(Agno::Newest, AGENTOS_KEY).and("VERIFY_AUD", "0");
+    play(Agno::Newest, Guard::Scopes, with_everything(setup), &[ALL, &[scopes::TOKENS]].concat()).await;
+}
+
+#[tokio::test]
+async fn agno_oldest_without_authorization_is_closed() {
+    play(Agno::Oldest, Guard::Off, with_everything(Setup::open(Agno::Oldest)), ALL).await;
+}
+
+#[tokio::test]
+async fn agno_newest_without_authorization_is_closed() {
+    play(Agno::Newest, Guard::Off, with_everything(Setup::open(Agno::Newest)), ALL).await;
+}
+
+/// What AgentOS keeps apart by itself must still work for owners, approvers and those who run the installation.
+#[tokio::test]
+async fn agno_newest_with_user_isolation_serves_the_rightful() {
+    let setup = Setup::with_jwt(Agno::Newest, AGENTOS_KEY).and("USER_ISOLATION", "1");
+    play(Agno::Newest, Guard::Isolation, with_everything(setup), ALL).await;
+}
+
+/// With one shared key AgentOS 2.x guards its REST routes only.
+#[tokio::test]
+async fn agno_beside_a_security_key_is_closed() {
+    for agno in Agno::ALL {
+        let setup = Setup::open(agno).and("MCP", "1").and("EXTRAS", "1").and("OS_SECURITY_KEY", AGENTOS_KEY);
+        play(agno, Guard::Scopes, setup, &[interfaces::ANONYMOUS]).await;
+    }
+}
+
+/// A database of its own per agent.
+#[tokio::test]
+async fn agno_newest_with_two_databases_serves_the_rightful() {
+    let setup = Setup::with_jwt(Agno::Newest, AGENTOS_KEY).and("ANNEX", "1");
+    play(Agno::Newest, Guard::Scopes, setup, &[apart::DATABASES]).await;
 }
 
 /// The first part of what was said, for messages.

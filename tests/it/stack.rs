@@ -77,7 +77,8 @@ impl Stack {
     pub(crate) async fn over(endpoints: &[String], settings: Settings) -> Self {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("config.toml");
-        std::fs::write(&path, settings.toml(endpoints, &repository().join("policies"))).unwrap();
+        let policies = settings.policies(&repository().join("policies"), folder.path());
+        std::fs::write(&path, settings.toml(endpoints, &policies)).unwrap();
         let environment = [
             ("TOLLBRIDGE_SECRET", "secret-secret-secret-secret-secret-0123"),
             ("TOLLBRIDGE_JWT_KEY", CALLER_KEY),
@@ -85,7 +86,7 @@ impl Stack {
         ];
         let environment: BTreeMap<String, String> = environment.map(|(name, value)| (name.into(), value.into())).into();
         let (config, _warnings) = config::load(&path, &environment).unwrap_or_else(|problems| panic!("{problems}"));
-        let running = server::start(config).await.unwrap_or_else(|error| panic!("{error}"));
+        let running = server::start(config).await.unwrap_or_else(|error| panic!("{error:?}"));
         let stack = Self { fakes: Vec::new(), running, folder };
         stack.probed().await;
         stack

@@ -47,15 +47,16 @@ pub(super) static ROWS: &[Operation] = &[
     get("get_content_status", "/knowledge/content/{content_id}/status")
         .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"]),
 
+    // What stands in the buckets of the AgentOS is nobody's and everybody's: OS-wide.
     post("upload_remote_content", "/knowledge/remote-content")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:write"])
+        .on(Resource::Knowledge).scopes(&["knowledge:write"])
         .query(&["db_id", "knowledge_id"])
         .form(&["config_id", "path", "source_params", "name", "description", "metadata", "reader_id", "chunker",
                 "chunk_size", "chunk_overlap"])
         .mark(Mark::Metadata("metadata")).purges(SEARCHES),
     get("list_content_sources", "/knowledge/{knowledge_id}/sources")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id"]),
+        .on(Resource::Knowledge).scopes(&["knowledge:read"]).query(&["db_id"]),
     get("list_source_files", "/knowledge/{knowledge_id}/sources/{source_id}/files")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:read"])
+        .on(Resource::Knowledge).scopes(&["knowledge:read"])
         .query(&["prefix", "limit", "page", "delimiter", "db_id"]),
 ];

@@ -61,6 +61,7 @@ impl Operation {
             query: &[],
             user_id: &[],
             session_id: &[],
+            creates_session: false,
             run_id: &[],
             cache: Caching::Never,
             purges: &[],
@@ -184,6 +185,12 @@ impl Operation {
 
     pub(super) const fn session(mut self, places: &'static [Place]) -> Self {
         self.session_id = places;
+        self
+    }
+
+    /// The session that is named need not exist.
+    pub(super) const fn creates_session(mut self) -> Self {
+        self.creates_session = true;
         self
     }
 

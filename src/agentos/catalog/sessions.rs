@@ -19,7 +19,8 @@ pub(super) static ROWS: &[Operation] = &[
         .query(&["type", "db_id"])
         .json(&["session_id", "session_name", "session_state", "metadata", "user_id", "agent_id", "team_id",
                 "workflow_id"])
-        .user(&[Place::Json("user_id")]).session(&[Place::Json("session_id")]).keeps_session(),
+        .user(&[Place::Json("user_id")]).session(&[Place::Json("session_id")]).creates_session()
+        .keeps_session(),
     // `session_ids` is an array: every one of them has to be the caller's.
     delete("delete_sessions", "/sessions")
         .on(Resource::Session).owned().scopes(&["sessions:delete"])

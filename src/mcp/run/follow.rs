@@ -12,8 +12,8 @@ use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::events::SseEvents;
 use super::view::{Note, RunView};
+use crate::agentos::SseEvents;
 use crate::agentos::operation::Kind;
 use crate::gateway::{Answer, AnswerBody};
 use crate::mcp::Detach;
@@ -23,6 +23,8 @@ use crate::mcp::progress::Progress;
 use crate::mcp::routes::{self, Deed};
 use crate::mcp::visit::Visit;
 
+/// Largest event that is read. A terminal event repeats the whole answer of a run.
+const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest reading on of a run that was handed back.
 const DRAIN_MAX: Duration = Duration::from_secs(3_600);
 /// Longest reading on after a terminal event, before the client gets its result: the stream ends right behind it.
@@ -111,7 +113,7 @@ impl Follow<'_> {
 
     async fn events(mut self, mut body: AnswerBody) -> Followed {
         let mut view = RunView::new(self.kind);
-        let mut events = SseEvents::default();
+        let mut events = SseEvents::new(EVENT_BYTES_MAX);
         let mut deadline = Instant::now() + self.budget;
         loop {
             match self.read(&mut body, &mut events, &mut view, deadline).await {
@@ -153,7 +155,7 @@ impl Follow<'_> {
                 frame = body.frame() => match frame {
                     Some(Ok(frame)) => {
                         let Ok(data) = frame.into_data() else { continue };
-                        events.push(&data).iter().for_each(|event| self.note(view.apply(event)));
+                        events.push(&data, &mut |event| self.note(view.apply(event)));
                     }
                     // A break without words of the gateway's own looks like an early end.
                     Some(Err(_)) | None => {

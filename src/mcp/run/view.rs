@@ -4,8 +4,8 @@
 
 use serde_json::Value;
 
-use super::events::SseEvent;
 use super::waiting::{self, Waiting};
+use crate::agentos::Event;
 use crate::agentos::operation::Kind;
 use crate::mcp::text;
 
@@ -109,10 +109,11 @@ impl RunView {
     }
 
     /// Takes one event.
-    pub(crate) fn apply(&mut self, event: &SseEvent) -> Note {
-        let data: Value = serde_json::from_str(&event.data).unwrap_or(Value::Null);
+    pub(crate) fn apply(&mut self, event: Event<'_>) -> Note {
+        // The beginning of an oversized event is no JSON: its name has to do.
+        let data: Value = serde_json::from_str(event.data).unwrap_or(Value::Null);
         let inner = data.get("event").and_then(Value::as_str).unwrap_or_default();
-        let name = if event.name.is_empty() { inner } else { event.name.as_str() };
+        let name = if event.name == "message" { inner } else { event.name };
         if name == "error" {
             self.broken(&data);
             return Note::Silent;
@@ -254,7 +255,7 @@ mod tests {
     fn view(kind: Kind, events: &[(&str, Value)]) -> RunView {
         let mut view = RunView::new(kind);
         for (name, data) in events {
-            view.apply(&SseEvent { name: (*name).to_owned(), data: data.to_string() });
+            view.apply(Event { name, data: &data.to_string(), oversized: false });
         }
         view.end_of_stream();
         view
@@ -290,7 +291,7 @@ mod tests {
     fn an_oversized_last_event_leaves_the_text_so_far() {
         let mut view = RunView::new(Kind::Agent);
         let mut apply = |name: &str, data: &str| {
-            view.apply(&SseEvent { name: name.to_owned(), data: data.to_owned() });
+            view.apply(Event { name, data, oversized: false });
         };
         apply("RunStarted", r#"{"run_id":"r","session_id":"s"}"#);
         apply("RunContent", r#"{"run_id":"r","content":"all of it"}"#);

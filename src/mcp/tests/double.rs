@@ -1,6 +1,7 @@
 //! Owns the scripted gateway: answers by method and path, and a record of what was asked.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -128,7 +129,7 @@ impl Path for Script {
         })
     }
 
-    fn may(&self, _: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+    fn may(&self, _: IpAddr, _: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
         !self.denied.contains(operation) || self.allowed_ids.contains(resource_id)
     }
 

@@ -15,7 +15,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
-use super::{Hooks, McpService, Settings};
+use super::{Hooks, McpService, Settings, Toolset};
+use crate::agentos::SseEvents;
 use crate::gateway::{AnswerBody, Carrier, LocalService as _, StreamBody};
 use crate::principal::{Principal, PrincipalKind, TenantId};
 use double::{Readers, Script};
@@ -50,11 +51,11 @@ impl Fixture {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
-        let toolsets = ["agents", "knowledge", "approvals", "sessions"].map(str::to_owned).to_vec();
+        let toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
         let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url };
         let path: Arc<dyn super::Path> = script.clone();
-        Self { service: McpService::new(settings, path, hooks).unwrap(), script, readers }
+        Self { service: McpService::new(settings, path, hooks), script, readers }
     }
 
     /// A client of the stateless revision.
@@ -153,7 +154,7 @@ impl Client<'_> {
 /// The JSON-RPC messages of a response, as they come.
 struct Messages {
     body: StreamBody,
-    events: super::run::events::SseEvents,
+    events: SseEvents,
     ready: std::collections::VecDeque<Value>,
     stream: bool,
 }
@@ -161,15 +162,17 @@ struct Messages {
 impl Messages {
     fn of(response: Response<StreamBody>) -> Self {
         let stream = response.headers()["content-type"].to_str().unwrap().starts_with("text/event-stream");
-        Self { body: response.into_body(), events: Default::default(), ready: Default::default(), stream }
+        Self { body: response.into_body(), events: SseEvents::new(1 << 20), ready: Default::default(), stream }
     }
 
     async fn next(&mut self) -> Option<Value> {
         while self.ready.is_empty() {
             let data = self.body.frame().await?.unwrap().into_data().unwrap();
             if self.stream {
-                let events = self.events.push(&data).into_iter().filter(|event| !event.data.is_empty());
-                self.ready.extend(events.map(|event| serde_json::from_str(&event.data).unwrap()));
+                let ready = &mut self.ready;
+                self.events.push(&data, &mut |event| {
+                    ready.extend((!event.data.is_empty()).then(|| serde_json::from_str::<Value>(event.data).unwrap()));
+                });
             } else {
                 self.ready.push_back(serde_json::from_slice(&data).unwrap());
             }

@@ -326,5 +326,6 @@ fn may_some(visit: &Visit, kind: Kind, deed: Deed) -> bool {
 }
 
 fn may(visit: &Visit, operation: &str, id: &str) -> bool {
-    visit.clusters.iter().any(|cluster| visit.inner.path.may(visit.principal(), cluster, operation, id))
+    let (path, peer) = (&visit.inner.path, visit.asker.carrier.peer);
+    visit.clusters.iter().any(|cluster| path.may(peer, visit.principal(), cluster, operation, id))
 }

@@ -133,6 +133,12 @@ fn roles_keep_to_their_groups_over_the_whole_catalogue() {
     assert_eq!(of(&["admin", "platform_admin"]).len(), everything);
     let alone = ResourceFacts { tenants: &tenants[..1], ..facts };
     assert_eq!(allowed(&policies, &principal(&["admin"], &[]), alone).len(), everything);
+    // A cluster that tenants outside the table may use as well is nobody's alone, and the caller's too.
+    let open = |tenants| ResourceFacts { tenants, open: true, ..facts };
+    let shared = ids(of(&["admin"]));
+    for tenants in [&tenants[..1], &tenants[1..], &[]] {
+        assert_eq!(ids(allowed(&policies, &principal(&["admin"], &[]), open(tenants))), shared);
+    }
     let strangers = ResourceFacts { tenants: &tenants[1..], ..facts };
     assert_eq!(ids(allowed(&policies, &principal(&["admin", "platform_admin"], &["agent_os:admin"]), strangers)), "");
 }

@@ -74,7 +74,9 @@ fn components(kind: &str) -> Value {
 fn component(kind: &str, id: &str) -> Reply {
     let listed = components(kind);
     let one = listed.as_array().unwrap().iter().find(|one| one["id"] == id);
-    found(one, "Not Found")
+    // Every kind runs `records`, which pauses.
+    let unlisted = json!({"id": "records"});
+    found(one.or((id == "records").then_some(&unlisted)), "Not Found")
 }
 
 fn start_run(world: &mut World, kind: &str, id: &str, request: &Recorded) -> Reply {

@@ -5,31 +5,13 @@ use serde_json::json;
 
 use super::*;
 
-const BOTH: &[Agno] = &Agno::ALL;
-const OLDEST: &[Agno] = &[Agno::Oldest];
-
-const DOORS: &[Hole] = &[
-    Hole { name: "run a workflow by WebSocket, anonymously", open_on: OLDEST, play: |side| web_socket(side).boxed() },
-    Hole { name: "run an agent by MCP, without scopes", open_on: OLDEST, play: |side| mcp(side).boxed() },
-    Hole { name: "documents for everybody", open_on: BOTH, play: |side| documents(side).boxed() },
+pub(super) const DOORS: &[Hole] = &[
+    hole!("run a workflow by WebSocket, anonymously", OLDEST, web_socket),
+    hole!("authenticate a WebSocket with anything", OLDEST, authenticate_with_anything),
+    hole!("run an agent by MCP, without scopes", OLDEST, mcp),
+    hole!("delete another's session by MCP", OLDEST, off OLDEST, isolated NONE, |side| delete_by_mcp(side).boxed()),
+    hole!("documents for everybody", BOTH, off BOTH, isolated BOTH, |side| documents(side).boxed()),
 ];
-
-#[tokio::test]
-async fn agno_other_doors_are_closed() {
-    for agno in Agno::ALL {
-        play(agno, Setup::with_jwt(agno, AGENTOS_KEY).and("MCP", "1"), DOORS).await;
-    }
-}
-
-/// With one shared key AgentOS 2.x guards its REST routes only.
-#[tokio::test]
-async fn agno_mcp_beside_a_security_key_is_closed() {
-    const HOLE: &[Hole] =
-        &[Hole { name: "MCP without a credential", open_on: OLDEST, play: |side| anonymous_mcp(side).boxed() }];
-    for agno in Agno::ALL {
-        play(agno, Setup::open(agno).and("MCP", "1").and("OS_SECURITY_KEY", AGENTOS_KEY), HOLE).await;
-    }
-}
 
 const UPGRADE: [(&str, &str); 4] = [
     ("connection", "Upgrade"),
@@ -75,6 +57,22 @@ async fn web_socket(side: &Side) -> Seen {
     }
 }
 
+/// AgentOS 2.x takes any token for a good one.
+async fn authenticate_with_anything(side: &Side) -> Seen {
+    let head: String = UPGRADE.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let enter = async |token: &str| {
+        let mut raw = Raw::connect(side.address).await;
+        raw.write(format!("GET /workflows/ws HTTP/1.1\r\nhost: localhost\r\n{head}\r\n")).await;
+        raw.until_any(&["requires_auth"]).await;
+        raw.write(frame(&json!({ "action": "authenticate", "token": token }).to_string())).await;
+        raw.until_any(&["\"authenticated\"", "auth_error"]).await
+    };
+    let bad = enter("bad").await;
+    let good = if side.gateway { enter(&side.token(ALICE, CALLER_KEY, "tollbridge")).await } else { String::new() };
+    let known = |answer: &str| answer.contains("\"authenticated\"");
+    Seen { open: known(&bad), owner: known(&good) || !side.gateway, said: bad.chars().take(300).collect() }
+}
+
 const MCP_TYPES: &str = "application/json, text/event-stream";
 
 fn message(method: &str, params: &Value) -> Ask {
@@ -89,14 +87,19 @@ fn initialize() -> Ask {
     )
 }
 
-/// Opens a session and calls `run_agent`; gives what came back.
+/// Calls `run_agent`; gives what came back.
 async fn run_by_mcp(side: &Side, who: Person) -> String {
+    let (id, text) = if side.gateway { ("agent", "message") } else { ("agent_id", "message") };
+    call_by_mcp(side, who, "run_agent", &json!({ id: "assistant", text: "by-mcp" })).await
+}
+
+/// Opens a session and calls a tool; gives what came back.
+async fn call_by_mcp(side: &Side, who: Person, tool: &str, arguments: &Value) -> String {
     let opened = side.send(who, initialize()).await;
     let Some(session) = opened.header("mcp-session-id").map(str::to_owned) else { return said(&opened) };
     let ready = Ask::post("/mcp").header("accept", MCP_TYPES).header("mcp-session-id", &session);
     side.send(who, ready.json(&json!({ "jsonrpc": "2.0", "method": "notifications/initialized" }))).await;
-    let (id, text) = if side.gateway { ("agent", "message") } else { ("agent_id", "message") };
-    let call = message("tools/call", &json!({ "name": "run_agent", "arguments": { id: "assistant", text: "by-mcp" } }));
+    let call = message("tools/call", &json!({ "name": tool, "arguments": arguments }));
     side.send(who, call.header("mcp-session-id", &session)).await.text()
 }
 
@@ -108,7 +111,18 @@ async fn mcp(side: &Side) -> Seen {
     Seen { open: nobody.contains("echo: by-mcp"), owner: own.contains("echo: by-mcp"), said: asked }
 }
 
-async fn anonymous_mcp(side: &Side) -> Seen {
+/// 2.x has a tool for it, and asks for no scope.
+async fn delete_by_mcp(side: &Side) -> Seen {
+    let session = side.own("s-by-mcp");
+    side.run(ALICE, "assistant", "keep-from-mcp", &session).await;
+    let arguments = json!({ "session_id": session, "db_id": "example-db" });
+    let told = call_by_mcp(side, NOBODY, "delete_session", &arguments).await;
+    let own = side.send(ALICE, Ask::get(&format!("/sessions/{session}?type=agent"))).await;
+    let kept = shows(&own, "keep-from-mcp");
+    Seen { open: !kept, owner: kept, said: told.chars().take(200).collect() }
+}
+
+pub(super) async fn anonymous_mcp(side: &Side) -> Seen {
     let got = side.bare(initialize()).await;
     let own = if side.gateway { side.send(ALICE, initialize()).await.status } else { 200 };
     Seen { open: got.status < 300, owner: own == 200, said: said(&got) }

@@ -5,18 +5,7 @@ use serde_json::json;
 
 use super::*;
 
-const BOTH: &[Agno] = &Agno::ALL;
-const NEWEST: &[Agno] = &[Agno::Newest];
-const OLDEST: &[Agno] = &[Agno::Oldest];
-
-/// A hole in reading or changing a session of alice's: how bob asks, and how alice does.
-macro_rules! hole {
-    ($name:literal, $open_on:expr, $play:path) => {
-        Hole { name: $name, open_on: $open_on, play: |side| $play(side).boxed() }
-    };
-}
-
-const HOLES: &[Hole] = &[
+pub(super) const HOLES: &[Hole] = &[
     hole!("read a session", NEWEST, read_session),
     hole!("read the runs of a session", NEWEST, read_session_runs),
     hole!("list sessions of another user", NEWEST, list_sessions),
@@ -31,22 +20,14 @@ const HOLES: &[Hole] = &[
     hole!("list memories of another user", NEWEST, list_memories),
     hole!("change a memory", BOTH, patch_memory),
     hole!("delete a memory", NEWEST, delete_memory),
+    hole!("delete many memories", NEWEST, delete_memories),
     hole!("plant a memory", NEWEST, plant_memory),
     hole!("read an approval", BOTH, read_approval),
     hole!("list approvals", BOTH, list_approvals),
+    hole!("decide an approval of others", BOTH, decide_approval),
     hole!("sign an approval with another name", OLDEST, spoof_resolver),
     hole!("cancel a run through another agent's path", OLDEST, cancel_elsewhere),
 ];
-
-#[tokio::test]
-async fn agno_oldest_users_cannot_reach_each_other() {
-    play(Agno::Oldest, Setup::with_jwt(Agno::Oldest, AGENTOS_KEY), HOLES).await;
-}
-
-#[tokio::test]
-async fn agno_newest_users_cannot_reach_each_other() {
-    play(Agno::Newest, Setup::with_jwt(Agno::Newest, AGENTOS_KEY), HOLES).await;
-}
 
 /// Bob and Gina ask; whoever of them succeeds has found the hole. Straight at AgentOS both are just users.
 async fn strangers(side: &Side, make: impl Fn() -> Ask, secret: &str) -> (bool, String) {
@@ -94,10 +75,8 @@ async fn read_run(side: &Side) -> Seen {
 async fn run_inside(side: &Side) -> Seen {
     side.run(ALICE, "assistant", "first", &side.own("s-inside")).await;
     let intrude = || {
-        Ask::run("assistant")
-            .field("message", "intruded")
-            .field("stream", "false")
-            .field("session_id", &side.own("s-inside"))
+        let ask = Ask::run("assistant").field("message", "intruded").field("stream", "false");
+        side.named(ALICE, ask.field("session_id", &side.own("s-inside")))
     };
     let (open, said) = strangers(side, intrude, "intruded").await;
     let own = side.send(ALICE, intrude()).await;
@@ -203,6 +182,15 @@ async fn delete_memory(side: &Side) -> Seen {
     delete(side, || Ask::new("DELETE", &target), || Ask::get(&target), "likes cats").await
 }
 
+async fn delete_memories(side: &Side) -> Seen {
+    let id = remember(side, "likes dogs").await;
+    // 3.x wants a user's id, and deletes what is named whoever it is.
+    let user = if side.gateway { "acme~alice" } else { "alice" };
+    let body = json!({ "memory_ids": [id], "user_id": user });
+    let many = || Ask::new("DELETE", "/memories").json(&body);
+    delete(side, many, || Ask::get(&format!("/memories/{id}")), "likes dogs").await
+}
+
 async fn plant_memory(side: &Side) -> Seen {
     let text = if side.gateway { "owes bob money" } else { "owes bob a favour" };
     let mut asked = Vec::new();
@@ -257,6 +245,17 @@ async fn list_approvals(side: &Side) -> Seen {
     seen
 }
 
+/// Whoever may decide approvals decides those of every tenant.
+async fn decide_approval(side: &Side) -> Seen {
+    let id = ask_approval(side, &side.own("s-decide")).await;
+    let decide = || Ask::post(&format!("/approvals/{id}/resolve")).json(&json!({ "status": "approved" }));
+    let gina = Person { roles: &["approver", "admin"], scopes: ADAM.scopes, ..GINA };
+    let decided = side.send(gina, decide()).await;
+    let open = decided.status < 300;
+    let own = if open { decided.clone() } else { side.send(ADAM, decide()).await };
+    Seen { open, owner: own.status < 300, said: format!("gina {}; adam {}", said(&decided), said(&own)) }
+}
+
 async fn spoof_resolver(side: &Side) -> Seen {
     let id = ask_approval(side, &side.own("s-spoof")).await;
     let body = json!({ "status": "rejected", "resolved_by": "SPOOFED" });
@@ -277,7 +276,8 @@ async fn cancel_elsewhere(side: &Side) -> Seen {
     for who in [BOB, GINA] {
         asked.push(side.send(who, Ask::post(&target("assistant"))).await);
     }
-    let own = side.send(ALICE, Ask::post(&target("records"))).await;
+    // With user isolation AgentOS wants the session too.
+    let own = side.send(ALICE, Ask::post(&format!("{}?session_id={}", target("records"), side.own("s-cancel")))).await;
     let said = format!("{:?}; alice {}", asked.iter().map(said).collect::<Vec<_>>(), said(&own));
     Seen { open: asked.iter().any(|got| got.status < 300), owner: own.status < 300, said }
 }

@@ -2,12 +2,13 @@
 //! Does not know what the keys mean; `tollbridge::config` refuses what does not exist.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A configuration under construction.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     sections: Vec<(String, Vec<(String, String)>)>,
+    policies: Vec<(String, String)>,
 }
 
 // === impl Settings ===
@@ -65,7 +66,7 @@ impl Settings {
                 &[("access_log", "{ file = \"access.jsonl\" }"), ("audit_log", "{ file = \"audit.jsonl\" }")],
             ),
         ];
-        let mut settings = Self { sections: Vec::new() };
+        let mut settings = Self { sections: Vec::new(), policies: Vec::new() };
         for (section, keys) in defaults {
             settings.sections.push(((*section).to_owned(), Vec::new()));
             for (key, value) in *keys {
@@ -88,11 +89,44 @@ impl Settings {
         self
     }
 
+    /// Adds to a key whose value is an inline table.
+    pub(crate) fn amend(mut self, section: &str, key: &str, more: &str) -> Self {
+        let keys = self.sections.iter_mut().filter(|(header, _)| header == section).flat_map(|(_, keys)| keys);
+        for (_, value) in keys.filter(|(name, _)| name == key) {
+            let open = value.strip_suffix('}').unwrap();
+            *value = format!("{open}, {more} }}");
+        }
+        self
+    }
+
     /// Adds a section at the end, also when there is one of that name (`[[clusters]]`, `[[cache.rules]]`).
     pub(crate) fn add(mut self, section: &str, keys: &[(&str, &str)]) -> Self {
         let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         self.sections.push((section.to_owned(), keys));
         self
+    }
+
+    /// Adds a policy file beside the shipped ones; its path may begin with `shadow/`.
+    pub(crate) fn policy(mut self, path: &str, text: &str) -> Self {
+        self.policies.push((path.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// The folder of the policies: the shipped one, or a copy of it in `folder` with the files of the test.
+    pub(super) fn policies(&self, shipped: &Path, folder: &Path) -> PathBuf {
+        if self.policies.is_empty() {
+            return shipped.to_owned();
+        }
+        let copy = folder.join("policies");
+        std::fs::create_dir_all(copy.join("shadow")).unwrap();
+        for entry in std::fs::read_dir(shipped).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "cedar") {
+                std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        self.policies.iter().for_each(|(path, text)| std::fs::write(copy.join(path), text).unwrap());
+        copy
     }
 
     /// The file. A cluster that names no endpoints gets these.

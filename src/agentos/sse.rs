@@ -1,15 +1,12 @@
 //! Owns the incremental parser of server-sent events: bytes in any chunks to named events.
-//! Does not know AgentOS's events (`meter`) and keeps no history.
-//! Invariant: holds at most `EVENT_BYTES_MAX` of one event's data and of one line.
+//! Does not know what events mean (`usage`, `mcp`) and keeps no history.
+//! Invariant: holds at most the given number of bytes of one event's data, and about as many of one line.
 //!
 //! WHATWG HTML §9.2.6, "Interpreting an event stream".
 
 use std::ops::ControlFlow;
 
 use memchr::memchr2;
-
-/// Most bytes of one event's data that are kept; the rest is dropped and the event says so.
-pub const EVENT_BYTES_MAX: usize = 256 * 1024;
 
 /// One event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,13 +15,14 @@ pub struct Event<'a> {
     pub name: &'a str,
     /// The `data` lines, joined by line feeds; cut when `oversized`.
     pub data: &'a str,
-    /// The data was longer than [`EVENT_BYTES_MAX`].
+    /// The data was longer than the bound.
     pub oversized: bool,
 }
 
 /// Parses a stream of events as its bytes come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SseEvents {
+    bytes_max: usize,
     /// The beginning of a line whose end has not come.
     line: Vec<u8>,
     name: Vec<u8>,
@@ -40,9 +38,19 @@ pub struct SseEvents {
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 impl SseEvents {
-    /// A parser at the beginning of a stream.
-    pub fn new() -> Self {
-        Self::default()
+    /// A parser at the beginning of a stream. Of an event's data `bytes_max` are kept; the rest is dropped and the event
+    /// says so.
+    pub fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes_max,
+            line: Vec::new(),
+            name: Vec::new(),
+            data: Vec::new(),
+            has_data: false,
+            oversized: false,
+            after_cr: false,
+            begun: false,
+        }
     }
 
     /// Takes the next bytes and hands every event that they complete to `sink`, in order.
@@ -84,7 +92,7 @@ impl SseEvents {
     /// Keeps the beginning of a line, up to the bound.
     fn keep(&mut self, text: &[u8]) {
         // The field name and its colon stand in front of the data.
-        let room = (EVENT_BYTES_MAX + 16).saturating_sub(self.line.len());
+        let room = (self.bytes_max + 16).saturating_sub(self.line.len());
         self.line.extend_from_slice(text.get(..room).unwrap_or(text));
         self.oversized |= text.len() > room;
     }
@@ -114,7 +122,7 @@ impl SseEvents {
         if std::mem::replace(&mut self.has_data, true) {
             self.data.push(b'\n');
         }
-        let room = EVENT_BYTES_MAX.saturating_sub(self.data.len());
+        let room = self.bytes_max.saturating_sub(self.data.len());
         self.data.extend_from_slice(value.get(..room).unwrap_or(value));
         self.oversized |= value.len() > room;
     }
@@ -142,10 +150,12 @@ mod tests {
 
     use super::*;
 
+    const EVENT_BYTES_MAX: usize = 256 * 1024;
+
     type Seen = (String, String, bool);
 
     fn parse<'c>(chunks: impl IntoIterator<Item = &'c [u8]>) -> Vec<Seen> {
-        let (mut events, mut seen) = (SseEvents::new(), Vec::new());
+        let (mut events, mut seen) = (SseEvents::new(EVENT_BYTES_MAX), Vec::new());
         for chunk in chunks {
             let mut sink = |e: Event<'_>| seen.push((e.name.to_owned(), e.data.to_owned(), e.oversized));
             events.push(chunk, &mut sink);

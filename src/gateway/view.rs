@@ -1,0 +1,49 @@
+//! Owns the circumstances of a call as policies see them, and the one way in which the gateway asks policy.
+//! Does not decide and looks nothing up.
+
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use crate::agentos::Operation;
+use crate::cluster::Cluster;
+use crate::policy::{Ask, Context, ResourceFacts};
+use crate::principal::Principal;
+
+/// The circumstances of a call.
+#[derive(Clone)]
+pub(super) struct View {
+    pub(super) door: &'static str,
+    pub(super) peer: IpAddr,
+    pub(super) human: bool,
+}
+
+impl View {
+    /// The question whether the caller may use the operation on a resource of the cluster that nobody owns; what more
+    /// is known of the resource or of the message is set by struct update.
+    pub(super) fn ask<'a>(
+        &self,
+        principal: &'a Principal,
+        cluster: &'a Cluster,
+        operation: &'static Operation,
+        id: &'a str,
+    ) -> Ask<'a> {
+        let settings = &cluster.settings;
+        Ask {
+            principal,
+            operation,
+            resource: ResourceFacts {
+                open: settings.open,
+                tenant: Some(&principal.tenant),
+                ..ResourceFacts::new(operation.resource, id, &settings.tenants)
+            },
+            context: Context {
+                door: self.door,
+                cluster: &settings.name,
+                now: SystemTime::now(),
+                source_ip: self.peer,
+                message_bytes: 0,
+                human: self.human,
+            },
+        }
+    }
+}
