@@ -20,7 +20,7 @@ const ABOUT_THINGS: &str = "entity_memory";
 /// `forbidden`, with a sentence that says what is possible; `form_malformed` for a body that cannot be read.
 pub(super) fn check(ground: &Ground<'_>, payload: &Payload) -> Result<(), Refusal> {
     let (true, Payload::Json(body)) = (ground.operation().id == "create_learning", payload) else { return Ok(()) };
-    if ground.cluster.settings.tenants.len() == 1 {
+    if ground.cluster.settings.is_exclusive() {
         return Ok(());
     }
     let unreadable = |_| Refusal::new(Code::FormMalformed, Stage::Facts);
