@@ -7,6 +7,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 have cc || packages+=(gcc libc6-dev)
 have make || packages+=(make)
 have cmake || packages+=(cmake)
+have openssl || packages+=(openssl)
 if ! have python3; then
   packages+=(python3 python3-venv)
 elif ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then

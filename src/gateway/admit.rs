@@ -23,6 +23,7 @@ use super::runs::Held;
 use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::triggers;
 use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
@@ -244,10 +245,11 @@ async fn decide(
     })))
 }
 
-/// Guards runs that would read the knowledge of others, and calls that continue a run. A dry run claims nothing and reads no approvals: it says so.
+/// Guards runs that would read the knowledge of others, calls that make AgentOS start a run, and calls that continue
+/// one. A dry run claims nothing and reads no approvals: it says so.
 ///
 /// # Errors
-/// Those of `knowledge::reachable` and `approvals::guard`.
+/// Those of `knowledge::reachable`, `triggers::authorize` and `approvals::guard`.
 ///
 /// # Cancel safety
 /// Safe: the claim is given back on drop.
@@ -258,6 +260,7 @@ async fn guard(
     exchange: &mut Exchange,
 ) -> Result<Option<Continuing>, Refusal> {
     knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
+    triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
         explain::approvals(ground, exchange);
         return Ok(None);
@@ -323,7 +326,7 @@ impl Ground<'_> {
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
-    fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
+    pub(super) fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
         if let Some(shadow) = decision.shadow() {
             let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };

@@ -35,8 +35,9 @@ pub(super) struct Described {
     pub(super) table: Option<String>,
     /// It, a member or a step has knowledge.
     pub(super) has_knowledge: bool,
-    /// A member has knowledge and filters of its own: its team then passes it no others.
-    pub(super) member_filters: bool,
+    /// Of a team: a member has filters of its own, so that the team passes it no others; or its own filters are a list,
+    /// which it cannot join with ours.
+    pub(super) drops_filters: bool,
 }
 
 // === impl Descriptions ===
@@ -53,11 +54,13 @@ impl Described {
     fn read(row: &Value) -> Self {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let members = row.get("members");
+        let own = row.get("knowledge").and_then(|knowledge| knowledge.get("knowledge_filters"));
+        let listed = matches!(own, Some(Value::Array(list)) if !list.is_empty());
         Self {
             db_id: text(row.get("db_id")),
             table: text(row.get("sessions").and_then(|sessions| sessions.get("session_table"))),
             has_knowledge: anywhere(row, &|object| knows(object), 0),
-            member_filters: members.is_some_and(|members| anywhere(members, &filters, 0)),
+            drops_filters: listed || members.is_some_and(|members| anywhere(members, &filters, 0)),
         }
     }
 }
@@ -128,7 +131,7 @@ mod tests {
             db_id: Some("main".into()),
             table: Some("s".into()),
             has_knowledge: false,
-            member_filters: false,
+            drops_filters: false,
         };
         assert_eq!(read, expected);
         let agent = json!({"id": "a", "knowledge": {"knowledge_table": "k"}});
@@ -145,13 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_its_own_count_for_members_only() {
+    fn teams_drop_filters_for_some_members_and_lists() {
+        let drops = |row: Value| Described::read(&row).drops_filters;
         let agent = json!({"id": "a", "knowledge": {"knowledge_filters": {"kind": "faq"}}});
-        assert!(!Described::read(&agent).member_filters);
-        assert!(Described::read(&json!({"members": [{"members": [agent]}]})).member_filters);
-        let listed = json!({"members": [{"knowledge": {"knowledge_filters": [{"op": "EQ"}]}}]});
-        assert!(Described::read(&listed).member_filters);
-        assert!(!Described::read(&json!({"members": [{"knowledge": {"knowledge_filters": null}}]})).member_filters);
+        assert!(!drops(agent.clone()));
+        assert!(drops(json!({"members": [{"members": [agent]}]})));
+        assert!(drops(json!({"members": [{"knowledge": {"knowledge_filters": [{"op": "EQ"}]}}]})));
+        assert!(!drops(json!({"members": [{"knowledge": {"knowledge_filters": null}}]})));
+        assert!(drops(json!({"knowledge": {"knowledge_filters": [{"op": "EQ"}]}})));
     }
 
     #[test]

@@ -28,11 +28,13 @@ const OWNERS_MAX: u64 = 100_000;
 const OWNER_TTL: Duration = Duration::from_secs(10);
 /// Most ids of one kind in one call (`DELETE /sessions`).
 const IDS_MAX: usize = 100;
+/// Longest id, in bytes; AgentOS's own are UUIDs. Ids are keys of tables.
+const ID_BYTES_MAX: usize = 512;
 
-/// Owners that were looked up lately, by cluster, kind and where the row is (path, database, table).
-pub(super) struct Owners(Cache<OwnerKey, Owner>);
+/// Own rows that callers looked up lately, by cluster, caller and where the row is (path, database, table).
+pub(super) struct Owners(Cache<OwnerKey, ()>);
 
-type OwnerKey = (Arc<str>, Resource, String);
+type OwnerKey = (Arc<str>, UpstreamUser, String);
 
 /// Who owns a row upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +119,9 @@ impl Facts {
 pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
     let operation = ground.operation();
     let mut facts = Facts::of_call(ground, payload);
+    if facts.resource_id.len() > ID_BYTES_MAX {
+        return Err(not_found());
+    }
     let sessions =
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
@@ -167,7 +172,7 @@ async fn own_row(ground: &Ground<'_>, facts: &mut Facts, query: &Query) -> Resul
     if operation.reach != Reach::Owned || facts.resource_id.is_empty() {
         return Ok(());
     }
-    let owner = row_owner(ground, operation.resource, &[located(path, query)]).await;
+    let owner = row_owner(ground, &[located(path, query)]).await;
     match owner.map_err(|refusal| which_database(ground, query, refusal))? {
         Owner::Absent => Err(not_found()),
         owner => claim(ground, facts, owner, true),
@@ -305,7 +310,7 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
         let path = |kind: &Kind| located(rows::session(session, *kind), query);
         kinds.iter().map(path).collect::<Vec<_>>()
     };
-    match row_owner(ground, Resource::Session, &paths(query)).await {
+    match row_owner(ground, &paths(query)).await {
         // An AgentOS with several databases wants to know which: a component's sessions are where it says.
         Err(refusal) if refusal.code == Code::NotFound => {
             let Some(component) = described::component(ground, None).await? else {
@@ -317,7 +322,7 @@ async fn session_owner(ground: &Ground<'_>, session: &str, query: &Query) -> Res
             if let Some(table) = &component.table {
                 query.set("table", table);
             }
-            row_owner(ground, Resource::Session, &paths(&query)).await
+            row_owner(ground, &paths(&query)).await
         }
         asked => asked,
     }
@@ -345,28 +350,32 @@ pub(super) fn located(mut path: String, query: &Query) -> String {
     path
 }
 
-/// Asks upstream, path after path, who owns a row. Only found owners are kept.
-async fn row_owner(ground: &Ground<'_>, resource: Resource, paths: &[String]) -> Result<Owner, Refusal> {
+/// Asks upstream, path after path, who owns a row. Only the caller's own rows are kept, for the caller; for those of
+/// others every path is asked as for an absent one, so that the time says nothing about them.
+async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refusal> {
     let owners = &ground.gateway.owners.0;
     let deletes = ground.operation().action == Action::Delete;
+    let mut foreign = None;
     for path in paths {
-        let key = (Arc::clone(&ground.cluster.settings.name), resource, path.clone());
+        let key = (Arc::clone(&ground.cluster.settings.name), ground.user.clone(), path.clone());
         if deletes {
             owners.invalidate(&key);
-        } else if let Some(owner) = owners.get(&key) {
-            return Ok(owner);
+        } else if owners.contains_key(&key) {
+            return Ok(Owner::User(ground.user.as_str().into()));
         }
         let Some(row) = look_up(ground, path).await? else { continue };
-        let owner = match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
-            Some(user) => Owner::User(user.into()),
-            None => Owner::Nobody,
-        };
-        if !deletes {
-            owners.insert(key, owner.clone());
+        match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
+            Some(user) if user == ground.user.as_str() => {
+                if !deletes {
+                    owners.insert(key, ());
+                }
+                return Ok(Owner::User(user.into()));
+            }
+            Some(user) => foreign = foreign.or_else(|| Some(Owner::User(user.into()))),
+            None => foreign = foreign.or(Some(Owner::Nobody)),
         }
-        return Ok(owner);
     }
-    Ok(Owner::Absent)
+    Ok(foreign.unwrap_or(Owner::Absent))
 }
 
 /// Reads one row with the lookup identity; `None` when there is none.
@@ -392,10 +401,13 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
     if ids.len() > IDS_MAX {
         return Err(Refusal::new(Code::FormMalformed, Stage::Facts).saying("the request names too many ids"));
     }
+    if ids.iter().any(|id| id.len() > ID_BYTES_MAX) {
+        return Err(Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id is too long"));
+    }
     Ok(ids)
 }
 
-fn not_an_id() -> Refusal {
+pub(super) fn not_an_id() -> Refusal {
     Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id must be a string")
 }
 

@@ -37,8 +37,8 @@ const SMALL_REPLY_BYTES: u64 = 64 << 10;
 /// Deadline of a look-up of facts.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows per page, and pages, that a tenant-wide list may cost upstream.
-const PAGE_ROWS: usize = 100;
-const PAGES_MAX: usize = 10;
+const PAGE_ROWS: usize = 500;
+const PAGES_MAX: usize = 20;
 
 /// Request headers of the caller that AgentOS may see. Identity never travels in headers.
 const PASSED_UP: [HeaderName; 4] = [
@@ -485,7 +485,7 @@ async fn ask(
 /// Pages through a list with the lookup identity, keeps the tenant's rows, and builds the caller's page from them.
 async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answer, Refusal> {
     let eye = Eye::of_admitted(admitted);
-    let mut kept: Vec<Value> = Vec::new();
+    let (mut kept, mut whole): (Vec<Value>, bool) = (Vec::new(), false);
     for page in 1..=PAGES_MAX {
         let mut query = admitted.query.clone();
         query.set("page", &page.to_string());
@@ -495,9 +495,9 @@ async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answ
         let Some(Value::Array(rows)) = list.and_then(|mut list| list.get_mut("data").map(Value::take)) else {
             return Err(invalid("a list has no `data`"));
         };
-        let last = rows.len() < PAGE_ROWS;
+        whole = rows.len() < PAGE_ROWS;
         kept.extend(rows.into_iter().filter(|row| eye.shows_row(rule, row)));
-        if last {
+        if whole {
             break;
         }
     }
@@ -505,10 +505,14 @@ async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answ
     let (limit, page) = (number("limit", 20).clamp(1, 1000), number("page", 1).max(1));
     let total = kept.len();
     let data: Vec<Value> = kept.into_iter().skip(limit.saturating_mul(page - 1)).take(limit).collect();
-    let body = json!({
+    let mut body = json!({
         "data": data,
         "meta": { "page": page, "limit": limit, "total_pages": total.div_ceil(limit), "total_count": total },
     });
+    if !whole && let Some(Value::Object(meta)) = body.get_mut("meta") {
+        // Rows of other tenants may have used up the pages: what is missing must not look like what is not there.
+        meta.insert("truncated".into(), true.into());
+    }
     let body = eye.narrow(body.to_string().into())?;
     let mut headers = admitted.answer_headers.clone();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

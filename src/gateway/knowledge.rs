@@ -33,7 +33,8 @@ pub(super) async fn check(ground: &Ground<'_>, query: &Query, payload: &Payload)
 }
 
 /// Refuses a run that would search the knowledge of every tenant: AgentOS takes no filter for the steps of a
-/// workflow, for members of a team that have filters of their own, and, in 2.x, for a run that is continued.
+/// workflow, for members of a team that have filters of their own, beside a team's list of filters, and, in 2.x, for a
+/// run that is continued.
 ///
 /// # Errors
 /// `knowledge_shared`; `not_found` when AgentOS does not describe the component.
@@ -55,7 +56,7 @@ pub(super) async fn reachable(ground: &Ground<'_>, payload: &Payload, rehearsal:
         described => described?.ok_or_else(not_found)?,
     };
     let unfiltered = match kind {
-        Kind::Team => described.member_filters,
+        Kind::Team => described.drops_filters,
         Kind::Agent | Kind::Workflow => described.has_knowledge,
     };
     if !unfiltered {

@@ -15,12 +15,14 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType, raw_connect::ProxyDigest,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// Writes are gathered up to this many bytes before they must go out: a head and a small body share a packet.
 const GATHER_BYTES_MAX: usize = 16 * 1024;
+/// Length of what HTTP/2 begins with.
+const PREFACE_BYTES: usize = 24;
 
 /// The transport below.
 pub(super) enum Transport {
@@ -61,6 +63,14 @@ impl Connection {
         self.http2 = true;
         self.ahead = read;
         self
+    }
+
+    /// Waits for the bytes by which HTTP/2 begins (RFC 9113 §3.4): pingora would wait for them without end. `None` when
+    /// the peer went away first. Whether they are right is for pingora to say.
+    pub(super) async fn with_preface(mut self) -> Option<Self> {
+        let mut preface = BytesMut::zeroed(PREFACE_BYTES);
+        self.read_exact(&mut preface).await.ok()?;
+        Some(self.into_http2(preface))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

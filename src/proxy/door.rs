@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use super::connection::{Connection, Transport};
 use super::head::{self, BadHead, Head, HeadLimits};
 use super::pump::{self, Gone, Upload};
+use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
 use super::websocket;
 use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
@@ -39,6 +41,7 @@ pub struct HttpDoor {
     gateway: Arc<Gateway>,
     telemetry: Arc<Telemetry>,
     services: Vec<Arc<dyn LocalService>>,
+    sockets: Sockets,
     h2c: bool,
 }
 
@@ -59,7 +62,7 @@ impl HttpDoor {
         services: Vec<Arc<dyn LocalService>>,
         h2c: bool,
     ) -> Arc<Self> {
-        Arc::new(Self { gateway, telemetry, services, h2c })
+        Arc::new(Self { gateway, telemetry, services, sockets: Sockets::default(), h2c })
     }
 
     /// Serves one connection until it ends. `shutdown` turning true lets the exchange in flight finish.
@@ -88,7 +91,12 @@ impl HttpDoor {
         };
         let connection = Connection::new(transport, peer);
         if connection.is_http2() {
-            Box::pin(self.serve_http2(connection, peer, shutdown)).await;
+            let limit = self.gateway.limits().header_timeout;
+            match tokio::time::timeout(limit, connection.with_preface()).await {
+                Ok(Some(connection)) => Box::pin(self.serve_http2(connection, peer, shutdown)).await,
+                Ok(None) => self.telemetry.head_refused("unparsable"),
+                Err(_) => self.telemetry.head_refused("slow"),
+            }
         } else {
             // One connection is large; its task should not be moved about.
             Box::pin(self.serve_http1(connection, peer, shutdown)).await;
@@ -206,7 +214,7 @@ impl HttpDoor {
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
             let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
-            let conversation = websocket::serve(&self.gateway, session, carrier, &headers);
+            let conversation = websocket::serve(&self.gateway, session, carrier, &headers, &self.sockets);
             return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
@@ -313,6 +321,14 @@ impl HttpServerApp for Streams {
         self.door.exchange(session, self.peer).await;
         // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
         None
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        let mut options = default_h2_options();
+        // Heads are as large as those of HTTP/1; the library counts 32 bytes for each field on top.
+        let bytes_max = self.door.gateway.limits().header_bytes;
+        options.max_header_list_size(u32::try_from(bytes_max).unwrap_or(u32::MAX));
+        Some(options)
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {

@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod head;
 mod pump;
 pub mod settings;
+mod sockets;
 mod tls;
 mod websocket;
 

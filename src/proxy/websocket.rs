@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt as _;
@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::pump::{self, Gone, Upload};
+use super::sockets::{Pace, Place, Sockets};
 use crate::agentos::{Kind, encode_segment};
 use crate::gateway::{Call, Caller, Carrier, Code, Gateway, Inbound, Refusal, Stage};
 use crate::telemetry::Door;
@@ -36,12 +37,16 @@ const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which the caller is pinged, and twice after which it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the other side may take to close after us.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Events between a run and the socket.
 const EVENTS_IN_FLIGHT: usize = 16;
 /// Largest event of a run; a run whose event is larger is given up.
 const EVENT_BYTES_MAX: usize = 8 << 20;
 /// Runs under way on one socket.
 const RUNS_MAX: usize = 16;
+/// Said to a caller who holds as many sockets as one may.
+const TOO_MANY: &str = "too many sockets of one caller";
 /// RFC 6455 §1.3.
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -71,6 +76,7 @@ pub(super) async fn serve(
     session: &mut ServerSession,
     carrier: Carrier,
     headers: &HeaderMap,
+    sockets: &Sockets,
 ) -> Result<(), Gone> {
     let accept = match accept_key(headers) {
         Ok(accept) => accept,
@@ -78,15 +84,20 @@ pub(super) async fn serve(
             return refuse(session, &carrier, Refusal::new(Code::BadHead, Stage::Request).saying(reason)).await;
         }
     };
-    let mut identity = HeaderMap::new();
+    let (mut identity, mut place) = (HeaderMap::new(), None);
     if headers.contains_key(header::AUTHORIZATION) {
         for value in headers.get_all(header::AUTHORIZATION) {
             identity.append(header::AUTHORIZATION, value.clone());
         }
         let known = gateway.authenticate(Door::WebSocket, &identity, &carrier, &http::Method::GET).await;
-        if let Err(answer) = known {
-            return pump::send(session, &mut Upload::none(), answer, false).await;
-        }
+        place = match known.map(|principal| sockets.take(&principal)) {
+            Ok(Some(place)) => Some(place),
+            Ok(None) => {
+                let refusal = Refusal::new(Code::Overloaded, Stage::Request).saying(TOO_MANY);
+                return refuse(session, &carrier, refusal).await;
+            }
+            Err(answer) => return pump::send(session, &mut Upload::none(), answer, false).await,
+        };
     }
     let mut response = ResponseHeader::build(101, Some(3)).map_err(|_| Gone)?;
     for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", &accept)] {
@@ -98,11 +109,19 @@ pub(super) async fn serve(
     let config =
         WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(far, Role::Server, Some(config)).await;
-    let conversation = Conversation::new(Arc::clone(gateway), carrier, identity).hold(socket);
-    tokio::select! {
-        biased;
-        () = conversation => {}
-        () = carry(session, near) => {}
+    let conversation = Conversation::new(Arc::clone(gateway), carrier, identity, place, sockets.clone()).hold(socket);
+    {
+        let mut carried = std::pin::pin!(carry(session, near));
+        let carries = tokio::select! {
+            biased;
+            () = conversation => true,
+            () = &mut carried => false,
+        };
+        if carries {
+            // What was said last goes out, and what still comes is read: a close on unread bytes is a reset, which may
+            // overtake the close frame.
+            let _ = tokio::time::timeout(FAREWELL_TIMEOUT, carried).await;
+        }
     }
     session.shutdown().await;
     Ok(())
@@ -126,22 +145,30 @@ fn accept_key(headers: &HeaderMap) -> Result<String, &'static str> {
     Ok(base64::engine::general_purpose::STANDARD.encode(digest))
 }
 
-/// Moves raw bytes between the upgraded session and the frame codec until one side ends.
+/// Moves raw bytes between the upgraded session and the frame codec until the caller's side ends; once the codec has
+/// ended, what still comes is dropped. Neither direction waits for the other: a codec that is sending does not read.
 async fn carry(session: &mut ServerSession, near: DuplexStream) {
     let (mut from_codec, mut to_codec) = tokio::io::split(near);
     let mut buffer = vec![0; 16 * 1024];
+    let mut inward = Bytes::new();
+    let (mut listens, mut speaks) = (true, true);
     loop {
         tokio::select! {
-            read = session.read_body_or_idle(false) => match read {
-                Ok(Some(bytes)) => if to_codec.write_all(&bytes).await.is_err() { return },
+            read = session.read_body_or_idle(false), if inward.is_empty() => match read {
+                Ok(Some(bytes)) if listens => inward = bytes,
+                Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             },
-            read = from_codec.read(&mut buffer) => match read {
+            written = to_codec.write(&inward), if !inward.is_empty() => match written {
+                Ok(n) if n > 0 => inward.advance(n),
+                Ok(_) | Err(_) => (listens, inward) = (false, Bytes::new()),
+            },
+            read = from_codec.read(&mut buffer), if speaks => match read {
                 Ok(n) if n > 0 => {
                     let bytes = Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default());
                     if session.write_response_body(bytes, false).await.is_err() { return }
                 }
-                Ok(_) | Err(_) => return,
+                Ok(_) | Err(_) => (listens, speaks) = (false, false),
             },
         }
     }
@@ -153,6 +180,9 @@ struct Conversation {
     carrier: Carrier,
     /// The credential, sent along with every call; empty until the caller is known.
     identity: HeaderMap,
+    /// Held while the caller is known.
+    place: Option<Place>,
+    sockets: Sockets,
     events: mpsc::Sender<Message>,
     inbox: mpsc::Receiver<Message>,
 }
@@ -163,13 +193,19 @@ enum Next {
 }
 
 impl Conversation {
-    fn new(gateway: Arc<Gateway>, carrier: Carrier, identity: HeaderMap) -> Self {
+    fn new(
+        gateway: Arc<Gateway>,
+        carrier: Carrier,
+        identity: HeaderMap,
+        place: Option<Place>,
+        sockets: Sockets,
+    ) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_IN_FLIGHT);
-        Self { gateway, carrier, identity, events, inbox }
+        Self { gateway, carrier, identity, place, sockets, events, inbox }
     }
 
     fn is_known(&self) -> bool {
-        !self.identity.is_empty()
+        self.place.is_some()
     }
 
     /// Holds the conversation until it is closed.
@@ -183,14 +219,17 @@ impl Conversation {
             return;
         }
         let known_by = tokio::time::Instant::now() + AUTHENTICATE_TIMEOUT;
-        let mut silent_rounds = 0_u8;
+        let (mut silent_rounds, mut pace) = (0_u8, Pace::new());
         loop {
             let next = tokio::select! {
                 message = socket.next() => {
                     silent_rounds = 0;
                     match message {
+                        Some(Ok(_)) if !pace.keeps() => Next::Close(CloseCode::Policy, "too many messages"),
                         Some(Ok(message)) => self.receive(message, &mut socket).await,
                         Some(Err(WsError::Capacity(_))) => Next::Close(CloseCode::Size, "message too large"),
+                        Some(Err(WsError::Protocol(_))) => Next::Close(CloseCode::Protocol, "protocol error"),
+                        Some(Err(WsError::Utf8(_))) => Next::Close(CloseCode::Invalid, "not UTF-8"),
                         Some(Err(_)) | None => return,
                     }
                 }
@@ -276,7 +315,13 @@ impl Conversation {
         let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
         match self.gateway.authenticate(Door::WebSocket, &headers, &self.carrier, &http::Method::GET).await {
             Ok(principal) => {
-                self.identity = headers;
+                let Some(place) = self.sockets.take(&principal) else {
+                    return (
+                        Some(json!({ "event": "auth_error", "error": TOO_MANY })),
+                        Next::Close(CloseCode::Policy, TOO_MANY),
+                    );
+                };
+                (self.identity, self.place) = (headers, Some(place));
                 let text = "Authentication successful.";
                 (Some(json!({ "event": "authenticated", "message": text, "user_id": &*principal.subject })), Next::Go)
             }

@@ -192,7 +192,7 @@ async fn a_list_of_the_tenant_is_narrowed_to_the_user_whom_the_caller_names() {
         assert_eq!(stack.send(approvals(user)).await.status, 200);
         seen.push(stack.os().requests_to("/approvals").pop().unwrap().query().replace("%7E", "~"));
     }
-    let page = "page=1&limit=100";
+    let page = "page=1&limit=500";
     assert_eq!(seen, [format!("user_id=acme~bob&{page}"), format!("user_id=acme~globex~gina&{page}"), page.to_owned()]);
 }
 
@@ -314,4 +314,56 @@ async fn what_the_agents_of_all_tenants_read_is_not_written_by_one() {
     {
         assert_eq!(stack.send(learn(kind, namespace)).await.status, 201, "{kind} {namespace:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_foreign_costs_as_much_as_what_is_absent() {
+    let stack = Stack::start().await;
+    session(stack.os(), "eves", "globex~eve");
+    no_session(stack.os(), "none");
+    let asked = async |id: &str, who: Who| {
+        let before = stack.os().requests().len();
+        stack.send(Ask::get(&format!("/sessions/{id}")).by(&who)).await;
+        stack.os().requests().len() - before
+    };
+    // Its owner's own look leaves nothing behind that others could notice.
+    asked("eves", Who::new("eve").of("globex").role("operator")).await;
+    let mut costs = Vec::new();
+    for id in ["none", "eves", "none", "eves"] {
+        costs.push(asked(id, Who::alice()).await);
+    }
+    assert_eq!(costs, [3, 3, 3, 3]);
+}
+
+#[tokio::test]
+async fn ids_are_no_longer_than_an_id() {
+    let stack = Stack::start().await;
+    let long = "x".repeat(513);
+    let run = Ask::run("assistant").field("message", "hi").field("session_id", &long).by(&Who::alice());
+    assert_eq!(stack.send(run).await.code(), "form_malformed");
+    for path in [format!("/sessions/{long}"), format!("/memories/{long}"), format!("/approvals/{long}")] {
+        let got = stack.send(Ask::get(&path).by(&Who::alice())).await;
+        assert!(matches!(got.status, 400 | 404), "{got:?}");
+    }
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn a_list_that_others_have_filled_says_that_it_is_not_whole() {
+    let stack = Stack::start().await;
+    let rows = |count: usize| {
+        let row = |n: usize| json!({"id": n, "user_id": if n == 0 { "acme~bob" } else { "globex~gina" }});
+        Reply::json(200, &json!({"data": (0..count).map(row).collect::<Vec<_>>()}))
+    };
+    let list = Ask::get("/approvals").by(&Who::new("pat").role("approver"));
+    stack.os().pin("GET", "/approvals", rows(500));
+    let got = stack.send(list.clone()).await.json();
+    assert_eq!(
+        (&got["meta"]["truncated"], &got["meta"]["total_count"]),
+        (&json!(true), &json!(20)),
+        "one of each page"
+    );
+    stack.os().pin("GET", "/approvals", rows(499));
+    let got = stack.send(list).await.json();
+    assert_eq!((&got["meta"]["truncated"], &got["meta"]["total_count"]), (&json!(null), &json!(1)));
 }

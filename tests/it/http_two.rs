@@ -19,6 +19,10 @@ use crate::stack::{Settings, Stack, Who, within};
 
 /// A gateway with a certificate of its own, and a client that trusts it.
 async fn with_tls() -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
+    with_tls_and(|settings| settings).await
+}
+
+async fn with_tls_and(change: impl FnOnce(Settings) -> Settings) -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
     let folder = tempfile::TempDir::new().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
@@ -28,7 +32,7 @@ async fn with_tls() -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
     let settings = Settings::new().set("[server]", "tls", &tls).set("[server]", "public_url", "\"https://localhost\"");
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();
-    (Stack::with(settings).await, folder, roots)
+    (Stack::with(change(settings)).await, folder, roots)
 }
 
 async fn tls(
@@ -161,5 +165,73 @@ async fn an_authority_that_contradicts_the_host_is_refused() {
     assert_eq!(response.status().as_u16(), 400);
     let body = text(response).await;
     assert!(body.is_empty() || body.contains("bad_head"), "{body}");
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn http2_that_never_begins_is_closed_at_the_deadline() {
+    let (stack, _folder, roots) =
+        with_tls_and(|settings| settings.set("[server.limits]", "header_timeout", "\"200ms\"")).await;
+    for begun in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let mut stream = tls(&stack, roots.clone(), &[b"h2"]).await;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, begun).await.unwrap();
+        let mut rest = Vec::new();
+        // Closed with or without a farewell.
+        let _ = within("the end", tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut rest)).await;
+    }
+    stack.wait_for_metric("tollbridge_heads_refused_total", &["reason=\"slow\""], 2.0).await;
+}
+
+/// What OpenSSL's client says about a handshake.
+async fn s_client(stack: &Stack, arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new("openssl");
+    command.args(["s_client", "-connect", &stack.address().to_string(), "-servername", "localhost"]).args(arguments);
+    command.stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let done = within("openssl", command.output()).await.unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    (said.contains("Cipher is TLS_") || said.contains("Cipher is ECDHE"), said)
+}
+
+#[tokio::test]
+async fn old_tls_and_weak_suites_are_refused() {
+    let (stack, _folder, _roots) = with_tls().await;
+    for good in [&["-tls1_2"][..], &["-tls1_3"]] {
+        let (spoken, said) = s_client(&stack, good).await;
+        assert!(spoken, "{good:?}: {said}");
+        // No early data: a replayed request would be a second run.
+        assert!(!said.contains("Max Early Data: 1") && !said.contains("Early data was accepted"), "{said}");
+    }
+    // The client is made to offer what is long out of use.
+    for weak in [
+        &["-tls1", "-cipher", "ALL:@SECLEVEL=0"][..],
+        &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"],
+        &["-tls1_2", "-cipher", "AES128-SHA:AES256-SHA256:@SECLEVEL=0"],
+        &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA384:@SECLEVEL=0"],
+        &["-tls1_2", "-cipher", "DHE-RSA-AES128-GCM-SHA256:@SECLEVEL=0"],
+        &["-tls1_2", "-cipher", "aNULL:eNULL:@SECLEVEL=0"],
+    ] {
+        let (spoken, said) = s_client(&stack, weak).await;
+        assert!(!spoken, "{weak:?}: {said}");
+    }
+    let (_, said) = s_client(&stack, &["-tls1_2", "-no_ticket", "-legacy_renegotiation"]).await;
+    assert!(!said.contains("Compression: zlib"), "{said}");
+    assert_eq!(stack.os().requests(), []);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_asked_for_again_after_a_resumption() {
+    let made = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
+    let authority = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(authority.path(), made.cert.pem()).unwrap();
+    let ca = format!("client_ca = {:?}", authority.path());
+    let (stack, _folder, _roots) = with_tls_and(|settings| settings.amend("[server]", "tls", &ca)).await;
+    for version in ["-tls1_2", "-tls1_3"] {
+        let session = tempfile::NamedTempFile::new().unwrap();
+        let path = session.path().to_str().unwrap();
+        // Without a certificate nothing is served, so no session comes about that could be resumed.
+        let (_, said) = s_client(&stack, &[version, "-sess_out", path]).await;
+        let (_, again) = s_client(&stack, &[version, "-sess_in", path]).await;
+        assert!(!again.contains("Reused, TLS"), "{said}\n{again}");
+    }
     assert_eq!(stack.os().requests(), []);
 }

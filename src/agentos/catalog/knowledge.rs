@@ -55,7 +55,7 @@ pub(super) static ROWS: &[Operation] = &[
                 "chunk_size", "chunk_overlap"])
         .mark(Mark::Metadata("metadata")).purges(SEARCHES),
     get("list_content_sources", "/knowledge/{knowledge_id}/sources")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id"]),
+        .on(Resource::Knowledge).scopes(&["knowledge:read"]).query(&["db_id"]),
     get("list_source_files", "/knowledge/{knowledge_id}/sources/{source_id}/files")
         .on(Resource::Knowledge).scopes(&["knowledge:read"])
         .query(&["prefix", "limit", "page", "delimiter", "db_id"]),

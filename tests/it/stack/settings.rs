@@ -89,6 +89,16 @@ impl Settings {
         self
     }
 
+    /// Adds to a key whose value is an inline table.
+    pub(crate) fn amend(mut self, section: &str, key: &str, more: &str) -> Self {
+        let keys = self.sections.iter_mut().filter(|(header, _)| header == section).flat_map(|(_, keys)| keys);
+        for (_, value) in keys.filter(|(name, _)| name == key) {
+            let open = value.strip_suffix('}').unwrap();
+            *value = format!("{open}, {more} }}");
+        }
+        self
+    }
+
     /// Adds a section at the end, also when there is one of that name (`[[clusters]]`, `[[cache.rules]]`).
     pub(crate) fn add(mut self, section: &str, keys: &[(&str, &str)]) -> Self {
         let keys = keys.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
