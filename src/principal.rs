@@ -12,6 +12,9 @@ pub const TENANT_BYTES_MAX: usize = 64;
 /// Longest subject, in bytes; longer ones are refused by `identity`.
 pub const SUBJECT_BYTES_MAX: usize = 256;
 
+/// The role that reaches what concerns a whole AgentOS. Whoever may assert it is stated per issuer.
+pub const PLATFORM_ADMIN: &str = "platform_admin";
+
 /// A tenant's name: 1 to 64 characters of `[A-Za-z0-9._-]`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(Arc<str>);

@@ -205,6 +205,15 @@ pub enum Mark {
     MetadataIfGiven(&'static str),
 }
 
+/// What a request makes AgentOS run by itself, now or later: it is authorized as that run besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Triggers {
+    /// What the `endpoint` and `payload` of a schedule say: those of the body, for the rest those that are stored.
+    Schedule,
+    /// The components that `agent_id` and `team_id` of the body name.
+    Components,
+}
+
 /// What the gateway answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Own {
@@ -280,6 +289,8 @@ pub struct Operation {
     pub lists_within: &'static [(&'static str, &'static str)],
     /// How the request carries a tenant's mark.
     pub mark: Option<Mark>,
+    /// What the request makes AgentOS run by itself.
+    pub triggers: Option<Triggers>,
     /// The MCP tool that exposes it.
     pub tool: Option<&'static str>,
     /// Hard to undo: policies may refuse it over MCP.

@@ -10,6 +10,16 @@ pub fn run(kind: Kind, component: &str, run: &str, session: &str) -> String {
     format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())
 }
 
+/// Where runs of a component are started.
+pub fn runs(kind: Kind, component: &str) -> String {
+    format!("/{}/{}/runs", kind.plural(), encode_segment(component))
+}
+
+/// A schedule.
+pub fn schedule(id: &str) -> String {
+    format!("/schedules/{}", encode_segment(id))
+}
+
 /// A session of a kind: AgentOS keeps three kinds under one path.
 pub fn session(session: &str, kind: Kind) -> String {
     format!("/sessions/{}?type={kind}", encode_segment(session))

@@ -203,7 +203,18 @@ fn rows_that_agentos_guards_again_get_what_it_asks_for() {
         ("resolve_approval", json!(["approvals:write", "agent_os:admin"])),
         ("get_approval", json!(["approvals:read", "agent_os:admin"])),
         ("list_approvals", json!(["approvals:read"])),
-        ("create_schedule", json!(["schedules:write", "agents:run", "teams:run", "workflows:run"])),
+        (
+            "create_schedule",
+            json!([
+                "schedules:write",
+                "agents:run",
+                "agents:read",
+                "teams:run",
+                "teams:read",
+                "workflows:run",
+                "workflows:read"
+            ]),
+        ),
         ("list_schedules", json!(["schedules:read"])),
         ("get_agents", json!(["agents:read"])),
         ("create_agent_run", json!(["agents:run", "agents:read"])),

@@ -44,13 +44,24 @@ pub struct BadTemplate {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UpstreamUser(Arc<str>);
 
-/// What every name of one tenant's users begins or ends with.
+/// What every name of one tenant's users begins and ends with; the subject stands between.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TenantMark {
-    /// The names begin so.
-    Start(String),
-    /// The names end so.
-    End(String),
+pub struct TenantMark {
+    /// The names begin so; holds the tenant, or may be empty.
+    pub start: String,
+    /// The names end so; holds the tenant, or may be empty.
+    pub end: String,
+    /// Which of them holds the tenant.
+    pub side: Side,
+}
+
+/// Where the tenant stands in a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Before the subject.
+    Start,
+    /// Behind the subject.
+    End,
 }
 
 /// The rendered name is one that AgentOS keeps for itself.
@@ -73,11 +84,13 @@ impl UserIdTemplate {
     /// What the names of a tenant's users have in common; `None` where names hold no tenant.
     pub fn mark(&self, tenant: &TenantId) -> Option<TenantMark> {
         let Self { before, between, after, .. } = self;
-        match self.order {
-            Order::SubjectOnly => None,
-            Order::TenantFirst => Some(TenantMark::Start(format!("{before}{tenant}{between}"))),
-            Order::SubjectFirst => Some(TenantMark::End(format!("{between}{tenant}{after}"))),
-        }
+        let (before, between, after, tenant) = (before.as_str(), between.as_str(), after.as_str(), tenant.as_str());
+        let (start, end, side) = match self.order {
+            Order::SubjectOnly => return None,
+            Order::TenantFirst => ([before, tenant, between].concat(), after.to_owned(), Side::Start),
+            Order::SubjectFirst => (before.to_owned(), [between, tenant, after].concat(), Side::End),
+        };
+        Some(TenantMark { start, end, side })
     }
 
     /// Says whether the tenant is part of the name: a template without it is for one tenant only.
@@ -152,9 +165,9 @@ impl UserIdTemplate {
 impl TenantMark {
     /// The character that ends the tenant's part towards the subject.
     pub fn edge(&self) -> u8 {
-        let edge = match self {
-            Self::Start(text) => text.bytes().next_back(),
-            Self::End(text) => text.bytes().next(),
+        let edge = match self.side {
+            Side::Start => self.start.bytes().next_back(),
+            Side::End => self.end.bytes().next(),
         };
         // A mark holds at least the character between tenant and subject.
         edge.unwrap_or(b'~')

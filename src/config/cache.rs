@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::agentos::{Caching, Catalog};
 use crate::cache::{Rule, Settings};
 
-use super::reader::{At, Table, Value, nearest};
+use super::reader::{At, Table, Value};
+use super::words::nearest;
 
 /// Longest life of a kept answer.
 const TTL_MAX: Duration = Duration::from_hours(24);

@@ -14,9 +14,10 @@ use crate::outbound::Origin;
 use crate::principal::TenantId;
 use crate::secret::Secret;
 
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
 use super::secrets::is_pem;
 use super::tenants;
+use super::words::{nearest, quoted};
 
 /// Shortest HMAC key without a warning.
 const HMAC_KEY_BYTES_MIN: usize = 32;

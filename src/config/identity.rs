@@ -160,6 +160,7 @@ fn issuer(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<Issuer> {
             Some(_) | None => Some(tenant),
         }
     });
+    let platform_admin = table.get("platform_admin").and_then(|v| v.boolean());
     let subject_prefix = table.get("subject_prefix").and_then(|v| subject_prefix(&v));
     let audiences = table.require("audiences", "[\"tollbridge\"]").and_then(|v| names(&v, "an audience"));
     let algorithms = table.require("algorithms", "[\"RS256\"]").and_then(|v| algorithms(&v));
@@ -167,6 +168,8 @@ fn issuer(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<Issuer> {
     table.close();
     Some(Issuer {
         issuer: issuer?,
+        // Whoever may speak for every tenant may speak for the platform; others are told so.
+        platform_admin: platform_admin.unwrap_or(allowed.is_none()),
         tenants: allowed,
         tenant,
         subject_prefix,

@@ -3,11 +3,13 @@
 //! Invariants: all problems of a file are reported in one run, each with its place; a `Config` that
 //! exists has no problem.
 
+mod instant;
 mod problem;
 mod reader;
 mod runtime;
 mod secrets;
 mod units;
+mod words;
 
 mod approvals;
 mod cache;

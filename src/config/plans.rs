@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::quota::{self, Plan, Problem, Rate};
 
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
+use super::words::{nearest, quoted};
 
 /// The largest count of requests or tokens: far above use, far below overflow.
 const COUNT_MAX: u64 = 1_000_000_000_000;

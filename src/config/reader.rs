@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::instant::unix_seconds;
 use super::problem::{Place, Problem};
 use super::secrets::Env;
 use super::units::{DURATION, SIZE, Units};
+use super::words::{nearest, quoted};
 
 /// The file that is read, and what was found in it so far.
 pub(super) struct Source<'a> {
@@ -351,73 +353,6 @@ impl<'a> Value<'a> {
             DeValue::Datetime(_) => "a date",
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
-        }
-    }
-}
-
-/// "did you mean …?" for the candidate that is close enough to be a slip.
-pub(super) fn nearest<'c>(written: &str, candidates: impl Iterator<Item = &'c str>) -> Option<String> {
-    // Case is the commonest slip and no distance at all.
-    let distance = |candidate: &str| strsim::damerau_levenshtein(&written.to_lowercase(), &candidate.to_lowercase());
-    let scored = candidates.map(|candidate| (distance(candidate), candidate));
-    let (distance, candidate) = scored.min()?;
-    let slip = (written.chars().count().max(candidate.chars().count()) / 3).max(1);
-    (distance <= slip).then(|| format!("did you mean `{candidate}`?"))
-}
-
-/// Words in backticks, separated by commas.
-pub(super) fn quoted<'c>(words: impl Iterator<Item = &'c str>) -> String {
-    words.map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// Days since 1970-01-01 of a proleptic Gregorian date, after Howard Hinnant's `days_from_civil`.
-fn unix_seconds(written: &toml::value::Datetime) -> Option<u64> {
-    let (date, time, offset) = (written.date?, written.time?, written.offset?);
-    let offset_minutes = match offset {
-        toml::value::Offset::Z => 0,
-        toml::value::Offset::Custom { minutes } => i64::from(minutes),
-    };
-    let (month, day) = (i64::from(date.month), i64::from(date.day));
-    let year = i64::from(date.year) - i64::from(month <= 2);
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    let days = era * 146_097 + day_of_era - 719_468;
-    let second = i64::from(time.second.unwrap_or(0));
-    let seconds = days * 86_400 + i64::from(time.hour) * 3_600 + i64::from(time.minute) * 60 + second;
-    u64::try_from(seconds - offset_minutes * 60).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_unix_seconds() {
-        for (written, expected) in [
-            ("1970-01-01T00:00:00Z", Some(0)),
-            ("2000-03-01T00:00:00Z", Some(951_868_800)),
-            ("2024-02-29T12:30:45Z", Some(1_709_209_845)),
-            ("2024-02-29T12:30:45+02:00", Some(1_709_202_645)),
-            ("2024-02-29T12:30:45", None),
-            ("2024-02-29", None),
-            ("1969-12-31T23:59:59Z", None),
-        ] {
-            assert_eq!(unix_seconds(&written.parse().unwrap()), expected, "{written}");
-        }
-    }
-
-    #[test]
-    fn only_a_slip_is_worth_a_suggestion() {
-        let keys = ["listen", "public_url", "threads"];
-        for (written, expected) in [
-            ("lisetn", Some("did you mean `listen`?")),
-            ("Listen", Some("did you mean `listen`?")),
-            ("public_uri", Some("did you mean `public_url`?")),
-            ("completely_different", None),
-        ] {
-            assert_eq!(nearest(written, keys.into_iter()).as_deref(), expected, "{written}");
         }
     }
 }

@@ -9,9 +9,10 @@ use crate::mcp::Toolset;
 use crate::secret::Secret;
 use crate::{admin, mcp, proxy};
 
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
 use super::runtime::{ServerSettings, Threads};
 use super::secrets::unreadable;
+use super::words::{nearest, quoted};
 
 /// Shortest `[server] secret`: the output size of the MAC.
 const SECRET_BYTES_MIN: usize = 32;

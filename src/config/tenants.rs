@@ -7,7 +7,8 @@ use crate::principal::TenantId;
 use crate::quota;
 
 use super::plans;
-use super::reader::{At, Table, Value, nearest, quoted};
+use super::reader::{At, Table, Value};
+use super::words::{nearest, quoted};
 
 /// The tenants, as far as they could be read.
 pub(super) struct Read {

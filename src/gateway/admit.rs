@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::approvals::{self, Continuing};
 use super::arrival;
 use super::body::{self, Payload};
-use super::call::{Answer, Call, Inbound};
+use super::call::{Answer, Call};
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
@@ -23,6 +23,7 @@ use super::runs::Held;
 use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
+use super::triggers;
 use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
@@ -92,6 +93,8 @@ struct Arrived {
     matched: Matched,
     principal: Arc<Principal>,
     cluster: Arc<Cluster>,
+    user: UpstreamUser,
+    caller_token: Option<String>,
     pass: Pass,
 }
 
@@ -109,6 +112,15 @@ impl Admitted {
             (Reply::SseIfStream, _) => true,
             (Reply::Json | Reply::Empty | Reply::Opaque, _) => false,
         }
+    }
+}
+
+// === impl Payload ===
+
+impl Payload {
+    /// Says whether AgentOS was asked to go on with the run whoever listens.
+    fn is_background(&self) -> bool {
+        matches!(self, Self::Form(form) if form.text("background").is_some_and(is_true))
     }
 }
 
@@ -141,7 +153,10 @@ pub(super) async fn admit(
     if operation.exposure.is_local() {
         return arrival::local(operation, snapshot, &principal, &pass).map(Verdict::Answered);
     }
-    decide(gateway, snapshot, call, Arrived { path, matched, principal, cluster, pass }, exchange).await
+    let user = arrival::upstream_user(&cluster, &principal)?;
+    let caller_token = arrival::token(&cluster, &call.headers)?;
+    let arrived = Arrived { path, matched, principal, cluster, user, caller_token, pass };
+    decide(gateway, snapshot, call, arrived, exchange).await
 }
 
 /// Reads the request, learns the facts, asks policy, cache and quota, and chooses an endpoint.
@@ -160,13 +175,10 @@ async fn decide(
     arrived: Arrived,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
-    let Arrived { mut path, matched, principal, cluster, pass } = arrived;
+    let Arrived { mut path, matched, principal, cluster, user, caller_token, pass } = arrived;
     let operation = matched.operation;
-    let user = arrival::upstream_user(&cluster, &principal)?;
-    let caller_token = arrival::token(&cluster, &call.headers)?;
     let mut query = shape::query(call.query.as_deref(), operation)?;
-    let inbound = std::mem::replace(&mut call.body, Inbound::Empty);
-    let mut payload = body::read(inbound, operation, &call.headers, &snapshot.limits).await?;
+    let mut payload = body::read(call.body.take(), operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human };
     let ground = Ground {
         gateway,
@@ -207,7 +219,6 @@ async fn decide(
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
-    let background = matches!(&payload, Payload::Form(form) if form.text("background").is_some_and(is_true));
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
         matched,
@@ -219,11 +230,11 @@ async fn decide(
         query,
         headers: call.headers,
         caller_token,
+        background: payload.is_background(),
         payload,
         picked,
         run_id,
         session: facts.session,
-        background,
         lease,
         continuing,
         new_session: facts.new_session,
@@ -235,10 +246,11 @@ async fn decide(
     })))
 }
 
-/// Guards runs that would read the knowledge of others, and calls that continue a run. A dry run claims nothing and reads no approvals: it says so.
+/// Guards runs that would read the knowledge of others, calls that make AgentOS start a run, and calls that continue
+/// one. A dry run claims nothing and reads no approvals: it says so.
 ///
 /// # Errors
-/// Those of `knowledge::reachable` and `approvals::guard`.
+/// Those of `knowledge::reachable`, `triggers::authorize` and `approvals::guard`.
 ///
 /// # Cancel safety
 /// Safe: the claim is given back on drop.
@@ -249,6 +261,7 @@ async fn guard(
     exchange: &mut Exchange,
 ) -> Result<Option<Continuing>, Refusal> {
     knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
+    triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
         explain::approvals(ground, exchange);
         return Ok(None);
@@ -314,7 +327,7 @@ impl Ground<'_> {
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
-    fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
+    pub(super) fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
         if let Some(shadow) = decision.shadow() {
             let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };

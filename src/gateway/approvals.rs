@@ -9,6 +9,7 @@
 
 mod answers;
 mod claims;
+mod pairing;
 mod rulings;
 mod waiting;
 

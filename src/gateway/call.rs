@@ -127,6 +127,11 @@ impl fmt::Debug for Inbound {
 }
 
 impl Inbound {
+    /// Takes the body out and leaves none.
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Empty)
+    }
+
     /// The body as a stream, whatever it is.
     pub fn into_stream(self) -> StreamBody {
         match self {

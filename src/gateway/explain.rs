@@ -164,8 +164,15 @@ pub(super) fn facts(
     }
 }
 
-fn is_out_of_reach(code: Code) -> bool {
+/// Says whether a dry run may go on without an answer of AgentOS.
+pub(super) fn is_out_of_reach(code: Code) -> bool {
     matches!(code, Code::UpstreamUnreachable | Code::UpstreamTimeout | Code::UpstreamReset | Code::NoEndpoint)
+}
+
+/// Says that the run behind a schedule could not be learned.
+pub(super) fn unknown_run(refusal: Refusal, exchange: &mut Exchange) {
+    let reason = refusal.reason.unwrap_or_else(|| refusal.code.row().detail.to_owned());
+    exchange.note("facts", Said::Unknown, || json!({ "run": "unknown", "reason": reason }));
 }
 
 /// What the policies say, where that is written, and what would change it.
@@ -183,6 +190,7 @@ pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange
         "policy",
         said,
         json!({
+            "operation": ground.operation().id,
             "policies": located(policies, decision.policies()),
             "note": note,
             "shadow": shadow,

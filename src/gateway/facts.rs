@@ -419,7 +419,7 @@ fn ids_at(ground: &Ground<'_>, places: &[Place], query: &Query, payload: &Payloa
     Ok(ids)
 }
 
-fn not_an_id() -> Refusal {
+pub(super) fn not_an_id() -> Refusal {
     Refusal::new(Code::FormMalformed, Stage::Facts).saying("an id must be a string")
 }
 

@@ -26,6 +26,7 @@ mod knowledge;
 mod learnings;
 mod sessions;
 mod shape;
+mod triggers;
 
 mod explain;
 mod trail;

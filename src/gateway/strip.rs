@@ -3,11 +3,12 @@
 //! that name begins.
 //! Invariant: a chunk is held back only while its end may be, or is inside, such a field.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::cluster::{Cluster, TenantMark};
+use crate::cluster::{Cluster, Side, TenantMark};
 use crate::principal::TenantId;
 
 /// How fields that hold an upstream user id begin, compact and spaced.
@@ -27,24 +28,15 @@ const VALUE_BYTES_MAX: usize = 512;
 
 /// Rewrites user ids in a stream of JSON text (plain or inside SSE).
 pub(super) struct UserStripper {
-    cluster: Arc<Cluster>,
-    tenant: TenantId,
     /// Names that hold no tenant are shown as they are.
     mark: Option<TenantMark>,
     held: BytesMut,
 }
 
-/// One quoted value: where it begins and ends, quotes excluded.
-struct Span {
-    start: usize,
-    end: usize,
-}
-
 impl UserStripper {
     /// A stripper for the names that the cluster gives to a tenant's users.
     pub(super) fn new(cluster: &Arc<Cluster>, tenant: &TenantId) -> Self {
-        let mark = cluster.settings.user_id.mark(tenant);
-        Self { cluster: Arc::clone(cluster), tenant: tenant.clone(), mark, held: BytesMut::new() }
+        Self { mark: cluster.settings.user_id.mark(tenant), held: BytesMut::new() }
     }
 
     /// Rewrites a whole text.
@@ -64,7 +56,7 @@ impl UserStripper {
             self.held.split().freeze()
         };
         let used = text.len() - unfinished(&text);
-        let out = self.rewrite(mark, &text, used);
+        let out = rewrite(mark, &text, used);
         self.held.extend_from_slice(text.get(used..).unwrap_or_default());
         match out {
             Some(out) => out.freeze(),
@@ -76,45 +68,42 @@ impl UserStripper {
     pub(super) fn finish(&mut self) -> Bytes {
         self.held.split().freeze()
     }
-
-    /// Rewrites the first `used` bytes of a text, in which fields are complete; `None` when there is nothing to rewrite.
-    fn rewrite(&self, mark: &TenantMark, text: &[u8], used: usize) -> Option<BytesMut> {
-        let mut out: Option<BytesMut> = None;
-        let mut copied = 0;
-        // The character beside the tenant stands in no tenant's name and is rare: each one is looked at.
-        for at in memchr::memchr_iter(mark.edge(), text) {
-            let Some(Span { start, end }) = marked(mark, text, at).filter(|value| value.start >= copied) else {
-                continue;
-            };
-            let name = text.get(start..end).and_then(|name| std::str::from_utf8(name).ok());
-            let subject = name.and_then(|name| self.cluster.settings.user_id.subject_of(name, &self.tenant));
-            let Some(subject) = subject.filter(|_| opens_field(text, start)) else { continue };
-            let out = out.get_or_insert_with(|| BytesMut::with_capacity(text.len()));
-            out.extend_from_slice(text.get(copied..start).unwrap_or_default());
-            out.extend_from_slice(subject.as_bytes());
-            copied = end;
-        }
-        out.map(|mut out| {
-            out.extend_from_slice(text.get(copied..used).unwrap_or_default());
-            out
-        })
-    }
 }
 
-/// The quoted value that begins or ends with the mark, when the edge of the mark is at `at`.
-fn marked(mark: &TenantMark, text: &[u8], at: usize) -> Option<Span> {
-    match mark {
-        TenantMark::Start(start) => {
-            let before = text.get(..=at)?.strip_suffix(start.as_bytes())?;
-            let length = memchr::memchr(b'"', text.get(at..)?)?;
-            before.ends_with(b"\"").then_some(Span { start: before.len(), end: at + length })
-        }
-        TenantMark::End(end) => {
-            let after = text.get(at..)?.strip_prefix(end.as_bytes())?;
-            let before = memchr::memrchr(b'"', text.get(..at)?)?;
-            after.starts_with(b"\"").then_some(Span { start: before + 1, end: at + end.len() })
-        }
+/// Rewrites the first `used` bytes of a text, in which fields are complete; `None` when there is nothing to rewrite.
+fn rewrite(mark: &TenantMark, text: &[u8], used: usize) -> Option<BytesMut> {
+    let mut out: Option<BytesMut> = None;
+    let mut copied = 0;
+    // The character beside the tenant stands in no tenant's name and is rare: each one is looked at.
+    for at in memchr::memchr_iter(mark.edge(), text) {
+        let Some(value) = marked(mark, text, at).filter(|value| value.start >= copied) else { continue };
+        let (from, to) = (value.start + mark.start.len(), value.end.saturating_sub(mark.end.len()));
+        let subject = text.get(from..to).filter(|subject| !subject.is_empty());
+        let Some(subject) = subject.filter(|_| opens_field(text, value.start)) else { continue };
+        let out = out.get_or_insert_with(|| BytesMut::with_capacity(text.len()));
+        out.extend_from_slice(text.get(copied..value.start).unwrap_or_default());
+        out.extend_from_slice(subject);
+        copied = value.end;
     }
+    out.map(|mut out| {
+        out.extend_from_slice(text.get(copied..used).unwrap_or_default());
+        out
+    })
+}
+
+/// The quoted value with the mark at both ends, when the edge of the mark is at `at`.
+fn marked(mark: &TenantMark, text: &[u8], at: usize) -> Option<Range<usize>> {
+    let (start, end) = (mark.start.as_bytes(), mark.end.as_bytes());
+    let value = match mark.side {
+        Side::Start => {
+            let before = text.get(..=at)?.strip_suffix(start)?.len();
+            before..at + memchr::memchr(b'"', text.get(at..)?)?
+        }
+        Side::End => memchr::memrchr(b'"', text.get(..at)?)? + 1..at + end.len(),
+    };
+    let whole = text.get(value.clone())?;
+    let quoted = text.get(value.start.checked_sub(1)?) == Some(&b'"') && text.get(value.end) == Some(&b'"');
+    (quoted && whole.starts_with(start) && whole.ends_with(end)).then_some(value)
 }
 
 /// Says whether a value that starts at `at` is that of one of the fields.

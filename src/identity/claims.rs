@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::{Claims, Issuer, Refused, UnknownTenant, json};
-use crate::principal::{Principal, PrincipalKind, SUBJECT_BYTES_MAX, TenantId};
+use crate::principal::{PLATFORM_ADMIN, Principal, PrincipalKind, SUBJECT_BYTES_MAX, TenantId};
 
 /// Longest role, scope or plan name, in bytes; longer ones grant nothing.
 const NAME_BYTES_MAX: usize = 256;
@@ -99,7 +99,8 @@ impl Rules {
         check_audience(claims, &issuer.audiences)?;
         let subject = subject(claims, issuer)?;
         let tenant = self.tenant(claims, issuer)?;
-        let roles = claims.names(&self.names.roles);
+        let mut roles = claims.names(&self.names.roles);
+        roles.retain(|role| issuer.platform_admin || **role != *PLATFORM_ADMIN);
         let scopes =
             [self.names.scopes.as_str(), "scope", "scp"].into_iter().flat_map(|name| claims.names(name)).collect();
         let plan = claims.text(&self.names.plan).filter(|p| (1..=NAME_BYTES_MAX).contains(&p.len())).map(Arc::from);

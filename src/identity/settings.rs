@@ -51,6 +51,9 @@ pub struct Issuer {
     pub issuer: String,
     /// Tenants that it may assert; `None`: any (only as the sole issuer).
     pub tenants: Option<Vec<TenantId>>,
+    /// Whether its tokens may carry the role `platform_admin`, which reaches beyond a tenant; otherwise the role is
+    /// left out of what they say.
+    pub platform_admin: bool,
     /// Tenant of tokens that name none; `None`: such tokens are refused.
     pub tenant: Option<TenantId>,
     /// Put before every subject, so that two issuers of one tenant cannot name the same user.

@@ -1,6 +1,7 @@
 //! Owns the translation of an `Ask` into Cedar's request and entities.
 //! Does not evaluate (`slice`) and does not decide what counts as a fact.
-//! Invariant: what it builds conforms to `schema`; debug builds check every request and entity.
+//! Invariant: what it builds conforms to `schema`, apart from attributes that nobody is going to read; debug builds
+//! check every request and entity.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr as _;
@@ -13,7 +14,8 @@ use cedar_policy::{
 use crate::agentos::{Operation, Resource};
 use crate::principal::{Principal, PrincipalKind, TenantId};
 
-use super::ask::{Ask, ResourceFacts};
+use super::ask::Ask;
+use super::attribute::{Attribute, Reads};
 use super::schema::NAMESPACE;
 use super::{ScopesMode, instant, scopes};
 
@@ -27,10 +29,9 @@ pub(super) struct Names {
     resources: HashMap<Resource, EntityTypeName>,
 }
 
-/// An action and its group.
+/// An action with the entity that says its group.
 pub(super) struct Action {
-    pub(super) uid: EntityUid,
-    pub(super) group: EntityUid,
+    uid: EntityUid,
     entity: Entities,
 }
 
@@ -39,7 +40,11 @@ pub(super) struct Action {
 #[error("{0}")]
 pub(super) struct Unbuildable(String);
 
-type Attributes = HashMap<String, RestrictedExpression>;
+/// Attributes on their way into an entity: those that are read.
+struct Attributes {
+    reads: Reads,
+    pairs: HashMap<String, RestrictedExpression>,
+}
 
 // === impl Names ===
 
@@ -67,62 +72,67 @@ impl Names {
     pub(super) fn action(&self, row: &Operation) -> Option<Action> {
         let uid = uid(&self.action, row.id);
         let group = uid_of_group(&self.action, row);
-        let entity = Entity::new_no_attrs(uid.clone(), HashSet::from([group.clone()]));
+        let entity = Entity::new_no_attrs(uid.clone(), HashSet::from([group]));
         let entity = Entities::from_entities([entity], None).ok()?;
-        Some(Action { uid, group, entity })
+        Some(Action { uid, entity })
     }
 
-    /// Builds the request and its entities.
+    /// Builds the request and its entities, with the attributes that are read and no others.
     pub(super) fn build(
         &self,
         ask: &Ask<'_>,
         action: &Action,
         mode: ScopesMode,
+        reads: Reads,
         schema: Option<&Schema>,
     ) -> Result<(Request, Entities), Unbuildable> {
-        let principal = self.principal(ask.principal)?;
-        let resource = self.facts(&ask.resource, &ask.principal.tenant)?;
-        let context = CedarContext::from_pairs(context(ask, mode)).map_err(unbuildable)?;
-        let request = Request::new(principal.uid(), action.uid.clone(), resource.uid(), context, schema);
-        let entities = action.entity.clone().add_entities([principal, resource], schema);
-        Ok((request.map_err(unbuildable)?, entities.map_err(unbuildable)?))
+        let context = CedarContext::from_pairs(context(ask, mode, reads)).map_err(unbuildable)?;
+        let (caller, target) = (self.caller(ask.principal), uid(&self.resource(ask.resource.kind), ask.resource.id));
+        let request = Request::new(caller.clone(), action.uid.clone(), target.clone(), context, schema);
+        let mut entities = action.entity.clone();
+        if reads.entities() {
+            let pair = [self.principal(caller, ask.principal, reads)?, self.facts(target, ask, reads)?];
+            entities = entities.add_entities(pair, schema).map_err(unbuildable)?;
+        }
+        Ok((request.map_err(unbuildable)?, entities))
     }
 
-    fn principal(&self, principal: &Principal) -> Result<Entity, Unbuildable> {
+    fn caller(&self, principal: &Principal) -> EntityUid {
         let kind = match principal.kind {
             PrincipalKind::User => &self.user,
             PrincipalKind::Service => &self.service,
         };
-        let uid = uid(kind, &format!("{}~{}", principal.tenant, principal.subject));
-        let tenant = self.tenant(&principal.tenant);
-        let scopes = principal.scopes.iter().map(|scope| text(scope));
-        let mut attributes = Attributes::from([
-            ("subject".to_owned(), text(&principal.subject)),
-            ("tenant".to_owned(), RestrictedExpression::new_entity_uid(tenant.clone())),
-            ("scopes".to_owned(), RestrictedExpression::new_set(scopes)),
-        ]);
-        put(&mut attributes, "plan", principal.plan.as_deref().map(text));
-        let roles = principal.roles.iter().map(|role| self::uid(&self.role, role));
-        Entity::new(uid, attributes, roles.chain([tenant]).collect()).map_err(unbuildable)
+        uid(kind, &format!("{}~{}", principal.tenant, principal.subject))
     }
 
-    fn facts(&self, facts: &ResourceFacts<'_>, caller: &TenantId) -> Result<Entity, Unbuildable> {
-        let tenants = facts.tenants.iter().chain(facts.open.then_some(caller));
+    fn principal(&self, uid: EntityUid, principal: &Principal, reads: Reads) -> Result<Entity, Unbuildable> {
+        let tenant = self.tenant(&principal.tenant);
+        let mut attributes = Attributes::new(reads);
+        attributes.put(Attribute::Subject, || Some(text(&principal.subject)));
+        attributes.put(Attribute::Tenant, || Some(RestrictedExpression::new_entity_uid(tenant.clone())));
+        attributes.put(Attribute::Scopes, || Some(texts(principal.scopes.iter().map(AsRef::as_ref))));
+        attributes.put(Attribute::Plan, || principal.plan.as_deref().map(text));
+        let roles = principal.roles.iter().map(|role| self::uid(&self.role, role));
+        let parents = roles.chain([tenant.clone()]).collect();
+        Entity::new(uid, attributes.pairs, parents).map_err(unbuildable)
+    }
+
+    fn facts(&self, uid: EntityUid, ask: &Ask<'_>, reads: Reads) -> Result<Entity, Unbuildable> {
+        let facts = &ask.resource;
+        let tenants = || facts.tenants.iter().chain(facts.open.then_some(&ask.principal.tenant));
         let tenant = |id: &TenantId| RestrictedExpression::new_entity_uid(self.tenant(id));
-        let mut attributes = Attributes::from([
-            ("id".to_owned(), text(facts.id)),
-            ("tenants".to_owned(), RestrictedExpression::new_set(tenants.map(tenant))),
-        ]);
-        put(&mut attributes, "owner", facts.owner.map(text));
-        put(&mut attributes, "tenant", facts.tenant.map(tenant));
-        put(&mut attributes, "component", facts.component.map(text));
+        let mut attributes = Attributes::new(reads);
+        attributes.put(Attribute::Id, || Some(text(facts.id)));
+        attributes.put(Attribute::Tenants, || Some(RestrictedExpression::new_set(tenants().map(tenant))));
+        attributes.put(Attribute::Owner, || facts.owner.map(text));
+        attributes.put(Attribute::Tenant, || facts.tenant.map(tenant));
+        attributes.put(Attribute::Component, || facts.component.map(text));
         if let (Resource::Approval, Some(approval)) = (facts.kind, &facts.approval) {
-            put(&mut attributes, "tool_name", approval.tool_name.map(text));
-            put(&mut attributes, "status", approval.status.map(text));
-            put(&mut attributes, "requested_by", approval.requested_by.map(text));
+            attributes.put(Attribute::ToolName, || approval.tool_name.map(text));
+            attributes.put(Attribute::Status, || approval.status.map(text));
+            attributes.put(Attribute::RequestedBy, || approval.requested_by.map(text));
         }
-        let uid = uid(&self.resource(facts.kind), facts.id);
-        Entity::new(uid, attributes, HashSet::new()).map_err(unbuildable)
+        Entity::new(uid, attributes.pairs, HashSet::new()).map_err(unbuildable)
     }
 
     fn tenant(&self, tenant: &TenantId) -> EntityUid {
@@ -142,31 +152,47 @@ fn text(value: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(value.to_owned())
 }
 
-fn put(attributes: &mut Attributes, name: &str, value: Option<RestrictedExpression>) {
-    attributes.extend(value.map(|value| (name.to_owned(), value)));
+fn texts<'a>(values: impl Iterator<Item = &'a str>) -> RestrictedExpression {
+    RestrictedExpression::new_set(values.map(text))
 }
 
 fn unbuildable(error: impl std::fmt::Display) -> Unbuildable {
     Unbuildable(error.to_string())
 }
 
-fn context(ask: &Ask<'_>, mode: ScopesMode) -> [(String, RestrictedExpression); 12] {
+fn context(ask: &Ask<'_>, mode: ScopesMode, reads: Reads) -> HashMap<String, RestrictedExpression> {
     let Ask { principal, operation, resource, context } = ask;
-    let accepted = scopes::accepted(operation, resource, &principal.scopes);
-    let bool = RestrictedExpression::new_bool;
-    [
-        ("door", text(context.door)),
-        ("operation", text(operation.id)),
-        ("cluster", text(context.cluster)),
-        ("now", RestrictedExpression::new_datetime(instant::spell(context.now))),
-        ("source_ip", RestrictedExpression::new_ip(context.source_ip.to_string())),
-        ("message_bytes", RestrictedExpression::new_long(i64::try_from(context.message_bytes).unwrap_or(i64::MAX))),
-        ("human", bool(context.human)),
-        ("destructive", bool(operation.destructive)),
-        ("reach", text(operation.reach.as_str())),
-        ("exclusive", bool(!resource.open && resource.tenants.len() == 1)),
-        ("scopes_accepted", RestrictedExpression::new_set(accepted.iter().map(|scope| text(scope)))),
-        ("scopes_mode", text(mode.as_str())),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
+    let bool = |value| Some(RestrictedExpression::new_bool(value));
+    let bytes = i64::try_from(context.message_bytes).unwrap_or(i64::MAX);
+    let mut pairs = Attributes::new(reads);
+    pairs.put(Attribute::Door, || Some(text(context.door)));
+    pairs.put(Attribute::Operation, || Some(text(operation.id)));
+    pairs.put(Attribute::Cluster, || Some(text(context.cluster)));
+    pairs.put(Attribute::Now, || Some(RestrictedExpression::new_datetime(instant::spell(context.now))));
+    pairs.put(Attribute::SourceIp, || Some(RestrictedExpression::new_ip(context.source_ip.to_string())));
+    pairs.put(Attribute::MessageBytes, || Some(RestrictedExpression::new_long(bytes)));
+    pairs.put(Attribute::Human, || bool(context.human));
+    pairs.put(Attribute::Destructive, || bool(operation.destructive));
+    pairs.put(Attribute::Reach, || Some(text(operation.reach.as_str())));
+    pairs.put(Attribute::Exclusive, || bool(!resource.open && resource.tenants.len() == 1));
+    pairs.put(Attribute::ScopesAccepted, || {
+        Some(texts(scopes::accepted(operation, resource, &principal.scopes).iter().map(String::as_str)))
+    });
+    pairs.put(Attribute::ScopesMode, || Some(text(mode.as_str())));
+    pairs.pairs
+}
+
+// === impl Attributes ===
+
+impl Attributes {
+    fn new(reads: Reads) -> Self {
+        Self { reads, pairs: HashMap::new() }
+    }
+
+    /// Adds what is read and there.
+    fn put(&mut self, attribute: Attribute, value: impl FnOnce() -> Option<RestrictedExpression>) {
+        if self.reads.contain(attribute) {
+            self.pairs.extend(value().map(|value| (attribute.name().to_owned(), value)));
+        }
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use cedar_policy::Policy;
+use cedar_policy::{Policy, PrincipalConstraint, ResourceConstraint};
 use serde_json::Value;
 
 /// Facts that differ from call to call: decisions that read one are not kept.
@@ -32,14 +32,21 @@ pub(super) struct DeadWord {
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     attributes: BTreeSet<String>,
+    /// Of anything, not only of the context.
+    names: BTreeSet<String>,
     whole_context: bool,
+    /// Attributes or parents of an entity.
+    entities: bool,
     words: BTreeSet<(String, String)>,
 }
 
 impl Reading {
     /// Reads a policy; one that cannot be read counts as reading everything.
     pub(super) fn of(policy: &Policy) -> Self {
-        let mut reading = Self::default();
+        let by_parents =
+            matches!(policy.principal_constraint(), PrincipalConstraint::In(_) | PrincipalConstraint::IsIn(..))
+                || matches!(policy.resource_constraint(), ResourceConstraint::In(_) | ResourceConstraint::IsIn(..));
+        let mut reading = Self { entities: by_parents, ..Self::default() };
         match policy.to_json() {
             Ok(json) => reading.visit(json.get("conditions").unwrap_or(&Value::Null)),
             Err(_) => reading.whole_context = true,
@@ -50,6 +57,21 @@ impl Reading {
     /// Says whether the policy may answer differently for the same caller, operation and resource.
     pub(super) fn is_volatile(&self) -> bool {
         self.whole_context || VOLATILE.iter().any(|&name| self.attributes.contains(name))
+    }
+
+    /// Says whether it may read an attribute of that name, of whatever has one.
+    pub(super) fn reads(&self, attribute: &str) -> bool {
+        self.names.contains(attribute)
+    }
+
+    /// Says whether it may look at caller or resource beyond their names.
+    pub(super) fn reads_entities(&self) -> bool {
+        self.whole_context || self.entities
+    }
+
+    /// Says whether what it reads is not known by name.
+    pub(super) fn reads_everything(&self) -> bool {
+        self.whole_context
     }
 
     /// Comparisons with words that can never occur.
@@ -75,6 +97,16 @@ impl Reading {
                 if node == &context() {
                     self.whole_context = true;
                     return;
+                }
+                let tags = ["in", "getTag", "hasTag"].iter().any(|operator| fields.contains_key(*operator));
+                let access = fields.contains_key(".") || fields.contains_key("has");
+                self.entities |= tags || (access && context_attribute(node).is_none());
+                for access in [node.get("."), node.get("has")].into_iter().flatten() {
+                    match access.get("attr").map(|attr| attr.as_str()) {
+                        Some(Some(name)) => _ = self.names.insert(name.to_owned()),
+                        // `has a.b`: a path, or something newer than this code.
+                        Some(None) | None => self.whole_context = true,
+                    }
                 }
                 if let Some(name) = context_attribute(node) {
                     self.attributes.insert(name.to_owned());

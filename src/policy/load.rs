@@ -49,7 +49,6 @@ pub struct LoadError {
 pub(super) struct Loaded {
     pub(super) id: String,
     pub(super) policy: Policy,
-    pub(super) reading_is_volatile: bool,
     pub(super) file: String,
     pub(super) line: usize,
 }
@@ -268,7 +267,6 @@ fn named(source: &Source, policy: &Policy) -> Result<Loaded, LoadError> {
     Ok(Loaded {
         id: id.to_owned(),
         policy: policy.new_id(PolicyId::new(id)),
-        reading_is_volatile: Reading::of(policy).is_volatile(),
         file: source.file.clone(),
         line: source.position(place).0,
     })

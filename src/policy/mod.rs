@@ -4,6 +4,7 @@
 //! evaluated denies; a set of policies is whole and valid or is not loaded at all.
 
 mod ask;
+mod attribute;
 mod cases;
 mod entities;
 mod instant;
@@ -12,6 +13,7 @@ mod load;
 mod memo;
 mod schema;
 mod scopes;
+mod sieve;
 mod slice;
 
 use std::collections::{BTreeMap, HashMap};
@@ -28,9 +30,11 @@ pub use cases::{Case, CaseContext, CaseFile, CasePrincipal, CaseResource, CaseRe
 pub use load::{LoadError, LoadErrors};
 pub use scopes::ADMIN_SCOPE;
 
+use attribute::Reads;
 use entities::Names;
 use load::{Judge, Loaded};
 use memo::Memo;
+use sieve::Known;
 use slice::Slice;
 
 /// Where the policies are and how scopes count.
@@ -140,9 +144,20 @@ impl Policies {
     }
 
     fn evaluate(&self, slice: &Slice, ask: &Ask<'_>, mode: ScopesMode) -> Decision {
-        let checked = cfg!(debug_assertions).then_some(&self.schema);
-        match self.names.build(ask, &slice.action, mode, checked) {
-            Ok((request, entities)) => slice.decide(&request, &entities),
+        let known = Known::of_call(ask, mode);
+        if cfg!(debug_assertions) {
+            let Ok((request, entities)) = self.names.build(ask, &slice.action, mode, Reads::ALL, Some(&self.schema))
+            else {
+                return Decision::broken();
+            };
+            debug_assert!(slice.agrees(known, &request, &entities), "Cedar says otherwise about {ask:?}");
+        }
+        let glance = slice.glance(known);
+        if glance.is_settled {
+            return slice.decide(&glance, None);
+        }
+        match self.names.build(ask, &slice.action, mode, glance.reads, None) {
+            Ok((request, entities)) => slice.decide(&glance, Some((&request, &entities))),
             Err(_) => Decision::broken(),
         }
     }
@@ -177,7 +192,8 @@ fn slices(
     enforced: &[Loaded],
     shadow: &[Loaded],
 ) -> Option<HashMap<&'static str, Slice>> {
-    rows.iter().map(|row| Some((row.id, Slice::new(row, names, enforced, shadow)?))).collect()
+    let rules = slice::rules(enforced, shadow)?;
+    rows.iter().map(|row| Some((row.id, Slice::new(row, names, &rules)?))).collect()
 }
 
 /// Later ones win: an enforced policy is found before a shadow policy of the same id.

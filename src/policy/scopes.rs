@@ -42,6 +42,30 @@ pub(super) fn accepted(operation: &Operation, resource: &ResourceFacts<'_>, held
     accepted
 }
 
+/// Says whether [`accepted`] holds a scope, without writing the set out.
+pub(super) fn accepts(operation: &Operation, resource: &ResourceFacts<'_>, held: &[Arc<str>], scope: &str) -> bool {
+    if scope == ADMIN_SCOPE {
+        return !operation.scopes.is_empty();
+    }
+    operation.scopes.iter().any(|&granting| {
+        let Some((family, action)) = two_parts(granting) else { return scope == granting };
+        match scope_id(scope, family, action) {
+            None => scope == granting,
+            Some("*") => true,
+            Some(_) if !PER_ID.contains(&family) => false,
+            Some(id) => match component(resource) {
+                Some(component) => id == component,
+                None => {
+                    resource.id.is_empty()
+                        && is_decided_again(operation)
+                        && names_one(scope, family, action)
+                        && held.iter().any(|held| **held == *scope)
+                }
+            },
+        }
+    })
+}
+
 /// Says whether each part of what the row answers is decided on its own.
 fn is_decided_again(operation: &Operation) -> bool {
     operation.exposure.is_local() || operation.list.is_some_and(|list| list.scope == ListScope::PerItem)
@@ -58,9 +82,13 @@ fn two_parts(scope: &str) -> Option<(&str, &str)> {
 }
 
 fn names_one(scope: &str, family: &str, action: &str) -> bool {
+    scope_id(scope, family, action).is_some_and(|id| !id.is_empty() && !id.contains(':'))
+}
+
+/// What stands between family and action: `web` in `agents:web:run`.
+fn scope_id<'a>(scope: &'a str, family: &str, action: &str) -> Option<&'a str> {
     let id = scope.strip_prefix(family).and_then(|s| s.strip_prefix(':'));
-    let id = id.and_then(|s| s.strip_suffix(action)).and_then(|s| s.strip_suffix(':'));
-    id.is_some_and(|id| !id.is_empty() && !id.contains(':'))
+    id.and_then(|s| s.strip_suffix(action)).and_then(|s| s.strip_suffix(':'))
 }
 
 #[cfg(test)]

@@ -1,31 +1,69 @@
 //! Owns the policies that can apply to one operation, prepared at load, and their evaluation.
-//! Does not cache (`memo`) and does not build entities (`entities`).
-//! Invariants: a policy that is left out of a slice could never be satisfied by that operation; an evaluation
-//! that fails anywhere is a deny.
+//! Does not cache (`memo`), does not build entities (`entities`) and does not look into policies (`sieve`).
+//! Invariants: a policy that is left out of a slice could never be satisfied by that operation; what is settled without
+//! Cedar is what Cedar would say; an evaluation that fails anywhere is a deny.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cedar_policy::{
-    ActionConstraint, Authorizer, Decision as CedarDecision, Entities, EntityUid, Policy, PolicySet, Request,
-    ResourceConstraint,
-};
+use cedar_policy::{Authorizer, Effect, Entities, Policy, PolicySet, Request};
 
 use crate::agentos::Operation;
 
 use super::ask::{Decision, Shadow};
+use super::attribute::Reads;
 use super::entities::{Action, Names};
+use super::lint::Reading;
 use super::load::Loaded;
+use super::sieve::{Known, Sieve};
+
+/// A policy ready to be asked.
+pub(super) struct Prepared {
+    id: Arc<str>,
+    effect: Effect,
+    sieve: Sieve,
+    reads: Reads,
+    volatile: bool,
+    /// This policy alone.
+    set: PolicySet,
+}
 
 /// The policies of one operation.
 pub(super) struct Slice {
     /// Its action with the groups it is in.
     pub(super) action: Action,
-    enforced: PolicySet,
-    /// Enforced and shadow policies together; `None` when no shadow policy applies.
-    trial: Option<PolicySet>,
+    /// By id.
+    rules: Vec<Rule>,
+    /// The shadow policies may make a difference.
+    has_trial: bool,
     /// Some policy reads a fact that differs from call to call.
     pub(super) volatile: bool,
+}
+
+/// A policy in its place.
+#[derive(Clone)]
+pub(super) struct Rule {
+    policy: Arc<Prepared>,
+    enforced: bool,
+    /// Part of the set that is tried: a shadow policy, or an enforced one that no shadow policy replaces.
+    tried: bool,
+}
+
+/// What one policy says about a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Satisfied,
+    Unsatisfied,
+    Failed,
+}
+
+/// The rules that bear on a call: those it satisfies, and those that Cedar must be asked about.
+pub(super) struct Glance<'a> {
+    rules: Vec<(&'a Rule, Option<Outcome>)>,
+    /// What the open ones read.
+    pub(super) reads: Reads,
+    /// None is open.
+    pub(super) is_settled: bool,
 }
 
 struct Verdict {
@@ -34,33 +72,100 @@ struct Verdict {
     errors: bool,
 }
 
-// === impl Slice ===
+/// Prepares every policy once, for all slices, sorted by id.
+///
+/// `None` when Cedar does not take a policy again that it has just read, which it always does.
+pub(super) fn rules(enforced: &[Loaded], shadow: &[Loaded]) -> Option<Vec<Rule>> {
+    // A shadow policy with the id of an enforced one stands in its place, also where only one of them applies.
+    let replaced: BTreeSet<&str> = shadow.iter().map(|policy| policy.id.as_str()).collect();
+    let real = enforced.iter().map(|policy| (policy, true, !replaced.contains(policy.id.as_str())));
+    let trial = shadow.iter().map(|policy| (policy, false, true));
+    let rule = |(policy, enforced, tried): (&Loaded, _, _)| {
+        Some(Rule { policy: Arc::new(Prepared::new(&policy.id, &policy.policy)?), enforced, tried })
+    };
+    let mut rules: Vec<Rule> = real.chain(trial).map(rule).collect::<Option<_>>()?;
+    rules.sort_by(|one, other| one.policy.id.cmp(&other.policy.id));
+    Some(rules)
+}
 
-impl Slice {
-    /// Collects the policies that can apply to the row.
-    pub(super) fn new(row: &'static Operation, names: &Names, enforced: &[Loaded], shadow: &[Loaded]) -> Option<Self> {
-        let action = names.action(row)?;
-        let applies = |policy: &&Loaded| {
-            acts_on(&policy.policy, &action.uid, &action.group) && fits(&policy.policy, &names.resource(row.resource))
-        };
-        let real: Vec<&Loaded> = enforced.iter().filter(applies).collect();
-        let trial: Vec<&Loaded> = shadow.iter().filter(applies).collect();
-        // A shadow policy with the id of an enforced one stands in its place, also where only one of them applies.
-        let replaced: BTreeSet<&str> = shadow.iter().map(|policy| policy.id.as_str()).collect();
-        let kept = real.iter().copied().filter(|policy| !replaced.contains(policy.id.as_str()));
-        let differs = !trial.is_empty() || real.iter().any(|policy| replaced.contains(policy.id.as_str()));
+// === impl Prepared ===
+
+impl Prepared {
+    fn new(id: &str, policy: &Policy) -> Option<Self> {
+        let reading = Reading::of(policy);
         Some(Self {
-            volatile: real.iter().chain(&trial).any(|policy| policy.reading_is_volatile),
-            trial: if differs { Some(set(kept.chain(trial.iter().copied()))?) } else { None },
-            enforced: set(real.iter().copied())?,
-            action,
+            id: id.into(),
+            effect: policy.effect(),
+            sieve: Sieve::of(policy),
+            reads: Reads::of(&reading),
+            volatile: reading.is_volatile(),
+            set: PolicySet::from_policies([policy.clone()]).ok()?,
         })
     }
 
-    /// Evaluates the slice.
-    pub(super) fn decide(&self, request: &Request, entities: &Entities) -> Decision {
-        let verdict = Verdict::of(&self.enforced, request, entities);
-        let trial = self.trial.as_ref().map(|trial| Verdict::of(trial, request, entities));
+    fn outcome(&self, request: &Request, entities: &Entities) -> Outcome {
+        let response = Authorizer::new().is_authorized(request, &self.set, entities);
+        let diagnostics = response.diagnostics();
+        match (diagnostics.errors().next(), diagnostics.reason().next()) {
+            (Some(_), _) => Outcome::Failed,
+            (None, Some(_)) => Outcome::Satisfied,
+            (None, None) => Outcome::Unsatisfied,
+        }
+    }
+}
+
+// === impl Slice ===
+
+impl Slice {
+    /// Collects the rules that can apply to the row.
+    pub(super) fn new(row: &'static Operation, names: &Names, rules: &[Rule]) -> Option<Self> {
+        let known = Known::of_row(row);
+        let rules: Vec<Rule> =
+            rules.iter().filter(|rule| rule.policy.sieve.is_satisfied(known) != Some(false)).cloned().collect();
+        Some(Self {
+            volatile: rules.iter().any(|rule| rule.policy.volatile),
+            has_trial: rules.iter().any(|rule| rule.enforced != rule.tried),
+            action: names.action(row)?,
+            rules,
+        })
+    }
+
+    /// Looks through the rules without Cedar.
+    pub(super) fn glance(&self, known: Known<'_>) -> Glance<'_> {
+        let mut glance =
+            Glance { rules: Vec::with_capacity(self.rules.len()), reads: Reads::default(), is_settled: true };
+        for rule in &self.rules {
+            match rule.policy.sieve.is_satisfied(known) {
+                Some(false) => {}
+                Some(true) => glance.rules.push((rule, Some(Outcome::Satisfied))),
+                None => {
+                    glance.reads = glance.reads.and(rule.policy.reads);
+                    glance.is_settled = false;
+                    glance.rules.push((rule, None));
+                }
+            }
+        }
+        glance
+    }
+
+    /// Says whether Cedar, given every fact, agrees with every rule that a glance settles.
+    pub(super) fn agrees(&self, known: Known<'_>, request: &Request, entities: &Entities) -> bool {
+        self.rules.iter().all(|rule| match rule.policy.sieve.is_satisfied(known) {
+            None => true,
+            Some(true) => rule.policy.outcome(request, entities) == Outcome::Satisfied,
+            Some(false) => rule.policy.outcome(request, entities) == Outcome::Unsatisfied,
+        })
+    }
+
+    /// Decides; asks Cedar about the open rules. Without a call to ask about, an open rule fails.
+    pub(super) fn decide(&self, glance: &Glance<'_>, call: Option<(&Request, &Entities)>) -> Decision {
+        let ask =
+            |rule: &Rule| call.map_or(Outcome::Failed, |(request, entities)| rule.policy.outcome(request, entities));
+        let outcomes: Vec<(&Rule, Outcome)> =
+            glance.rules.iter().map(|(rule, settled)| (*rule, settled.unwrap_or_else(|| ask(rule)))).collect();
+        let outcomes = || outcomes.iter().copied();
+        let verdict = Verdict::of(outcomes().filter(|(rule, _)| rule.enforced));
+        let trial = self.has_trial.then(|| Verdict::of(outcomes().filter(|(rule, _)| rule.tried)));
         let shadow = trial
             .filter(|trial| trial.allow != verdict.allow)
             .map(|trial| Arc::new(Shadow { allow: trial.allow, policies: trial.policies, errors: trial.errors }));
@@ -69,44 +174,27 @@ impl Slice {
     }
 }
 
-/// Ids are unique when this runs, so it returns `None` never; a caller refuses the load all the same.
-fn set<'a>(policies: impl Iterator<Item = &'a Loaded>) -> Option<PolicySet> {
-    PolicySet::from_policies(policies.map(|policy| policy.policy.clone())).ok()
-}
-
-fn acts_on(policy: &Policy, action: &EntityUid, group: &EntityUid) -> bool {
-    match policy.action_constraint() {
-        ActionConstraint::Any => true,
-        ActionConstraint::In(list) => list.iter().any(|uid| uid == action || uid == group),
-        ActionConstraint::Eq(uid) => uid == *action,
-    }
-}
-
-fn fits(policy: &Policy, resource: &cedar_policy::EntityTypeName) -> bool {
-    match policy.resource_constraint() {
-        ResourceConstraint::Any | ResourceConstraint::In(_) => true,
-        ResourceConstraint::Eq(uid) => uid.type_name() == resource,
-        ResourceConstraint::Is(name) | ResourceConstraint::IsIn(name, _) => name == *resource,
-    }
-}
-
 // === impl Verdict ===
 
 impl Verdict {
-    fn of(set: &PolicySet, request: &Request, entities: &Entities) -> Self {
-        let response = Authorizer::new().is_authorized(request, set, entities);
-        let diagnostics = response.diagnostics();
-        let failed: HashSet<&str> = diagnostics.errors().map(failed_policy).collect();
-        let allowed = response.decision() == CedarDecision::Allow;
-        let deciding = diagnostics.reason().map(AsRef::as_ref).filter(|_| failed.is_empty() || !allowed);
-        let names: BTreeSet<&str> = deciding.chain(failed.iter().copied()).collect();
-        let policies = names.into_iter().map(Arc::from).collect();
-        Self { allow: allowed && failed.is_empty(), policies, errors: !failed.is_empty() }
-    }
-}
-
-fn failed_policy(error: &cedar_policy::AuthorizationError) -> &str {
-    match error {
-        cedar_policy::AuthorizationError::PolicyEvaluationError(error) => error.policy_id().as_ref(),
+    /// Cedar's rule, and ours: a `forbid` wins, nothing is allowed without a `permit`, and a failure denies.
+    fn of<'a>(outcomes: impl Iterator<Item = (&'a Rule, Outcome)> + Clone) -> Self {
+        let any = |outcome, effect: Option<Effect>| {
+            outcomes.clone().any(|(rule, came)| came == outcome && effect.is_none_or(|e| rule.policy.effect == e))
+        };
+        let forbidden = any(Outcome::Satisfied, Some(Effect::Forbid));
+        let permitted = !forbidden && any(Outcome::Satisfied, Some(Effect::Permit));
+        let errors = any(Outcome::Failed, None);
+        let allow = permitted && !errors;
+        let decides = |rule: &Rule, outcome| match outcome {
+            Outcome::Failed => true,
+            Outcome::Unsatisfied => false,
+            Outcome::Satisfied => match rule.policy.effect {
+                Effect::Permit => allow,
+                Effect::Forbid => true,
+            },
+        };
+        let deciding = outcomes.filter(|(rule, outcome)| decides(rule, *outcome));
+        Self { allow, policies: deciding.map(|(rule, _)| Arc::clone(&rule.policy.id)).collect(), errors }
     }
 }

@@ -4,6 +4,7 @@
 
 mod loading;
 mod shipped;
+mod sliced;
 
 use std::net::IpAddr;
 use std::sync::Arc;

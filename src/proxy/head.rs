@@ -229,6 +229,7 @@ const TOKEN: u8 = 1;
 const TARGET: u8 = 2;
 
 /// What each byte may stand in. One look per byte: this runs over every byte of every head.
+#[allow(clippy::indexing_slicing, reason = "computed while compiling")]
 const KINDS: [u8; 256] = {
     let mut kinds = [0; 256];
     let mut at = 0;

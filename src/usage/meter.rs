@@ -40,10 +40,16 @@ struct RunCalls {
     counted: bool,
 }
 
+impl Default for Meter {
+    fn default() -> Self {
+        Self { events: SseEvents::new(EVENT_BYTES_MAX), tally: Tally::default() }
+    }
+}
+
 impl Meter {
     /// A meter that learns the run from the first event.
     pub fn new() -> Self {
-        Self { events: SseEvents::new(EVENT_BYTES_MAX), tally: Tally::default() }
+        Self::default()
     }
 
     /// A meter of a run whose id is known. Needed where the first event may belong to a nested run,

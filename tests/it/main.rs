@@ -19,6 +19,7 @@ mod http_lists;
 mod http_quotas;
 mod http_refusals;
 mod http_retries;
+mod http_schedules;
 mod http_streams;
 mod http_two;
 mod http_two_raw;

@@ -1,7 +1,7 @@
 //! Owns the rows of evaluation runs.
 
 use super::row::{delete, get, patch, post};
-use crate::agentos::operation::{Operation, Reply, Resource};
+use crate::agentos::operation::{Operation, Reply, Resource, Triggers};
 
 /// Where evaluation runs are kept.
 const STORE: &[&str] = &["db_id", "table"];
@@ -18,7 +18,8 @@ pub(super) static ROWS: &[Operation] = &[
         .json(&["agent_id", "team_id", "model_id", "model_provider", "eval_type", "input", "additional_guidelines",
                 "additional_context", "num_iterations", "name", "expected_output", "criteria", "scoring_strategy",
                 "threshold", "warmup_runs", "expected_tool_calls", "allow_additional_tool_calls",
-                "expected_tool_call_arguments"]),
+                "expected_tool_call_arguments"])
+        .triggers(Triggers::Components),
     delete("delete_eval_runs", "/eval-runs")
         .on(Resource::Evaluation).scopes(&["evals:delete"]).query(STORE).json(&["eval_run_ids"])
         .reply(Reply::Empty),

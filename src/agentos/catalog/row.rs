@@ -4,7 +4,7 @@
 
 use crate::agentos::operation::{
     Action, Affinity, Body, Caching, Cost, Exposure, Kind, List, ListScope, Mark, Method, Operation, Own, Place, Reach,
-    Reply, Resource, Version, Versions,
+    Reply, Resource, Triggers, Version, Versions,
 };
 
 /// A row that reads.
@@ -69,6 +69,7 @@ impl Operation {
             list: None,
             lists_within: &[],
             mark: None,
+            triggers: None,
             tool: None,
             destructive: matches!(method, Method::Delete),
             exposure: Exposure::Offered,
@@ -241,6 +242,11 @@ impl Operation {
 
     pub(super) const fn mark(mut self, mark: Mark) -> Self {
         self.mark = Some(mark);
+        self
+    }
+
+    pub(super) const fn triggers(mut self, triggers: Triggers) -> Self {
+        self.triggers = Some(triggers);
         self
     }
 

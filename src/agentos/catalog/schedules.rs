@@ -1,7 +1,7 @@
 //! Owns the rows of schedules.
 
 use super::row::{delete, get, patch, post};
-use crate::agentos::operation::{Operation, Reply, Resource};
+use crate::agentos::operation::{Operation, Reply, Resource, Triggers};
 
 /// What a schedule consists of.
 const FIELDS: &[&str] = &[
@@ -17,8 +17,9 @@ const FIELDS: &[&str] = &[
     "retry_delay_seconds",
 ];
 
-/// AgentOS 3 asks for the right to run a schedule's target when the schedule is written.
-const RUN_ANY: &[&str] = &["agents:run", "teams:run", "workflows:run"];
+/// AgentOS 3 asks for the right to run a schedule's target when the schedule is written and triggered. It keeps the
+/// scopes with the schedule, and asks them again when the run starts (`run`) and when its end is looked for (`read`).
+const RUN_ANY: &[&str] = &["agents:run", "agents:read", "teams:run", "teams:read", "workflows:run", "workflows:read"];
 
 // OS-wide, not owned: 2.5.6 records no owner, and both versions run a schedule as `__scheduler__` with the right
 // to run every agent, so whoever may touch one acts for the whole AgentOS. Creating, changing and triggering one
@@ -28,25 +29,29 @@ pub(super) static ROWS: &[Operation] = &[
     get("list_schedules", "/schedules").upstream(&["list_schedules_schedules_get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["enabled", "limit", "page"]),
     post("create_schedule", "/schedules").upstream(&["create_schedule_schedules_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS)
+        .triggers(Triggers::Schedule),
     get("get_schedule", "/schedules/{schedule_id}").upstream(&["get_schedule_schedules__schedule_id__get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]),
     patch("update_schedule", "/schedules/{schedule_id}")
         .upstream(&["update_schedule_schedules__schedule_id__patch"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS)
+        .triggers(Triggers::Schedule),
     delete("delete_schedule", "/schedules/{schedule_id}")
         .upstream(&["delete_schedule_schedules__schedule_id__delete"])
         .on(Resource::Schedule).scopes(&["schedules:delete"]).reply(Reply::Empty),
     post("enable_schedule", "/schedules/{schedule_id}/enable")
         .upstream(&["enable_schedule_schedules__schedule_id__enable_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY)
+        .triggers(Triggers::Schedule),
     post("disable_schedule", "/schedules/{schedule_id}/disable")
         .upstream(&["disable_schedule_schedules__schedule_id__disable_post"])
         .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY),
     // Runs the endpoint now and answers when it ended: it costs what the run costs.
     post("trigger_schedule", "/schedules/{schedule_id}/trigger")
         .upstream(&["trigger_schedule_schedules__schedule_id__trigger_post"])
-        .on(Resource::Schedule).runs().model().scopes(&["schedules:write"]),
+        .on(Resource::Schedule).runs().model().scopes(&["schedules:write"]).also_upstream(RUN_ANY)
+        .triggers(Triggers::Schedule),
     get("list_schedule_runs", "/schedules/{schedule_id}/runs")
         .upstream(&["list_schedule_runs_schedules__schedule_id__runs_get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["limit", "page"]),

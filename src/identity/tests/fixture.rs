@@ -110,6 +110,7 @@ pub(super) fn issuer(algorithms: &[Algorithm], keys: KeySource) -> Issuer {
         issuer: ISSUER.into(),
         tenants: None,
         tenant: None,
+        platform_admin: true,
         subject_prefix: None,
         audiences: vec![AUDIENCE.into()],
         algorithms: algorithms.to_vec(),

@@ -14,6 +14,19 @@ fn judged(changes: &Value) -> Result<std::sync::Arc<Principal>, Refused> {
     verify(&identity(vec![secret_issuer()]), &hs256(&claims_with(changes)))
 }
 
+/// A bounded issuer speaks for its tenants, not for what they share with others.
+#[test]
+fn only_issuers_with_the_right_to_it_assert_platform_admin() {
+    let claims = claims_with(&json!({ "roles": ["platform_admin", "admin"] }));
+    let roles = |platform_admin| {
+        let caller =
+            verify(&identity(vec![crate::identity::Issuer { platform_admin, ..secret_issuer() }]), &hs256(&claims));
+        caller.unwrap().roles.iter().map(|role| role.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(roles(true), ["admin", "platform_admin"]);
+    assert_eq!(roles(false), ["admin"]);
+}
+
 #[test]
 fn every_algorithm_family_makes_a_round_trip() {
     let secret = Secret::new("s".repeat(64));

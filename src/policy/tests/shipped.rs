@@ -167,7 +167,8 @@ fn a_slice_answers_like_the_whole_set() {
                 ResourceFacts { owner, tenant: owner_tenant, ..ResourceFacts::new(operation.resource, "x", &tenants) };
             let ask = Ask { principal: caller, operation, resource, context: context() };
             let slice = &policies.slices[operation.id];
-            let (request, entities) = policies.names.build(&ask, &slice.action, ScopesMode::Add, None).unwrap();
+            let (request, entities) =
+                policies.names.build(&ask, &slice.action, ScopesMode::Add, Reads::ALL, None).unwrap();
             let response = cedar_policy::Authorizer::new().is_authorized(&request, &whole, &entities);
             let mut ids: Vec<&str> = response.diagnostics().reason().map(AsRef::as_ref).collect();
             ids.sort_unstable();
