@@ -18,7 +18,7 @@ use super::facts::{self, Facts};
 use super::filter;
 use super::knowledge;
 use super::path::Gateway;
-use super::refusal::{Code, Refusal, Stage, limit_headers};
+use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
 use super::sessions;
 use super::shape;
@@ -204,8 +204,7 @@ async fn decide(
         explain::rest(&ground, &facts, exchange);
         return Ok(Verdict::Answered(arrival::healthy()));
     }
-    let mut answer_headers = HeaderMap::with_capacity(8);
-    limit_headers(&mut answer_headers, &pass.limits);
+    let answer_headers = arrival::answer_headers(&pass);
     let looked = ground.look_up(&path, &query, &payload).await;
     exchange.event.cache = looked.result();
     let fill = match looked {
