@@ -43,7 +43,7 @@ fn policies(text: &str) -> Vec<(String, String)> {
     let blocks = text.split("@id(\"").skip(1);
     let policy = |block: &str| {
         let (id, rest) = block.split_once("\")").unwrap();
-        (id.to_owned(), rest.trim_start().split_whitespace().next().unwrap().trim_end_matches('(').to_owned())
+        (id.to_owned(), rest.split_whitespace().next().unwrap().trim_end_matches('(').to_owned())
     };
     blocks.map(policy).collect()
 }

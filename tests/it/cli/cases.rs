@@ -24,11 +24,12 @@ fn desk() -> Desk {
 }
 
 #[test]
-fn the_cases_of_shipped_policies_and_examples_hold_together() {
-    let desk = desk();
-    let said = desk.run(&["test"]);
-    assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
-    assert!(said.out.ends_with(" passed, 0 failed\n"), "{said:?}");
+fn the_cases_of_shipped_policies_and_of_examples_hold() {
+    let shipped = Desk::new("http://127.0.0.1:9", "").run(&["test"]);
+    assert_eq!((shipped.code, shipped.err.as_str()), (0, ""), "{shipped:?}");
+    assert!(shipped.out.ends_with(" passed, 0 failed\n"), "{shipped:?}");
+    let examples = desk().run(&["test", "policies/office-hours.test.toml"]);
+    assert_eq!((examples.code, examples.out.as_str()), (0, "3 passed, 0 failed\n"), "{examples:?}");
 }
 
 #[test]
