@@ -18,7 +18,7 @@ use super::facts::{self, Facts};
 use super::filter;
 use super::knowledge;
 use super::path::Gateway;
-use super::refusal::{Code, Refusal, Stage, limit_headers};
+use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
 use super::sessions;
 use super::shape;
@@ -200,8 +200,7 @@ async fn decide(
         explain::rest(&ground, &facts, exchange);
         return Ok(Verdict::Answered(arrival::healthy()));
     }
-    let mut answer_headers = HeaderMap::with_capacity(8);
-    limit_headers(&mut answer_headers, &pass.limits);
+    let answer_headers = arrival::answer_headers(&pass);
     let fill = match ground.look_up(&path, &query, &payload).await.noted(exchange) {
         Ok(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
         Err(fill) => fill,

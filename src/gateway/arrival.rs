@@ -158,6 +158,13 @@ pub(super) fn token(cluster: &Cluster, headers: &HeaderMap) -> Result<Option<Str
     })
 }
 
+/// What the headers of an answer begin with: what is left of the caller's limits.
+pub(super) fn answer_headers(pass: &Pass) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    limit_headers(&mut headers, &pass.limits);
+    headers
+}
+
 /// The answer about the gateway's own health. AgentOS's is the probes' concern.
 pub(super) fn healthy() -> Answer {
     json_answer(r#"{"status":"ok"}"#)
