@@ -88,7 +88,7 @@ fn median(quota: &Quota, between: &mut dyn FnMut()) -> Duration {
             let began = Instant::now();
             for _ in 0..REQUESTS {
                 // A warm tenant never waits for the store.
-                black_box(quota.spend(black_box(&who), &work).now_or_never().unwrap().unwrap());
+                let _pass = black_box(quota.spend(black_box(&who), &work).now_or_never().unwrap().unwrap());
             }
             began.elapsed() / REQUESTS
         })
@@ -102,7 +102,7 @@ fn leased(socket: &str) -> Duration {
     let store = RedisStore::new(&Secret::new(format!("unix://{socket}"))).unwrap();
     let quota = quota().sharing(Arc::new(store));
     let mut upkeep = quota.upkeep();
-    runtime.block_on(quota.spend(&tenant("acme"), &Work::default())).unwrap();
+    let _pass = runtime.block_on(quota.spend(&tenant("acme"), &Work::default())).unwrap();
     median(&quota, &mut || runtime.block_on(upkeep.round(&|_| {})))
 }
 
@@ -129,7 +129,7 @@ fn million() -> u64 {
     for n in 0..TENANTS {
         let who = tenant(&format!("tenant-{n:07}"));
         let work = Work { cluster: "main", component: Some(("agents", "web-agent")), tool: None };
-        quota.spend(&who, &work).now_or_never().unwrap().unwrap();
+        let _pass = quota.spend(&who, &work).now_or_never().unwrap().unwrap();
         let mut lease = quota.lease(&who, &work).now_or_never().unwrap().unwrap();
         // Without a model nothing enters the book of usage, which has a bound of its own.
         lease.commit(std::iter::empty::<ModelSpent<'_>>(), 1);

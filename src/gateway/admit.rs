@@ -190,9 +190,8 @@ async fn decide(
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
     let Arrived { mut path, matched, principal, cluster, user, caller_token, pass } = arrived;
-    let operation = matched.operation;
-    let mut query = shape::query(call.query.as_deref(), operation)?;
-    let mut payload = body::read(call.body.take(), operation, &call.headers, &snapshot.limits).await?;
+    let mut query = shape::query(call.query.as_deref(), matched.operation)?;
+    let mut payload = body::read(call.body.take(), matched.operation, &call.headers, &snapshot.limits).await?;
     let view = View { door: call.door.as_str(), peer: call.peer, human: call.human, tool: call.tool };
     let ground = Ground {
         gateway,
@@ -206,12 +205,9 @@ async fn decide(
     };
     let gathered = facts::gather(&ground, &query, &payload).await;
     let facts = explain::facts(gathered, Facts::of_call(&ground, &payload), exchange)?;
-    exchange.resource = Some((operation.resource, facts.resource_id.clone()));
-    explain::policy(&ground, &facts, exchange);
-    ground.permit(&facts, exchange)?;
+    ground.permit_call(&facts, exchange)?;
     let continuing = guard(&ground, &facts, &mut payload, exchange).await?;
-    let tenant_wide = ground.is_tenant_wide(&facts);
-    let acting = ground.acting(&facts, tenant_wide);
+    let (tenant_wide, acting) = ground.acting(&facts);
     shape::pin(&ground, &acting, tenant_wide, &mut path, &mut query, &mut payload)?;
 
     if exchange.rehearsal.is_some() {
@@ -219,12 +215,9 @@ async fn decide(
         return Ok(Verdict::Answered(arrival::healthy()));
     }
     let answer_headers = arrival::limits_told(snapshot, &pass);
-    let looked = ground.look_up(&path, &query, &payload).await;
-    exchange.event.cache = looked.result();
-    let fill = match looked {
-        Looked::Fresh(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
-        Looked::Miss(fill) => Some(fill),
-        Looked::Bypass => None,
+    let fill = match ground.look_up(&path, &query, &payload).await.noted(exchange) {
+        Ok(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
+        Err(fill) => fill,
     };
 
     let mut lease = Unsent(ground.lease().await?);
@@ -262,7 +255,7 @@ async fn decide(
 }
 
 /// Guards runs that would read the knowledge of others, calls that make AgentOS start a run, and calls that continue
-/// one. A dry run claims nothing and reads no approvals: it says so.
+/// one. A dry run claims nothing.
 ///
 /// # Errors
 /// Those of `knowledge::reachable`, `triggers::authorize` and `approvals::guard`.
@@ -278,7 +271,7 @@ async fn guard(
     knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
     triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
-        explain::approvals(ground, exchange);
+        approvals::rehearse(ground, facts, payload, exchange).await?;
         return Ok(None);
     }
     let continuing = approvals::guard(ground, facts, payload).await?;
@@ -308,12 +301,15 @@ enum Looked {
 // === impl Looked ===
 
 impl Looked {
-    fn result(&self) -> CacheResult {
-        match self {
-            Self::Fresh(_) => CacheResult::Hit,
-            Self::Miss(_) => CacheResult::Miss,
-            Self::Bypass => CacheResult::Bypass,
-        }
+    /// Notes what the cache said: the answer it has, or what fills it.
+    fn noted(self, exchange: &mut Exchange) -> Result<Arc<cache::Stored>, Option<FillGuard>> {
+        let (result, known) = match self {
+            Self::Fresh(stored) => (CacheResult::Hit, Ok(stored)),
+            Self::Miss(fill) => (CacheResult::Miss, Err(Some(fill))),
+            Self::Bypass => (CacheResult::Bypass, Err(None)),
+        };
+        exchange.event.cache = result;
+        known
     }
 }
 
@@ -339,6 +335,13 @@ impl Ground<'_> {
             context: Context { message_bytes: facts.message_bytes, ..ask.context },
             ..ask
         })
+    }
+
+    /// Says what is asked for, explains it in a dry run, and asks the policies.
+    fn permit_call(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
+        exchange.resource = Some((self.operation().resource, facts.resource_id.clone()));
+        explain::policy(self, facts, exchange);
+        self.permit(facts, exchange)
     }
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
@@ -388,16 +391,18 @@ impl Ground<'_> {
             && matches!(self.decide(self.operation(), "", facts, Some(ANYONE)), Decision::Allow { .. })
     }
 
-    fn acting(&self, facts: &Facts, tenant_wide: bool) -> Acting {
+    /// Whether a list shows the rows of the whole tenant, and whom upstream is told that it serves.
+    fn acting(&self, facts: &Facts) -> (bool, Acting) {
         let operation = self.operation();
+        let tenant_wide = self.is_tenant_wide(facts);
         if operation.cache == Caching::Shared || tenant_wide {
-            return Acting::Lookup;
+            return (tenant_wide, Acting::Lookup);
         }
         // Who resolves an approval is the caller, whoever asked for it.
         if facts.approval.is_some() && operation.action != Action::Read {
-            return Acting::User(self.user.clone());
+            return (false, Acting::User(self.user.clone()));
         }
-        Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone()))
+        (false, Acting::User(facts.acting.clone().unwrap_or_else(|| self.user.clone())))
     }
 
     async fn look_up(&self, path: &CanonicalPath, query: &Query, payload: &Payload) -> Looked {

@@ -16,6 +16,7 @@ mod waiting;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -27,10 +28,12 @@ use self::claims::NotClaimed;
 use self::rulings::Rows;
 use super::admit::Ground;
 use super::body::Payload;
+use super::exchange::Exchange;
+use super::explain;
 use super::facts::{Facts, look_up, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Kind, Operation, RunStatus, rows as at};
+use crate::agentos::{Kind, RunStatus, rows as at};
 use crate::policy::Decision;
 
 /// Most approvals of one run that are read: the most that AgentOS puts on a page.
@@ -62,6 +65,24 @@ enum Deed {
     Fork,
     /// A finished run is done again.
     Regenerate,
+}
+
+/// How a pause is taken: for good, or only looked at.
+enum Taking<'a> {
+    Claimed(&'a mut Claim),
+    Look { continues: &'a Continues, cluster: &'a Arc<str>, run_id: &'a str },
+}
+
+// === impl Taking ===
+
+impl Taking<'_> {
+    /// Says whether the pause is still to be continued.
+    async fn take(self, pause: claims::Pause) -> Result<bool, Refusal> {
+        match self {
+            Self::Claimed(claim) => claim.take(pause).await.map_err(not_claimed),
+            Self::Look { continues, cluster, run_id } => Ok(!continues.was_continued(cluster, run_id, pause)),
+        }
+    }
 }
 
 // === impl Continuing ===
@@ -104,21 +125,81 @@ pub(super) async fn guard(
     payload: &mut Payload,
 ) -> Result<Option<Continuing>, Refusal> {
     let Some(kind) = continued_kind(ground.operation().id) else { return Ok(None) };
-    let (Payload::Form(form), Some(run_id)) = (payload, facts.run.as_deref()) else {
-        return Err(refuse(Code::FormMalformed).saying("a run is continued with a form"));
-    };
+    let (form, run_id) = asked(facts, payload)?;
     let deed = Deed::of(form)?;
     let claim = ground.gateway.continues.claim(&ground.cluster.settings.name, run_id).await;
     let mut claim = claim.map_err(not_claimed)?;
     let run = stored(ground, facts, run_id).await?;
+    let approvals = weigh(ground, facts, form, (kind, deed), &run, Taking::Claimed(&mut claim)).await?;
+    Ok(Some(Continuing { claim: (deed == Deed::Answer).then_some(claim), approvals }))
+}
+
+/// Says what `guard` would, without claiming the run.
+///
+/// # Errors
+/// As `guard`.
+///
+/// # Cancel safety
+/// Safe: it reads only.
+pub(super) async fn rehearse(
+    ground: &Ground<'_>,
+    facts: &Facts,
+    payload: &mut Payload,
+    exchange: &mut Exchange,
+) -> Result<(), Refusal> {
+    let Some(kind) = continued_kind(ground.operation().id) else { return Ok(()) };
+    if facts.run.is_none() {
+        explain::approvals_unknown(exchange);
+        return Ok(());
+    }
+    let (form, run_id) = asked(facts, payload)?;
+    let deed = Deed::of(form)?;
+    let (cluster, continues) = (&ground.cluster.settings.name, &ground.gateway.continues);
+    if continues.is_claimed(cluster, run_id) {
+        return Err(refuse(Code::AlreadyContinued).saying("this run is being continued right now"));
+    }
+    let run = match stored(ground, facts, run_id).await {
+        Err(refusal) if explain::is_out_of_reach(refusal.code) => {
+            explain::approvals_unknown(exchange);
+            return Ok(());
+        }
+        run => run?,
+    };
+    let look = Taking::Look { continues, cluster, run_id };
+    let weighed = weigh(ground, facts, form, (kind, deed), &run, look).await;
+    if weighed.as_ref().is_err_and(|refusal| refusal.stage == Stage::Policy) {
+        let rights = deed.rights(kind);
+        rights.iter().for_each(|right| explain::right(ground, right, facts, exchange));
+    }
+    explain::approvals(&weighed?, exchange);
+    Ok(())
+}
+
+fn asked<'a>(facts: &'a Facts, payload: &'a mut Payload) -> Result<(&'a mut Form, &'a str), Refusal> {
+    match (payload, facts.run.as_deref()) {
+        (Payload::Form(form), Some(run_id)) => Ok((form, run_id)),
+        (Payload::Form(_) | Payload::None | Payload::Json(_) | Payload::Raw(_), _) => {
+            Err(refuse(Code::FormMalformed).saying("a run is continued with a form"))
+        }
+    }
+}
+
+/// Judges a deed on a stored run, and writes the answers into the form; names the approvals that decided.
+async fn weigh(
+    ground: &Ground<'_>,
+    facts: &Facts,
+    form: &mut Form,
+    (kind, deed): (Kind, Deed),
+    run: &Value,
+    taking: Taking<'_>,
+) -> Result<Vec<String>, Refusal> {
     let status = run.get("status").and_then(Value::as_str).and_then(RunStatus::parse);
     match (deed, status) {
         (Deed::Answer, Some(RunStatus::Paused)) => {
-            if !claim.take(waiting::pause(kind, &run)).await.map_err(not_claimed)? {
+            if !taking.take(waiting::pause(kind, run)).await? {
                 return Err(refuse(Code::AlreadyContinued));
             }
-            let approvals = answer(ground, form, kind, &run, run_id).await?;
-            Ok(Some(Continuing { claim: Some(claim), approvals }))
+            answer(ground, form, kind, run, facts.run.as_deref().unwrap_or_default()).await
         }
         (Deed::Answer, _) => Err(refuse(Code::AlreadyContinued).saying("this run does not wait to be continued")),
         // Its copy would wait for the same answers, and take the same approvals.
@@ -126,15 +207,10 @@ pub(super) async fn guard(
             Err(refuse(Code::Forbidden).saying("a paused run can neither be forked nor regenerated: answer it first"))
         }
         (Deed::Fork | Deed::Regenerate, _) => {
-            again(ground, facts, form, (kind, deed), &run).await?;
-            Ok(Some(Continuing { claim: None, approvals: Vec::new() }))
+            again(ground, facts, form, (kind, deed), run).await?;
+            Ok(Vec::new())
         }
     }
-}
-
-/// Says whether the operation continues runs, so that `guard` has a say.
-pub(super) fn guards(operation: &Operation) -> bool {
-    continued_kind(operation.id).is_some()
 }
 
 /// The component whose runs the operation continues.
@@ -193,17 +269,18 @@ async fn again(
     if form.text(waiting::field(kind)).is_some_and(|list| !list.is_empty()) {
         return Err(super::body::field_not_allowed(waiting::field(kind)));
     }
-    permit(ground, facts, &format!("{}_{kind}_run", deed.verb()))?;
+    let [once, repeated] = deed.rights(kind);
+    permit(ground, facts, &once)?;
     let run_id = facts.run.as_deref().unwrap_or_default();
     let rows = rows(ground, kind, run, run_id).await?;
     if waiting::mentions_approval(run) || rows.any_of(&runs(kind, run, run_id)) {
-        permit(ground, facts, &format!("repeat_approved_{kind}_run"))?;
+        permit(ground, facts, &repeated)?;
     }
     Ok(())
 }
 
 fn permit(ground: &Ground<'_>, facts: &Facts, operation: &str) -> Result<(), Refusal> {
-    let forbidden = || refuse(Code::Forbidden);
+    let forbidden = || Refusal::new(Code::Forbidden, Stage::Policy);
     let Some(operation) = ground.snapshot.catalog.get(operation) else {
         return Err(forbidden().because(format!("`{operation}` is no action")));
     };
@@ -276,12 +353,14 @@ impl Deed {
         })
     }
 
-    fn verb(self) -> &'static str {
-        match self {
+    /// The operations that policy decides about: the deed itself, and where an approval was involved.
+    fn rights(self, kind: Kind) -> [String; 2] {
+        let verb = match self {
             Self::Answer => "continue",
             Self::Fork => "fork",
             Self::Regenerate => "regenerate",
-        }
+        };
+        [format!("{verb}_{kind}_run"), format!("repeat_approved_{kind}_run")]
     }
 }
 

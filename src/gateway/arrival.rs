@@ -224,7 +224,7 @@ pub(super) fn refused(refused: quota::Refused) -> Refusal {
     }
 }
 
-fn exceeded(exceeded: Exceeded) -> Refusal {
+pub(super) fn exceeded(exceeded: Exceeded) -> Refusal {
     let code = match exceeded.kind {
         ExceededKind::Flood => Code::Flood,
         ExceededKind::Rate => Code::RateLimited,
@@ -236,7 +236,8 @@ fn exceeded(exceeded: Exceeded) -> Refusal {
                 .saying("the limits of your tenant cannot be checked now");
         }
     };
-    let mut refusal = Refusal::new(code, Stage::Quota).because(format!("plan `{}`", exceeded.plan));
+    let whose = if code == Code::Flood { "client address".to_owned() } else { format!("plan `{}`", exceeded.plan) };
+    let mut refusal = Refusal::new(code, Stage::Quota).because(whose);
     refusal.retry_after = Some(exceeded.retry_after);
     refusal.limit = Some(Box::new(exceeded.limit));
     refusal

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::admit::{self, Ground};
-use super::approvals;
+use super::arrival;
 use super::call::{Call, Caller};
 use super::exchange::Exchange;
 use super::facts::Facts;
@@ -36,8 +36,19 @@ impl Gateway {
         let mut exchange = Exchange::begin(&self.telemetry, call.door, id, call.peer, &call.method);
         exchange.rehearsal = Some(Box::default());
         let snapshot = self.snapshot();
-        let refused = admit::admit(self, &snapshot, call, &mut exchange).await.err();
+        let refused = match flood(&snapshot, &call) {
+            Err(refusal) => Some(refusal),
+            Ok(()) => admit::admit(self, &snapshot, call, &mut exchange).await.err(),
+        };
         exchange.rehearsal.as_deref_mut().map(std::mem::take).unwrap_or_default().end(refused)
+    }
+}
+
+/// What the guard against floods would say, without counting the call.
+fn flood(snapshot: &Snapshot, call: &Call) -> Result<(), Refusal> {
+    match call.caller {
+        Caller::ByHeaders => snapshot.quota.would_flood(call.peer).map_err(arrival::exceeded),
+        Caller::Verified(_) => Ok(()),
     }
 }
 
@@ -153,15 +164,7 @@ pub(super) fn facts(
             });
             Ok(unread)
         }
-        Err(refusal) => {
-            let help = "the id belongs to somebody else or does not exist: no role or scope shows it";
-            if let Some(trail) = &mut exchange.rehearsal
-                && refusal.code == Code::NotFound
-            {
-                trail.help = Some(help.to_owned());
-            }
-            Err(refusal)
-        }
+        Err(refusal) => Err(refusal),
     }
 }
 
@@ -178,10 +181,22 @@ pub(super) fn unknown_run(refusal: Refusal, exchange: &mut Exchange) {
 
 /// What the policies say, where that is written, and what would change it.
 pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange) {
+    policy_on(ground, ground.operation(), facts, exchange);
+}
+
+/// What the policies say about a right that the call needs besides, where they do not grant it.
+pub(super) fn right(ground: &Ground<'_>, operation: &str, facts: &Facts, exchange: &mut Exchange) {
+    let Some(operation) = ground.snapshot.catalog.get(operation) else { return };
+    if !ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref()).is_allow() {
+        policy_on(ground, operation, facts, exchange);
+    }
+}
+
+fn policy_on(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, exchange: &mut Exchange) {
     let Some(trail) = &mut exchange.rehearsal else { return };
-    let decision = ground.decide(ground.operation(), &facts.resource_id, facts, facts.owner.as_deref());
+    let decision = ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref());
     let policies = &ground.snapshot.policies;
-    let per_item = decision.policies().is_empty() && super::filter::decides_per_item(ground.operation());
+    let per_item = decision.policies().is_empty() && super::filter::decides_per_item(operation);
     let said = if decision.is_allow() || per_item { Said::Passed } else { Said::Refused };
     let shadow = decision
         .shadow()
@@ -191,26 +206,29 @@ pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange
         "policy",
         said,
         json!({
-            "operation": ground.operation().id,
+            "operation": operation.id,
             "policies": located(policies, decision.policies()),
             "note": note,
             "shadow": shadow,
         }),
     );
     if said == Said::Refused {
-        trail.remedies = remedies(ground, facts);
+        trail.remedies = remedies(ground, operation, facts);
         if trail.remedies.is_empty() {
             trail.help = Some(immovable(policies, &decision));
         }
     }
 }
 
-/// Says of a call that continues a run that its approvals were not asked: that would claim the run.
-pub(super) fn approvals(ground: &Ground<'_>, exchange: &mut Exchange) {
-    if approvals::guards(ground.operation()) {
-        let reason = "whether the run waits, and what its approvals say, is learned when the call is served";
-        exchange.note("approvals", Said::Unknown, || json!({ "reason": reason }));
-    }
+/// Says which approvals let the run go on.
+pub(super) fn approvals(decided: &[String], exchange: &mut Exchange) {
+    exchange.note("approvals", Said::Passed, || json!({ "approvals": decided }));
+}
+
+/// Says that what the run waits for, and what its approvals say, could not be learned.
+pub(super) fn approvals_unknown(exchange: &mut Exchange) {
+    let reason = "whether the run waits, and what its approvals say, could not be looked up";
+    exchange.note("approvals", Said::Unknown, || json!({ "reason": reason }));
 }
 
 /// What admission would do after the policies agreed.
@@ -226,7 +244,12 @@ pub(super) fn rest(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange) 
     exchange.note("cache", Said::Passed, || json!({ "kept": kept, "ttl_s": ttl }));
     match ground.endpoint(facts) {
         Ok(picked) => exchange.note("endpoint", Said::Passed, || json!({ "endpoint": &*picked.endpoint().address })),
-        Err(refusal) => exchange.note("endpoint", Said::Unknown, || json!({ "reason": refusal.reason })),
+        // What this process sees of the endpoints need not be what a server sees.
+        Err(refusal) => exchange.note(
+            "endpoint",
+            Said::Unknown,
+            || json!({ "code": refusal.code.row().code, "reason": refusal.reason, "help": refusal.help() }),
+        ),
     }
 }
 
@@ -237,10 +260,10 @@ fn located(policies: &Policies, ids: &[Arc<str>]) -> Vec<Value> {
 }
 
 /// The fewest roles and scopes whose addition flips the decision: single ones, else pairs.
-fn remedies(ground: &Ground<'_>, facts: &Facts) -> Vec<Remedy> {
+fn remedies(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts) -> Vec<Remedy> {
     let held = ground.principal;
     let roles = ROLES.iter().filter(|role| !held.has_role(role)).map(|role| (Some(*role), None));
-    let wanted = ground.operation().scopes.iter().copied().chain([ADMIN_SCOPE]);
+    let wanted = operation.scopes.iter().copied().chain([ADMIN_SCOPE]);
     let scopes = wanted.filter(|scope| !held.scopes.iter().any(|s| &**s == *scope)).map(|scope| (None, Some(scope)));
     let candidates: Vec<(Option<&str>, Option<&str>)> = roles.chain(scopes).collect();
     let remedy = |added: &[(Option<&str>, Option<&str>)]| Remedy {
@@ -248,7 +271,7 @@ fn remedies(ground: &Ground<'_>, facts: &Facts) -> Vec<Remedy> {
         scopes: added.iter().filter_map(|(_, scope)| scope.map(str::to_owned)).collect(),
     };
     let singles = candidates.iter().map(|one| remedy(&[*one]));
-    let found: Vec<Remedy> = singles.filter(|remedy| helps(ground, facts, remedy)).collect();
+    let found: Vec<Remedy> = singles.filter(|remedy| helps(ground, operation, facts, remedy)).collect();
     if !found.is_empty() {
         return found.into_iter().take(REMEDIES_MAX).collect();
     }
@@ -256,10 +279,10 @@ fn remedies(ground: &Ground<'_>, facts: &Facts) -> Vec<Remedy> {
         .iter()
         .enumerate()
         .flat_map(|(at, one)| candidates.iter().skip(at + 1).map(|two| remedy(&[*one, *two])).collect::<Vec<_>>());
-    pairs.filter(|remedy| helps(ground, facts, remedy)).take(REMEDIES_MAX).collect()
+    pairs.filter(|remedy| helps(ground, operation, facts, remedy)).take(REMEDIES_MAX).collect()
 }
 
-fn helps(ground: &Ground<'_>, facts: &Facts, remedy: &Remedy) -> bool {
+fn helps(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, remedy: &Remedy) -> bool {
     let held = ground.principal;
     let with = |held: &[Arc<str>], added: &[String]| {
         held.iter().cloned().chain(added.iter().map(|word| Arc::from(word.as_str()))).collect()
@@ -274,7 +297,7 @@ fn helps(ground: &Ground<'_>, facts: &Facts, remedy: &Remedy) -> bool {
         held.expires_at,
     ));
     let ground = Ground { principal: &changed, ..*ground };
-    ground.decide(ground.operation(), &facts.resource_id, facts, facts.owner.as_deref()).is_allow()
+    ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref()).is_allow()
 }
 
 /// Why nothing that a caller can be given would help.

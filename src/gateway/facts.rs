@@ -351,11 +351,12 @@ pub(super) fn located(mut path: String, query: &Query) -> String {
 }
 
 /// Asks upstream, path after path, who owns a row. Only the caller's own rows are kept, for the caller; for those of
-/// others every path is asked as for an absent one, so that the time says nothing about them.
+/// others every path is asked as for an absent one, so that the time says nothing about them. A path that fails counts
+/// only if no other one answers: AgentOS 2.x breaks over a session that it is asked for as another kind.
 async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refusal> {
     let owners = &ground.gateway.owners.0;
     let deletes = ground.operation().action == Action::Delete;
-    let mut foreign = None;
+    let (mut foreign, mut failed) = (None, None);
     for path in paths {
         let key = (Arc::clone(&ground.cluster.settings.name), ground.user.clone(), path.clone());
         if deletes {
@@ -363,7 +364,14 @@ async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refus
         } else if owners.contains_key(&key) {
             return Ok(Owner::User(ground.user.as_str().into()));
         }
-        let Some(row) = look_up(ground, path).await? else { continue };
+        let row = match look_up(ground, path).await {
+            Ok(Some(row)) => row,
+            Ok(None) => continue,
+            Err(refusal) => {
+                failed = failed.or(Some(refusal));
+                continue;
+            }
+        };
         match row.get("user_id").and_then(Value::as_str).filter(|user| !user.is_empty()) {
             Some(user) if user == ground.user.as_str() => {
                 if !deletes {
@@ -375,7 +383,11 @@ async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refus
             None => foreign = foreign.or(Some(Owner::Nobody)),
         }
     }
-    Ok(foreign.unwrap_or(Owner::Absent))
+    match (foreign, failed) {
+        (Some(owner), _) => Ok(owner),
+        (None, Some(refusal)) => Err(refusal),
+        (None, None) => Ok(Owner::Absent),
+    }
 }
 
 /// Reads one row with the lookup identity; `None` when there is none.

@@ -101,6 +101,53 @@ table! {
     UpstreamTimeout "upstream_timeout" 504 Warn "Upstream timeout" "the agent service did not answer in time" None;
 }
 
+impl Code {
+    /// What an operator can do about a code whose row has no help for callers.
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::BadHead => "send a head that has one meaning: one `Host`, one length, no folded lines",
+            Self::FormMalformed => {
+                "send the fields that `tollbridge operations` lists, each in the shape AgentOS reads"
+            }
+            Self::OperationUnsupported => {
+                "use a cluster whose AgentOS has it: `tollbridge operations` has the versions"
+            }
+            Self::ClusterUnknown => "name one of the `clusters` of the caller's tenant, or add the cluster to them",
+            Self::NotFound => "the id belongs to somebody else or does not exist: no role or scope shows it",
+            Self::RequestTimeout => "send the request without long pauses",
+            Self::ApprovalRejected => "start a new run and ask again: a rejected call is not executed",
+            Self::AlreadyContinued => "look at the run: it goes on, or has ended",
+            Self::BodyTooLarge => "send less, or raise the limit in `[server.limits]`",
+            Self::MediaTypeUnsupported => "send what `tollbridge operations` names, without content encoding",
+            Self::HeadTooLarge => "send fewer or shorter headers, or raise `header_bytes` in `[server.limits]`",
+            Self::NoEndpoint => "look at the endpoints of the cluster: none is up, or none holds the run",
+            Self::Overloaded => "come back later; for tokens, see whether the issuer's keys can be fetched",
+            Self::Draining => "ask another instance",
+            Self::UpstreamUnreachable | Self::UpstreamReset | Self::UpstreamInvalid | Self::UpstreamTimeout => {
+                "look at the AgentOS of the cluster: it does not answer as it should"
+            }
+            Self::Internal
+            | Self::PathNotCanonical
+            | Self::FieldNotAllowed
+            | Self::FieldDuplicated
+            | Self::FieldTooLate
+            | Self::CredentialAmbiguous
+            | Self::Unauthenticated
+            | Self::TokenExpired
+            | Self::Forbidden
+            | Self::KnowledgeShared
+            | Self::OperationUnknown
+            | Self::MethodNotAllowed
+            | Self::ApprovalPending
+            | Self::Flood
+            | Self::RateLimited
+            | Self::TooManyRuns
+            | Self::BudgetExhausted
+            | Self::CancelUnconfirmed => "look at the gateway's log under the request id",
+        }
+    }
+}
+
 /// The stage of `admit` or `forward` that refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -182,6 +229,19 @@ impl Refusal {
     pub fn saying(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
         self
+    }
+
+    /// What helps, in the words of whoever runs the gateway: for `explain`, never for callers.
+    pub fn help(&self) -> &'static str {
+        match (self.code, self.stage) {
+            (Code::Forbidden, Stage::Quota) => {
+                "the credential names a plan that does not exist, or nothing names one: see `[quota] default_plan`"
+            }
+            (Code::Flood, _) => "slow down, or raise `flood` in `[quota]`: it counts each client address",
+            (Code::Forbidden, Stage::Identity) => "AgentOS reserves this name: give the caller another subject",
+            (Code::Forbidden, Stage::Facts) => "no role or scope changes this: what the call refers to must change",
+            (code, _) => code.row().help.unwrap_or_else(|| code.remedy()),
+        }
     }
 
     /// The refusal as RFC 9457 problem details; `detail` is a string, which AgentOS clients read too.

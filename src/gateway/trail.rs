@@ -109,7 +109,7 @@ impl Trail {
                 }
                 (_, facts) => self.add(stage, Said::Refused, facts),
             }
-            self.help = self.help.or_else(|| row.help.map(str::to_owned));
+            self.help = self.help.or_else(|| Some(refusal.help().to_owned()));
         }
         Explanation { steps: self.steps, refused, remedies: self.remedies, help: self.help }
     }

@@ -125,11 +125,14 @@ impl<'a> Known<'a> {
     }
 
     fn of_resource(&self, attribute: Attribute) -> Option<Value<'a>> {
-        let facts = &self.ask()?.resource;
+        let ask = self.ask()?;
+        let facts = &ask.resource;
         let approval = facts.approval.as_ref().filter(|_| facts.kind == Resource::Approval);
         match attribute {
             Attribute::Id => Some(Value::Text(facts.id)),
-            Attribute::Tenants => Some(Value::Set(Set::Tenants(facts.tenants))),
+            Attribute::Tenants => {
+                Some(Value::Set(Set::Tenants(facts.tenants, facts.open.then_some(&ask.principal.tenant))))
+            }
             Attribute::Owner => facts.owner.map(Value::Text),
             Attribute::Tenant => facts.tenant.map(Value::tenant),
             Attribute::Component => facts.component.map(Value::Text),
@@ -153,7 +156,7 @@ impl<'a> Known<'a> {
             Attribute::Door => Some(Value::Text(ask.context.door)),
             Attribute::Cluster => Some(Value::Text(ask.context.cluster)),
             Attribute::Human => Some(Value::Bool(ask.context.human)),
-            Attribute::Exclusive => Some(Value::Bool(ask.resource.tenants.len() == 1)),
+            Attribute::Exclusive => Some(Value::Bool(!ask.resource.open && ask.resource.tenants.len() == 1)),
             Attribute::ScopesMode => Some(Value::Text(mode.as_str())),
             _ => None,
         }

@@ -32,9 +32,18 @@ impl Flood {
 
     /// Spends one request of an address.
     pub(super) fn spend(&self, rate: &NamedRate, address: IpAddr, now: u64) -> Result<(), Exceeded> {
+        self.count(rate, address, now, |full_at, next| *full_at = next)
+    }
+
+    /// Says what `spend` would, and keeps the bucket as it is.
+    pub(super) fn look(&self, rate: &NamedRate, address: IpAddr, now: u64) -> Result<(), Exceeded> {
+        self.count(rate, address, now, |_, _| ())
+    }
+
+    fn count(&self, rate: &NamedRate, address: IpAddr, now: u64, keep: impl Fn(&mut u64, u64)) -> Result<(), Exceeded> {
         let take = |full_at: &mut u64| match rate.gcra.take(*full_at, now) {
             Ok(next) => {
-                *full_at = next;
+                keep(full_at, next);
                 Ok(())
             }
             Err(wait) => Err((rate.state(rate.gcra, Scope::Tenant, *full_at, now), wait)),

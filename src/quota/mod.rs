@@ -205,6 +205,17 @@ impl Quota {
         }
     }
 
+    /// Says what [`Quota::flood`] would, without counting a request.
+    ///
+    /// # Errors
+    /// [`Exceeded`] of kind `Flood`.
+    pub fn would_flood(&self, address: IpAddr) -> Result<(), Exceeded> {
+        match &self.flood {
+            Some(rate) => self.state.flood.look(rate, address, monotonic_ns(&*self.clock)),
+            None => Ok(()),
+        }
+    }
+
     /// Spends one request of the caller's tenant and of the parts of it that are limited: from every rate, or from
     /// none. Asks a shared store only when nothing is leased from it.
     ///

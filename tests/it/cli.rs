@@ -2,6 +2,7 @@
 //! Does not test what the modules behind it decide.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+mod cases;
 mod check;
 mod explain;
 mod key;

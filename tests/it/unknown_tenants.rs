@@ -77,6 +77,9 @@ async fn nobody_has_a_cluster_alone_that_strangers_may_use() {
         let got = stack.send(wipe(who, cluster)).await;
         assert_eq!(answer(&got), (403, "forbidden".to_owned()), "{who:?} on {cluster}: {got:?}");
     }
+    let everybodys = json!({"learning_type": "learned_knowledge", "content": {"title": "t"}});
+    let got = stack.send(Ask::post("/learnings").json(&everybodys).by(&ada)).await;
+    assert_eq!(answer(&got), (403, "forbidden".to_owned()), "{got:?}");
     // A tenant of the table still uses the clusters of its row only.
     assert_eq!(answer(&stack.send(wipe(&ada, "spare")).await), (404, "cluster_unknown".to_owned()));
     assert_eq!(stack.os().requests(), []);

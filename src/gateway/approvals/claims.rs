@@ -126,6 +126,16 @@ impl Continues {
             false => Err(NotClaimed::Continuing),
         }
     }
+
+    /// Says whether somebody is continuing the run.
+    pub(crate) fn is_claimed(&self, cluster: &Arc<str>, run: &str) -> bool {
+        self.0.active.lock().contains(&(Arc::clone(cluster), run.to_owned()))
+    }
+
+    /// Says whether this pause of the run was continued before.
+    pub(crate) fn was_continued(&self, cluster: &Arc<str>, run: &str, pause: Pause) -> bool {
+        self.0.continued.get(&(Arc::clone(cluster), run.to_owned())) == Some(pause)
+    }
 }
 
 // === impl Claim ===

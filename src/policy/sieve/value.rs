@@ -43,7 +43,8 @@ pub(super) enum Set<'a> {
     Literal(&'a [Constant]),
     /// The scopes of the caller.
     Held(&'a [Arc<str>]),
-    Tenants(&'a [TenantId]),
+    /// The tenants that may use the cluster, and the caller's where it is open.
+    Tenants(&'a [TenantId], Option<&'a TenantId>),
     /// The scopes that grant the call: never written out, only asked.
     Accepted,
 }
@@ -102,14 +103,14 @@ impl<'a> Value<'a> {
 impl<'a> Set<'a> {
     /// The elements, when the set is written out.
     pub(super) fn elements(self) -> Option<impl Iterator<Item = Value<'a>>> {
-        let (literal, held, tenants): (&[_], &[_], &[_]) = match self {
-            Self::Literal(constants) => (constants, &[], &[]),
-            Self::Held(scopes) => (&[], scopes, &[]),
-            Self::Tenants(tenants) => (&[], &[], tenants),
+        let (literal, held, (tenants, guest)): (&[_], &[_], (&[_], _)) = match self {
+            Self::Literal(constants) => (constants, &[], (&[], None)),
+            Self::Held(scopes) => (&[], scopes, (&[], None)),
+            Self::Tenants(tenants, guest) => (&[], &[], (tenants, guest)),
             Self::Accepted => return None,
         };
         let held = held.iter().map(|scope: &Arc<str>| Value::Text(scope));
-        Some(literal.iter().map(Constant::value).chain(held).chain(tenants.iter().map(Value::tenant)))
+        Some(literal.iter().map(Constant::value).chain(held).chain(tenants.iter().chain(guest).map(Value::tenant)))
     }
 }
 

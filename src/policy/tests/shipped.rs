@@ -179,3 +179,73 @@ fn a_slice_answers_like_the_whole_set() {
         }
     }
 }
+
+/// The names of both AgentOS versions, spelled for all components, any component and the one that is called: as a
+/// ceiling each of them leaves what the roles allow, and no scope for something else does.
+#[test]
+fn as_a_ceiling_every_spelling_of_a_row_s_scopes_counts_and_no_other_does() {
+    let policies = shipped();
+    let slices = |row: &Operation| &policies.slices[row.id];
+    let tenants = [tenant("acme")];
+    let facts =
+        |row: &Operation| ResourceFacts { component: Some("web"), ..ResourceFacts::new(row.resource, "web", &tenants) };
+    let decide = |row: &'static Operation, scope: &str| {
+        let caller = principal(&["admin", "platform_admin"], &[scope]);
+        let ask = Ask { principal: &caller, operation: row, resource: facts(row), context: context() };
+        let decision = policies.evaluate(slices(row), &ask, ScopesMode::Ceiling);
+        (decision.is_allow(), decision.policies().iter().any(|policy| &**policy == "scope-ceiling"))
+    };
+    let once = |row: &&&Operation| !row.id.starts_with("repeat_approved_") && !row.scopes.is_empty();
+    for row in policies.rows.values().filter(once) {
+        assert_eq!(decide(row, "agent_os:admin"), (true, false), "{}", row.id);
+        for scope in row.scopes {
+            let (family, action) = scope.split_once(':').unwrap();
+            let per_id = ["agents", "teams", "workflows"].contains(&family);
+            let (any, this) = (format!("{family}:*:{action}"), format!("{family}:web:{action}"));
+            assert_eq!(decide(row, scope), (true, false), "{} {scope}", row.id);
+            assert_eq!(decide(row, &any), (true, false), "{} {any}", row.id);
+            assert_eq!(decide(row, &this), (per_id, !per_id), "{} {this}", row.id);
+            let strangers = [
+                format!("{family}:other:{action}"),
+                format!("{family}:{action}x"),
+                format!("x{scope}"),
+                format!("{family}:{}", if action == "read" { "delete" } else { "look" }),
+                family.to_owned(),
+            ];
+            for other in strangers.iter().filter(|other| !row.scopes.contains(&other.as_str())) {
+                assert_eq!(decide(row, other), (false, true), "{} {other}", row.id);
+            }
+        }
+    }
+}
+
+/// What the two versions call the same right, and the families that only one of them has.
+#[test]
+fn scope_names_of_both_agentos_versions_open_their_rows() {
+    let policies = shipped();
+    let tenants = [tenant("acme")];
+    for (id, scopes) in [
+        ("get_config", &["config:read", "system:read"][..]),
+        ("get_agents", &["agents:read"]),
+        ("create_team_run", &["teams:run"]),
+        ("create_workflow_run", &["workflows:run"]),
+        ("delete_session", &["sessions:delete"]),
+        ("update_memory", &["memories:write"]),
+        ("search_knowledge", &["knowledge:read"]),
+        ("run_eval", &["evals:write"]),
+        ("get_metrics", &["metrics:read"]),
+        ("get_traces", &["traces:read"]),
+        ("create_schedule", &["schedules:write"]),
+        ("resolve_approval", &["approvals:write"]),
+    ] {
+        let row = policies.rows[id];
+        let ceiling = |scope: &str| {
+            let caller = principal(&["admin"], &[scope]);
+            let resource = ResourceFacts::new(row.resource, "", &tenants);
+            let ask = Ask { principal: &caller, operation: row, resource, context: context() };
+            policies.evaluate(&policies.slices[id], &ask, ScopesMode::Ceiling).is_allow()
+        };
+        assert!(scopes.iter().all(|scope| ceiling(scope)), "{id} {scopes:?} {:?}", row.scopes);
+        assert!(!ceiling("nothing:read"), "{id}");
+    }
+}

@@ -21,6 +21,7 @@ struct Scene {
     principal: Principal,
     id: &'static str,
     tenants: Vec<TenantId>,
+    open: bool,
     owner: Option<&'static str>,
     tenant: Option<TenantId>,
     component: Option<&'static str>,
@@ -35,6 +36,7 @@ impl Scene {
             principal: &self.principal,
             operation: self.operation,
             resource: ResourceFacts {
+                open: self.open,
                 owner: self.owner,
                 tenant: self.tenant.as_ref(),
                 component: self.component,
@@ -94,17 +96,19 @@ fn surroundings() -> impl Strategy<Value = Context<'static>> {
 
 fn scene(rows: Vec<&'static Operation>) -> impl Strategy<Value = Scene> {
     let tenants = subsequence(vec![tenant("acme"), tenant("globex"), tenant("web")], 0..=3);
+    let tenants = (tenants, any::<bool>());
     let of = proptest::option::of(select(vec![tenant("acme"), tenant("globex")]));
     let approval = (maybe_word(), maybe_word(), maybe_word())
         .prop_map(|(tool_name, status, requested_by)| ApprovalFacts { tool_name, status, requested_by });
     let resource = (select(&WORDS[..]), tenants, maybe_word(), of, maybe_word(), proptest::option::of(approval));
     let mode = select(&[ScopesMode::Add, ScopesMode::Ceiling][..]);
     (select(rows), caller(), resource, surroundings(), mode).prop_map(
-        |(operation, principal, (id, tenants, owner, tenant, component, approval), context, mode)| Scene {
+        |(operation, principal, (id, (tenants, open), owner, tenant, component, approval), context, mode)| Scene {
             operation,
             principal,
             id,
             tenants,
+            open,
             owner,
             tenant,
             component,

@@ -9,6 +9,7 @@ use crate::stack::within;
 
 pub(super) const HOLES: &[Hole] = &[
     hole!("reach into another tenant as an admin", NEWEST, off BOTH, isolated NEWEST, |side| admin(side).boxed()),
+    hole!("tell a foreign session from an absent one", NONE, off NONE, isolated NONE, |side| oracle(side).boxed()),
     hole!("search the knowledge of others", BOTH, off BOTH, isolated NONE, |side| search(side).boxed()),
     hole!("search through an agent", BOTH, off BOTH, isolated NONE, |side| librarian(side).boxed()),
     hole!("search through a workflow", BOTH, off BOTH, isolated NONE, |side| workflow(side).boxed()),
@@ -66,6 +67,22 @@ impl Side {
     fn secret(&self, word: &str) -> String {
         format!("{word}{}", if self.gateway { "gated" } else { "bare" })
     }
+}
+
+/// Every kind, since 2.x breaks over a session that it is asked for as another one. A bare AgentOS shows far more.
+async fn oracle(side: &Side) -> Seen {
+    let session = side.own("s-oracle");
+    side.run(ALICE, "assistant", "for-nobody-else", &session).await;
+    let mut told = Vec::new();
+    for kind in ["agent", "team", "workflow"] {
+        for id in [session.as_str(), "s-that-never-was"] {
+            let got = side.send(GINA, Ask::get(&format!("/sessions/{id}?type={kind}"))).await;
+            told.push((got.status, got.code()));
+        }
+    }
+    let own = side.send(ALICE, Ask::get(&format!("/sessions/{session}"))).await;
+    let open = side.gateway && told.chunks(2).any(|pair| pair[0] != pair[1]);
+    Seen { open, owner: shows(&own, "for-nobody-else"), said: format!("{told:?}; alice {}", said(&own)) }
 }
 
 /// AgentOS knows one kind of admin, who sees all; a tenant's admin sees its own people.

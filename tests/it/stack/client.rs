@@ -13,6 +13,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use tollbridge::gateway::{Call, Caller, Inbound};
+use tollbridge::telemetry::Door;
+
 use super::{Who, within};
 
 /// A request to be sent.
@@ -107,11 +110,39 @@ impl Ask {
         self.header("content-type", content_type)
     }
 
-    pub(super) fn request(mut self) -> Request<Full<Bytes>> {
-        if !self.fields.is_empty() {
-            let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.fields).finish();
-            self = self.body("application/x-www-form-urlencoded", body);
+    /// The request as the HTTP door would hand it to the gateway.
+    pub(crate) fn call(self) -> Call {
+        let whole = self.written();
+        let (path, query) =
+            whole.target.split_once('?').map_or((&*whole.target, None), |(path, query)| (path, Some(query)));
+        Call {
+            door: Door::Http,
+            request_id: "call".into(),
+            method: whole.method,
+            path: path.to_owned(),
+            query: query.map(str::to_owned),
+            headers: whole.headers,
+            host: None,
+            peer: [127, 0, 0, 1].into(),
+            caller: Caller::ByHeaders,
+            cluster: None,
+            human: false,
+            tool: None,
+            body: if whole.body.is_empty() { Inbound::Empty } else { Inbound::Full(whole.body) },
         }
+    }
+
+    /// With its fields as the body.
+    fn written(self) -> Self {
+        if self.fields.is_empty() {
+            return self;
+        }
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.fields).finish();
+        self.body("application/x-www-form-urlencoded", body)
+    }
+
+    pub(super) fn request(mut self) -> Request<Full<Bytes>> {
+        self = self.written();
         let mut request = Request::new(Full::new(self.body));
         *request.method_mut() = self.method;
         *request.uri_mut() = self.target.parse().unwrap();
