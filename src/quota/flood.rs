@@ -13,7 +13,7 @@ use super::plans::NamedRate;
 use super::table::Table;
 
 /// Most client addresses that are counted at a time.
-const ADDRESSES_MAX: usize = 65_536;
+const ADDRESSES_MAX: usize = 65_520;
 
 /// Buckets by client address.
 #[derive(Debug)]

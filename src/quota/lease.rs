@@ -146,8 +146,8 @@ impl Lease {
             let models = seen.map(|(model, input, output)| ModelSpent { model, input: *input, output: *output });
             let known: u64 = self.seen_models.iter().map(|(_, input, output)| input.saturating_add(*output)).sum();
             let beyond = used.tokens.saturating_sub(known);
-            let (day, tenant) = (now / DAY_SECS, self.tenant.as_str());
-            self.state.book.run(day, tenant, &self.agent, models, beyond, &self.prices);
+            let day = now / DAY_SECS;
+            self.state.book.run(day, &self.tenant, &self.agent, models, beyond, &self.prices);
         }
         first
     }

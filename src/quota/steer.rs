@@ -82,16 +82,7 @@ impl Quota {
     /// The store's.
     pub async fn export(&self, tenant: Option<&TenantId>, from: u32, to: u32) -> Result<Vec<UsageRow>, StoreError> {
         // What is not written yet is written first, so that an export is never behind what was charged here.
-        loop {
-            let rows = self.state.book.changed(1_024);
-            if rows.is_empty() {
-                break;
-            }
-            if let Err(error) = self.link.store.record(&self.link.instance, rows.clone()).await {
-                self.state.book.again(&rows);
-                return Err(error);
-            }
-        }
+        super::upkeep::write(&self.state, &self.link).await?;
         self.link.store.usage(tenant.map(TenantId::as_str), from, to).await
     }
 

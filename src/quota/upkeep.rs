@@ -11,6 +11,7 @@ use super::State;
 use super::calendar::DAY_SECS;
 use super::clock::{Clock, wall_secs};
 use super::link::Link;
+use crate::store::{StoreError, UsageRow};
 
 /// How soon after a change it is said to the store, at most.
 const TICK: Duration = Duration::from_millis(50);
@@ -64,6 +65,35 @@ struct Due {
     give_back: Instant,
     renew: Instant,
     write: Instant,
+}
+
+/// Writes all usage that the store does not have.
+///
+/// # Errors
+/// The store's; what it did not hear is written again later.
+///
+/// # Cancel safety
+/// Safe: what was on its way counts as unheard, and saying it twice changes nothing.
+pub(super) async fn write(state: &State, link: &Link) -> Result<(), StoreError> {
+    while let Some(page) = state.book.changed(ROWS) {
+        let part = format!("{}.{}", link.instance, page.volume);
+        let mut sent = Sent { state, unheard: page.rows };
+        link.store.record(&part, sent.unheard.clone()).await?;
+        sent.unheard.clear();
+    }
+    Ok(())
+}
+
+/// Tells the book what became of a page, also when nobody waited for the answer.
+struct Sent<'a> {
+    state: &'a State,
+    unheard: Vec<UsageRow>,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        self.state.book.told(&self.unheard);
+    }
 }
 
 // === impl Upkeep ===
@@ -182,16 +212,8 @@ impl Upkeep {
     }
 
     async fn write(&self) {
-        loop {
-            let rows = self.state.book.changed(ROWS);
-            if rows.is_empty() {
-                break;
-            }
-            if let Err(error) = self.link.store.record(&self.link.instance, rows.clone()).await {
-                self.state.book.again(&rows);
-                self.link.lost(error);
-                break;
-            }
+        if let Err(error) = write(&self.state, &self.link).await {
+            self.link.lost(error);
         }
         self.state.book.turn(self.link.now(&*self.clock) / DAY_SECS);
     }
