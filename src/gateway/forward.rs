@@ -207,7 +207,6 @@ async fn send(
     loop {
         exchange.event.attempts += 1;
         exchange.event.endpoint = Some(Arc::clone(&admitted.picked.endpoint().address));
-        tried.push(admitted.picked.endpoint().tag);
         let (spare, outgoing) = outgoing(payload);
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
@@ -225,6 +224,7 @@ async fn send(
             }
             Err(unsent) => unsent.error,
         };
+        tried.push(admitted.picked.endpoint().tag);
         if let Some(refusal) = failed_form.lock().take() {
             return Err(refusal);
         }
