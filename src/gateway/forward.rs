@@ -57,7 +57,7 @@ const PASSED_DOWN: [HeaderName; 3] = [header::CONTENT_TYPE, header::CONTENT_DISP
 pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut exchange: Exchange) -> Answer {
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
-        Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
+        Rule::TenantRows | Rule::MarkedRows => Box::pin(rows(gateway, &admitted, rule)).await.map(Replied::Whole),
         Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
@@ -421,7 +421,8 @@ pub(super) async fn look_up(
     caller_token: Option<&str>,
     target: &str,
 ) -> Result<Option<Value>, Refusal> {
-    let work = async {
+    // Boxed: few calls look anything up, and every call would carry the state of several sends.
+    let work = Box::pin(async {
         let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
             Err((_, Retry::Always | Retry::Idempotent)) => {
@@ -445,7 +446,7 @@ pub(super) async fn look_up(
                 Err(Refusal::new(code, Stage::Facts).because(format!("look-up of `{target}` answered {other}")))
             }
         }
-    };
+    });
     match tokio::time::timeout(LOOK_UP_TIMEOUT, work).await {
         Ok(found) => found,
         Err(_) => {
