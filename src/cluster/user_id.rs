@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::principal::{Principal, TenantId};
 
 /// Longest template, in bytes.
-const TEMPLATE_BYTES_MAX: usize = 128;
+pub const TEMPLATE_BYTES_MAX: usize = 128;
 const TENANT: &str = "{tenant}";
 const SUBJECT: &str = "{subject}";
 
