@@ -21,7 +21,7 @@ use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs;
 use super::stream::{self, Settlement};
-use crate::agentos::{Affinity, Cost, Query};
+use crate::agentos::{Affinity, Cost, Operation, Query, Resource};
 use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
@@ -120,9 +120,13 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
     let raw = collect(body, REPLY_BYTES_MAX).await?;
+    let goes_on = admitted.background || head.status == StatusCode::ACCEPTED;
+    if let Some(session) = admitted.new_session.as_mut().filter(|_| !goes_on) {
+        session.ended();
+    }
     keep(admitted, &head, &raw, &mut headers);
     if head.status.is_success() {
-        purge(admitted);
+        purge(gateway, admitted);
     }
     settle_whole(gateway, admitted, exchange, head.status, &raw);
     // A reply that is no success is no list either.
@@ -144,11 +148,16 @@ fn keep(admitted: &mut Admitted, head: &http::response::Parts, body: &Bytes, hea
     headers.insert("cache-status", status.header());
 }
 
-/// Makes kept answers stale that this write has changed.
-pub(super) fn purge(admitted: &Admitted) {
+/// Makes kept answers stale that this write has changed, and what was read from them.
+pub(super) fn purge(gateway: &Gateway, admitted: &Admitted) {
     let purges = admitted.operation().purges;
-    if !purges.is_empty() {
-        admitted.snapshot.cache.purge(admitted.cluster.name(), purges, None);
+    if purges.is_empty() {
+        return;
+    }
+    admitted.snapshot.cache.purge(admitted.cluster.name(), purges, None);
+    let described = |row: &Operation| matches!(row.resource, Resource::Agent | Resource::Team | Resource::Workflow);
+    if purges.iter().any(|id| admitted.snapshot.catalog.get(id).is_some_and(described)) {
+        gateway.descriptions.forget();
     }
 }
 
