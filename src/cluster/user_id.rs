@@ -232,7 +232,6 @@ fn in_tenant_names(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
     use proptest::prelude::*;
 

@@ -1,7 +1,5 @@
 //! Owns the proof that metrics keep their names and that log lines say what happened, and nothing secret.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};

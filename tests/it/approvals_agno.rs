@@ -1,7 +1,6 @@
 //! Tests `continue` against real agno, oldest and newest: each hole is shown open on bare AgentOS, with its own
 //! authorization on, then closed through the gateway, and the rightful call works.
 //! Does not enumerate malformed requests (`approvals`).
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

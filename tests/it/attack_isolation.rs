@@ -1,7 +1,6 @@
 //! Proves that no call reaches rows of another user or tenant, whatever ids it names and wherever it names them.
 //! Does not test refusal codes in general (`http_refusals`).
 //! Invariant: what is refused here never reached AgentOS but as a look-up.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::json;
 

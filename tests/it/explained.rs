@@ -1,6 +1,5 @@
 //! Proves that whatever admission refuses can be explained: the stage, the file and line of the policies that decided,
 //! and what helps. The dry run says what the server says: each case is served as well.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};

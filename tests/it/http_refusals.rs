@@ -1,6 +1,5 @@
 //! Proves that every refusal is reached over real HTTP with its status, code and headers, and keeps the table of them
 //! in a golden file. Set `UPDATE_GOLDEN=1` to write it anew.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -1,5 +1,4 @@
 //! Proves what is sent again and what never is.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Owns the gateway of a test in front of two replicas of a real AgentOS, and the way around it that only a test has.
 //! Does not judge.
+
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::time::{Duration, SystemTime};
 

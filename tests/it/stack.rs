@@ -1,8 +1,8 @@
 //! Owns the whole gateway of a test: real configuration file, repository policies, free ports, an AgentOS behind it.
 //! Does not judge; it offers tokens, plain HTTP, raw sockets, metrics and the access log.
 //! Invariant: every wait has the deadline [`PATIENCE`].
+
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod client;
 mod settings;
