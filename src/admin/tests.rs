@@ -1,7 +1,5 @@
 //! Owns the proof that the admin listener answers probes, guards the rest, and lets no connection linger.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -1,6 +1,5 @@
 //! Proves the cache as a whole: freshness, single flight, purges, partitions, bounds. Time is tokio's
 //! and stands still.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::future::Future;
 use std::pin::{Pin, pin};

@@ -152,7 +152,6 @@ fn mix(n: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
     use crate::outbound::Origin;
 

@@ -236,7 +236,6 @@ fn tag(cluster: &str, origin: &Origin, round: u32) -> EndpointTag {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
 
     fn origins(n: u16) -> Vec<Origin> {

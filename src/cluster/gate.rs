@@ -222,7 +222,6 @@ impl fmt::Debug for Place {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use futures_util::future::{FutureExt as _, join_all};
 
     use super::*;

@@ -36,7 +36,7 @@ pub use jwt::{BadKey, MintAlgorithm};
 pub use run_id::{EndpointTag, RunIds, tag_of};
 pub use seal::Seal;
 pub use settings::{Health, Knowledge, Settings, SettingsError, SettingsErrors, Timeouts};
-pub use user_id::{BadTemplate, ReservedName, Side, TenantMark, UpstreamUser, UserIdTemplate};
+pub use user_id::{BadTemplate, ReservedName, Side, TEMPLATE_BYTES_MAX, TenantMark, UpstreamUser, UserIdTemplate};
 
 use balance::Balancer;
 use credential::Credential;

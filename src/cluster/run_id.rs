@@ -105,7 +105,6 @@ fn gather(id: &Uuid) -> Option<u128> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
     use crate::cluster::UserIdTemplate;
     use crate::principal::TenantId;

@@ -93,7 +93,6 @@ impl std::fmt::Debug for Seal {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
     use proptest::prelude::*;
 

@@ -1,5 +1,4 @@
 //! Proves clusters as a whole: who may use which, what AgentOS is shown, probes, reloads, settings.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::sync::Mutex;
 use std::time::{Duration, UNIX_EPOCH};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::principal::{Principal, TenantId};
 
 /// Longest template, in bytes.
-const TEMPLATE_BYTES_MAX: usize = 128;
+pub const TEMPLATE_BYTES_MAX: usize = 128;
 const TENANT: &str = "{tenant}";
 const SUBJECT: &str = "{subject}";
 
@@ -232,7 +232,6 @@ fn in_tenant_names(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
     use proptest::prelude::*;
 

@@ -21,7 +21,6 @@ pub(super) fn unix_seconds(written: &toml::value::Datetime) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     #[test]

@@ -431,7 +431,7 @@ impl Ground<'_> {
             body,
             partition,
         };
-        match self.snapshot.cache.lookup(key, FLIGHT_WAIT).await {
+        match Box::pin(self.snapshot.cache.lookup(key, FLIGHT_WAIT)).await {
             Lookup::Fresh(stored, _) => Looked::Fresh(stored),
             Lookup::Miss(fill) => Looked::Miss(fill),
             Lookup::Bypass => Looked::Bypass,

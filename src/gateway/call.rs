@@ -195,5 +195,8 @@ impl http_body::Body for AnswerBody {
 pub fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get("x-request-id").and_then(|v| v.to_str().ok());
     let fits = |v: &&str| (1..=64).contains(&v.len()) && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    given.filter(fits).map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Arc::from)
+    given.filter(fits).map_or_else(
+        || Arc::from(&*uuid::Uuid::new_v4().as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+        Arc::from,
+    )
 }

@@ -43,6 +43,11 @@ pub(super) struct Described {
 // === impl Descriptions ===
 
 impl Descriptions {
+    /// Forgets everything: somebody changed a component.
+    pub(super) fn forget(&self) {
+        self.0.invalidate_all();
+    }
+
     pub(super) fn new() -> Self {
         Self(Cache::builder().max_capacity(DESCRIBED_MAX).time_to_live(DESCRIBED_TTL).build())
     }
@@ -56,11 +61,14 @@ impl Described {
         let members = row.get("members");
         let own = row.get("knowledge").and_then(|knowledge| knowledge.get("knowledge_filters"));
         let listed = matches!(own, Some(Value::Array(list)) if !list.is_empty());
+        // What a factory makes is known when it is made.
+        let unknown = row.get("is_factory").is_some_and(|is| *is != Value::Bool(false));
+        let filtered = || members.is_some_and(|members| anywhere(members, &filters, 0));
         Self {
             db_id: text(row.get("db_id")),
             table: text(row.get("sessions").and_then(|sessions| sessions.get("session_table"))),
-            has_knowledge: anywhere(row, &|object| knows(object), 0),
-            drops_filters: listed || members.is_some_and(|members| anywhere(members, &filters, 0)),
+            has_knowledge: unknown || anywhere(row, &knows, 0),
+            drops_filters: unknown || listed || filtered(),
         }
     }
 }
@@ -86,7 +94,10 @@ pub(super) async fn component(ground: &Ground<'_>, version: Option<&str>) -> Res
     }
     let Some(row) = look_up(ground, &key.1).await? else { return Ok(None) };
     let described = Arc::new(Described::read(&row));
-    kept.insert(key, Arc::clone(&described));
+    // What one caller's own token shows is not for others.
+    if !ground.cluster.forwards_tokens() {
+        kept.insert(key, Arc::clone(&described));
+    }
     Ok(Some(described))
 }
 

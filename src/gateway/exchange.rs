@@ -60,7 +60,7 @@ impl Exchange {
                 endpoint: None,
                 tenant: None,
                 subject: None,
-                policies: Arc::new([]),
+                policies: Arc::default(),
                 shadow: None,
                 cache: CacheResult::Bypass,
                 run_id: None,

@@ -228,7 +228,8 @@ fn makes_session(operation: &Operation) -> bool {
 
 /// Holds the id of a session that may have to be made.
 fn hold(ground: &Ground<'_>, session: &str) -> Result<Held, Refusal> {
-    ground.gateway.new_sessions.hold(ground.cluster.name(), session, ground.user).map_err(|not| match not {
+    let longest = ground.cluster.settings.timeouts.stream_max;
+    ground.gateway.new_sessions.hold(ground.cluster.name(), session, ground.user, longest).map_err(|not| match not {
         NotHeld::Taken => not_found(),
         NotHeld::Full => Refusal::new(Code::Overloaded, Stage::Facts).because("too many sessions are being made"),
     })

@@ -21,7 +21,7 @@ use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs;
 use super::stream::{self, Settlement};
-use crate::agentos::{Affinity, Cost, Query};
+use crate::agentos::{Affinity, Cost, Operation, Query, Resource};
 use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
@@ -57,7 +57,7 @@ const PASSED_DOWN: [HeaderName; 3] = [header::CONTENT_TYPE, header::CONTENT_DISP
 pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut exchange: Exchange) -> Answer {
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
-        Rule::TenantRows | Rule::MarkedRows => rows(gateway, &admitted, rule).await.map(Replied::Whole),
+        Rule::TenantRows | Rule::MarkedRows => Box::pin(rows(gateway, &admitted, rule)).await.map(Replied::Whole),
         Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
     };
     match replied {
@@ -120,9 +120,13 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
     let raw = collect(body, REPLY_BYTES_MAX).await?;
+    let goes_on = admitted.background || head.status == StatusCode::ACCEPTED;
+    if let Some(session) = admitted.new_session.as_mut().filter(|_| !goes_on) {
+        session.ended();
+    }
     keep(admitted, &head, &raw, &mut headers);
     if head.status.is_success() {
-        purge(admitted);
+        purge(gateway, admitted);
     }
     settle_whole(gateway, admitted, exchange, head.status, &raw);
     // A reply that is no success is no list either.
@@ -144,11 +148,16 @@ fn keep(admitted: &mut Admitted, head: &http::response::Parts, body: &Bytes, hea
     headers.insert("cache-status", status.header());
 }
 
-/// Makes kept answers stale that this write has changed.
-pub(super) fn purge(admitted: &Admitted) {
+/// Makes kept answers stale that this write has changed, and what was read from them.
+pub(super) fn purge(gateway: &Gateway, admitted: &Admitted) {
     let purges = admitted.operation().purges;
-    if !purges.is_empty() {
-        admitted.snapshot.cache.purge(admitted.cluster.name(), purges, None);
+    if purges.is_empty() {
+        return;
+    }
+    admitted.snapshot.cache.purge(admitted.cluster.name(), purges, None);
+    let described = |row: &Operation| matches!(row.resource, Resource::Agent | Resource::Team | Resource::Workflow);
+    if purges.iter().any(|id| admitted.snapshot.catalog.get(id).is_some_and(described)) {
+        gateway.descriptions.forget();
     }
 }
 
@@ -207,7 +216,6 @@ async fn send(
     loop {
         exchange.event.attempts += 1;
         exchange.event.endpoint = Some(Arc::clone(&admitted.picked.endpoint().address));
-        tried.push(admitted.picked.endpoint().tag);
         let (spare, outgoing) = outgoing(payload);
         let failed_form = Arc::new(parking_lot::Mutex::new(None));
         let request = request(admitted, outgoing, &failed_form)?;
@@ -225,6 +233,7 @@ async fn send(
             }
             Err(unsent) => unsent.error,
         };
+        tried.push(admitted.picked.endpoint().tag);
         if let Some(refusal) = failed_form.lock().take() {
             return Err(refusal);
         }
@@ -427,7 +436,8 @@ pub(super) async fn look_up(
     caller_token: Option<&str>,
     target: &str,
 ) -> Result<Option<Value>, Refusal> {
-    let work = async {
+    // Boxed: few calls look anything up, and every call would carry the state of several sends.
+    let work = Box::pin(async {
         let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
             Err((_, Retry::Always | Retry::Idempotent)) => {
@@ -451,7 +461,7 @@ pub(super) async fn look_up(
                 Err(Refusal::new(code, Stage::Facts).because(format!("look-up of `{target}` answered {other}")))
             }
         }
-    };
+    });
     match tokio::time::timeout(LOOK_UP_TIMEOUT, work).await {
         Ok(found) => found,
         Err(_) => {

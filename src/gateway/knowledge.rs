@@ -2,12 +2,14 @@
 //! Does not index or search. `knowledge = { metadata = "…" }` marks uploads and filters searches by that key.
 //! Invariant: on a shared cluster no search leaves without the tenant's filter, no upload without its mark.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::address;
 use super::admit::Ground;
 use super::body::Payload;
-use super::described;
+use super::described::{self, Described};
 use super::facts::{self, not_found};
 use super::form::Form;
 use super::refusal::{Code, Refusal, Stage};
@@ -50,22 +52,48 @@ pub(super) async fn reachable(ground: &Ground<'_>, payload: &Payload, rehearsal:
         return Ok(());
     }
     let version = if let Payload::Form(form) = payload { form.text("version") } else { None };
-    let described = match described::component(ground, version).await {
-        // A dry run may have no AgentOS to ask.
-        Err(_) if rehearsal => return Ok(()),
-        described => described?.ok_or_else(not_found)?,
-    };
+    // AgentOS describes the current version of a team and no other.
+    if kind == Kind::Team && version.is_some_and(|version| !version.is_empty()) {
+        return Err(shared(kind));
+    }
+    let Some(described) = describe(ground, version, rehearsal).await? else { return Ok(()) };
     let unfiltered = match kind {
         Kind::Team => described.drops_filters,
         Kind::Agent | Kind::Workflow => described.has_knowledge,
     };
-    if !unfiltered {
-        return Ok(());
+    if unfiltered { Err(shared(kind)) } else { Ok(()) }
+}
+
+/// Refuses to have a component run that may search, where its run can carry no filter at all: an evaluation.
+///
+/// # Errors
+/// As [`reachable`].
+///
+/// # Cancel safety
+/// Safe: look-ups read only.
+pub(super) async fn searches_nothing(ground: &Ground<'_>, rehearsal: bool) -> Result<(), Refusal> {
+    let (Some((kind, _)), Some(_)) = (ground.matched.component(), key(ground)) else { return Ok(()) };
+    let described = describe(ground, None, rehearsal).await?;
+    if described.is_some_and(|described| described.has_knowledge) { Err(shared(kind)) } else { Ok(()) }
+}
+
+/// The description of the component; `None` in a dry run that has no AgentOS to ask.
+async fn describe(
+    ground: &Ground<'_>,
+    version: Option<&str>,
+    rehearsal: bool,
+) -> Result<Option<Arc<Described>>, Refusal> {
+    match described::component(ground, version).await {
+        Err(_) if rehearsal => Ok(None),
+        described => described?.map(Some).ok_or_else(not_found),
     }
-    Err(Refusal::new(Code::KnowledgeShared, Stage::Facts).because(format!(
+}
+
+fn shared(kind: Kind) -> Refusal {
+    Refusal::new(Code::KnowledgeShared, Stage::Facts).because(format!(
         "AgentOS applies no tenant's filter to the knowledge of this {kind}: serve it from a cluster with \
          `knowledge = \"exclusive\"`"
-    )))
+    ))
 }
 
 /// Says whether a content row carries the tenant's mark.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::cluster::UpstreamUser;
 
@@ -21,9 +22,10 @@ use crate::cluster::UpstreamUser;
 const HELD_MAX: usize = 65_536;
 /// Most ids that linger.
 const LINGERING_MAX: u64 = 65_536;
-/// How long an id stays its maker's after the exchange has ended: AgentOS writes the row of a run that was broken off
-/// or goes on in the background a moment later.
+/// How long an id stays its maker's after a run was seen to end: AgentOS writes the row a moment later.
 const LINGER: Duration = Duration::from_secs(30);
+/// How long the table remembers an id at most, whatever a cluster's `stream_max` says.
+const LINGER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Cluster and session.
 type Key = (Arc<str>, String);
@@ -34,21 +36,39 @@ pub(super) struct NewSessions(Arc<Tables>);
 
 struct Tables {
     held: Mutex<HashMap<Key, Holders>>,
-    lingering: Cache<Key, UpstreamUser>,
+    lingering: Cache<Key, Lingering>,
 }
 
 struct Holders {
     user: UpstreamUser,
     count: usize,
-    /// One of them may have made AgentOS write.
-    sent: bool,
+    /// When the last run that one of them started has written its session, if one did.
+    writes_until: Option<Instant>,
+}
+
+/// Whose an id stays, and until when.
+#[derive(Clone)]
+struct Lingering {
+    user: UpstreamUser,
+    until: Instant,
 }
 
 /// One call's part in a session id; given back on drop.
 pub(super) struct Held {
     tables: Arc<Tables>,
     key: Key,
-    sent: bool,
+    /// The longest that a run of this cluster may go on.
+    longest: Duration,
+    run: Run,
+}
+
+/// What is known of the run that a call started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Run {
+    NotSent,
+    /// AgentOS may go on with it whoever listens, and write when it ends.
+    Sent,
+    Ended,
 }
 
 /// Why an id cannot be held.
@@ -64,29 +84,43 @@ pub(super) enum NotHeld {
 
 impl NewSessions {
     pub(super) fn new() -> Self {
-        let lingering = Cache::builder().max_capacity(LINGERING_MAX).time_to_live(LINGER).build();
+        let lingering = Cache::builder().max_capacity(LINGERING_MAX).time_to_live(LINGER_MAX).build();
         Self(Arc::new(Tables { held: Mutex::default(), lingering }))
     }
 
-    /// Holds an id for a user, who may hold it several times.
+    /// Holds an id for a user, who may hold it several times. `longest` is how long a run may go on at most.
     ///
     /// # Errors
     /// [`NotHeld`] while somebody else has it, or when the table is full.
-    pub(super) fn hold(&self, cluster: &Arc<str>, session: &str, user: &UpstreamUser) -> Result<Held, NotHeld> {
+    pub(super) fn hold(
+        &self,
+        cluster: &Arc<str>,
+        session: &str,
+        user: &UpstreamUser,
+        longest: Duration,
+    ) -> Result<Held, NotHeld> {
         let key = (Arc::clone(cluster), session.to_owned());
         let mut held = self.0.held.lock();
         let full = held.len() >= HELD_MAX;
         match held.get_mut(&key) {
             Some(holders) if holders.user == *user => holders.count += 1,
             Some(_) => return Err(NotHeld::Taken),
-            None if self.0.lingering.get(&key).is_some_and(|maker| maker != *user) => return Err(NotHeld::Taken),
+            None if self.0.lingers_for_another(&key, user) => return Err(NotHeld::Taken),
             None if full => return Err(NotHeld::Full),
             None => {
-                held.insert(key.clone(), Holders { user: user.clone(), count: 1, sent: false });
+                held.insert(key.clone(), Holders { user: user.clone(), count: 1, writes_until: None });
             }
         }
         drop(held);
-        Ok(Held { tables: Arc::clone(&self.0), key, sent: false })
+        Ok(Held { tables: Arc::clone(&self.0), key, longest, run: Run::NotSent })
+    }
+}
+
+// === impl Tables ===
+
+impl Tables {
+    fn lingers_for_another(&self, key: &Key, user: &UpstreamUser) -> bool {
+        self.lingering.get(key).is_some_and(|maker| maker.user != *user && Instant::now() < maker.until)
     }
 }
 
@@ -95,7 +129,21 @@ impl NewSessions {
 impl Held {
     /// From here on AgentOS may write the session, whatever becomes of this call.
     pub(super) fn sending(&mut self) {
-        self.sent = true;
+        self.run = Run::Sent;
+    }
+
+    /// The run was seen to end: what AgentOS writes, it writes now.
+    pub(super) fn ended(&mut self) {
+        self.run = Run::Ended;
+    }
+
+    fn writes_until(&self) -> Option<Instant> {
+        let linger = match self.run {
+            Run::NotSent => return None,
+            Run::Sent => self.longest.clamp(LINGER, LINGER_MAX),
+            Run::Ended => LINGER,
+        };
+        Some(Instant::now() + linger)
     }
 }
 
@@ -103,16 +151,14 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut held = self.tables.held.lock();
         let Some(holders) = held.get_mut(&self.key) else { return };
-        holders.sent |= self.sent;
+        holders.writes_until = holders.writes_until.max(self.writes_until());
         holders.count = holders.count.saturating_sub(1);
         if holders.count > 0 {
             return;
         }
-        if let Some(last) = held.remove(&self.key)
-            && last.sent
-        {
+        if let Some(Holders { user, writes_until: Some(until), .. }) = held.remove(&self.key) {
             // Under the lock: whoever holds it next must see it.
-            self.tables.lingering.insert(self.key.clone(), last.user);
+            self.tables.lingering.insert(self.key.clone(), Lingering { user, until });
         }
     }
 }
@@ -123,6 +169,8 @@ mod tests {
     use crate::cluster::UserIdTemplate;
     use crate::principal::TenantId;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     fn user(tenant: &str, subject: &str) -> UpstreamUser {
         UserIdTemplate::default().render(&TenantId::new(tenant).unwrap(), subject).unwrap()
     }
@@ -131,27 +179,40 @@ mod tests {
     fn an_id_is_held_by_one_user_at_a_time() {
         let (sessions, main) = (NewSessions::new(), Arc::from("main"));
         let (alice, gina) = (user("acme", "alice"), user("globex", "gina"));
-        let first = sessions.hold(&main, "s", &alice).unwrap();
-        let second = sessions.hold(&main, "s", &alice).unwrap();
-        assert_eq!(sessions.hold(&main, "s", &gina).err(), Some(NotHeld::Taken));
-        assert!(sessions.hold(&Arc::from("other"), "s", &gina).is_ok());
+        let first = sessions.hold(&main, "s", &alice, HOUR).unwrap();
+        let second = sessions.hold(&main, "s", &alice, HOUR).unwrap();
+        assert_eq!(sessions.hold(&main, "s", &gina, HOUR).err(), Some(NotHeld::Taken));
+        assert!(sessions.hold(&Arc::from("other"), "s", &gina, HOUR).is_ok());
         drop(first);
-        assert_eq!(sessions.hold(&main, "s", &gina).err(), Some(NotHeld::Taken));
+        assert_eq!(sessions.hold(&main, "s", &gina, HOUR).err(), Some(NotHeld::Taken));
         drop(second);
         // Nothing was sent.
-        assert!(sessions.hold(&main, "s", &gina).is_ok());
+        assert!(sessions.hold(&main, "s", &gina, HOUR).is_ok());
     }
 
-    #[test]
-    fn what_was_sent_lingers() {
-        let (sessions, main) = (NewSessions::new(), Arc::from("main"));
+    #[tokio::test(start_paused = true)]
+    async fn what_was_sent_lingers_until_its_run_has_written() {
+        let main = Arc::from("main");
         let (alice, gina) = (user("acme", "alice"), user("globex", "gina"));
-        let mut first = sessions.hold(&main, "s", &alice).unwrap();
-        let second = sessions.hold(&main, "s", &alice).unwrap();
-        first.sending();
-        drop(first);
-        drop(second);
-        assert_eq!(sessions.hold(&main, "s", &gina).err(), Some(NotHeld::Taken));
-        assert!(sessions.hold(&main, "s", &alice).is_ok());
+        let taken_for = async |ends: bool| {
+            let sessions = NewSessions::new();
+            let mut first = sessions.hold(&main, "s", &alice, HOUR).unwrap();
+            let second = sessions.hold(&main, "s", &alice, HOUR).unwrap();
+            first.sending();
+            if ends {
+                first.ended();
+            }
+            drop(first);
+            drop(second);
+            assert!(sessions.hold(&main, "s", &alice, HOUR).is_ok());
+            let began = Instant::now();
+            while sessions.hold(&main, "s", &gina, HOUR).is_err() {
+                tokio::time::advance(Duration::from_secs(10)).await;
+            }
+            began.elapsed()
+        };
+        assert_eq!(taken_for(true).await, LINGER);
+        // Nobody knows whether it ended: AgentOS goes on with a run that nobody waits for.
+        assert_eq!(taken_for(false).await, HOUR);
     }
 }

@@ -160,7 +160,7 @@ impl Settlement {
     /// The stream came to its own end.
     fn complete(&mut self) {
         self.ended = true;
-        forward::purge(&self.admitted);
+        forward::purge(&self.gateway, &self.admitted);
     }
 
     /// The stream was cut; what the log says, and the event that the caller gets.
@@ -185,6 +185,9 @@ impl Settlement {
 impl Drop for Settlement {
     fn drop(&mut self) {
         let terminal = self.meter.terminal().is_some();
+        if let Some(session) = self.admitted.new_session.as_mut().filter(|_| terminal) {
+            session.ended();
+        }
         let minted = || self.admitted.run_id.map(|id| RunSeen { run_id: id.to_string(), session_id: None });
         let run = self.meter.run().cloned().or_else(minted);
         let usage = std::mem::replace(&mut self.meter, Meter::new()).finish();

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::cluster::{Cluster, Side, TenantMark};
-use crate::principal::TenantId;
+use crate::cluster::{Cluster, Side, TEMPLATE_BYTES_MAX, TenantMark};
+use crate::principal::{SUBJECT_BYTES_MAX, TENANT_BYTES_MAX, TenantId};
 
 /// How fields that hold an upstream user id begin, compact and spaced.
 const FIELDS: [&str; 8] = [
@@ -23,8 +23,8 @@ const FIELDS: [&str; 8] = [
     "\"requested_by\":\"",
     "\"created_by\":\"",
 ];
-/// A user id that is longer than this is none of ours.
-const VALUE_BYTES_MAX: usize = 512;
+/// A user id that is longer than this is none of ours: JSON may spell each two bytes of a name with six.
+const VALUE_BYTES_MAX: usize = 3 * (SUBJECT_BYTES_MAX + TENANT_BYTES_MAX) + TEMPLATE_BYTES_MAX;
 
 /// Rewrites user ids in a stream of JSON text (plain or inside SSE).
 pub(super) struct UserStripper {
@@ -78,8 +78,7 @@ fn rewrite(mark: &TenantMark, text: &[u8], used: usize) -> Option<BytesMut> {
     for at in memchr::memchr_iter(mark.edge(), text) {
         let Some(value) = marked(mark, text, at).filter(|value| value.start >= copied) else { continue };
         let (from, to) = (value.start + mark.start.len(), value.end.saturating_sub(mark.end.len()));
-        let subject = text.get(from..to).filter(|subject| !subject.is_empty());
-        let Some(subject) = subject.filter(|_| opens_field(text, value.start)) else { continue };
+        let Some(subject) = text.get(from..to).filter(|subject| !subject.is_empty()) else { continue };
         let out = out.get_or_insert_with(|| BytesMut::with_capacity(text.len()));
         out.extend_from_slice(text.get(copied..value.start).unwrap_or_default());
         out.extend_from_slice(subject);
@@ -91,19 +90,29 @@ fn rewrite(mark: &TenantMark, text: &[u8], used: usize) -> Option<BytesMut> {
     })
 }
 
-/// The quoted value with the mark at both ends, when the edge of the mark is at `at`.
+/// The value of a field with the mark at both ends, when the edge of the mark is at `at`.
+///
+/// What is near is asked first, and a quote is looked for no further than a value may reach: callers choose texts, and
+/// may fill them with marks.
 fn marked(mark: &TenantMark, text: &[u8], at: usize) -> Option<Range<usize>> {
     let (start, end) = (mark.start.as_bytes(), mark.end.as_bytes());
     let value = match mark.side {
         Side::Start => {
-            let before = text.get(..=at)?.strip_suffix(start)?.len();
-            before..at + memchr::memchr(b'"', text.get(at..)?)?
+            let from = text.get(..=at)?.strip_suffix(start)?.len();
+            opens_field(text, from).then_some(())?;
+            let reach = text.len().min(from + VALUE_BYTES_MAX);
+            from..at + memchr::memchr(b'"', text.get(at..reach)?)?
         }
-        Side::End => memchr::memrchr(b'"', text.get(..at)?)? + 1..at + end.len(),
+        Side::End => {
+            text.get(at..)?.strip_prefix(end)?.starts_with(b"\"").then_some(())?;
+            let reach = at.saturating_sub(VALUE_BYTES_MAX);
+            let from = reach + memchr::memrchr(b'"', text.get(reach..at)?)? + 1;
+            opens_field(text, from).then_some(())?;
+            from..at + end.len()
+        }
     };
     let whole = text.get(value.clone())?;
-    let quoted = text.get(value.start.checked_sub(1)?) == Some(&b'"') && text.get(value.end) == Some(&b'"');
-    (quoted && whole.starts_with(start) && whole.ends_with(end)).then_some(value)
+    (whole.starts_with(start) && whole.ends_with(end)).then_some(value)
 }
 
 /// Says whether a value that starts at `at` is that of one of the fields.
@@ -165,16 +174,21 @@ mod tests {
         UserStripper::new(clusters.unwrap().iter().next().unwrap(), &TenantId::new("acme").unwrap())
     }
 
-    #[test]
-    fn only_user_ids_lose_the_tenant_however_the_text_is_split() {
-        for at in 0..TEXT.len() {
-            let mut stripper = stripper("{tenant}~{subject}");
-            let (a, b) = TEXT.split_at(at);
+    /// Cut in two at every place, the text comes out as wanted.
+    fn check_however_split(template: &str, text: &str, want: &str) {
+        for at in 0..text.len() {
+            let mut stripper = stripper(template);
+            let (a, b) = text.split_at(at);
             let mut out = stripper.push(Bytes::copy_from_slice(a.as_bytes())).to_vec();
             out.extend_from_slice(&stripper.push(Bytes::copy_from_slice(b.as_bytes())));
             out.extend_from_slice(&stripper.finish());
-            assert_eq!(String::from_utf8(out).unwrap(), WANT, "split at {at}");
+            assert_eq!(String::from_utf8(out).unwrap(), want, "split at {at}");
         }
+    }
+
+    #[test]
+    fn only_user_ids_lose_the_tenant_however_the_text_is_split() {
+        check_however_split("{tenant}~{subject}", TEXT, WANT);
     }
 
     #[test]
@@ -187,14 +201,7 @@ mod tests {
     fn a_tenant_behind_is_found_however_the_text_is_split() {
         const TEXT: &str = r#"{"a":"bob~acme","user_id":"x~bob~acme","user_id":"eve~other"}"#;
         const WANT: &str = r#"{"a":"bob~acme","user_id":"x~bob","user_id":"eve~other"}"#;
-        for at in 0..TEXT.len() {
-            let mut stripper = stripper("{subject}~{tenant}");
-            let (a, b) = TEXT.split_at(at);
-            let mut out = stripper.push(Bytes::copy_from_slice(a.as_bytes())).to_vec();
-            out.extend_from_slice(&stripper.push(Bytes::copy_from_slice(b.as_bytes())));
-            out.extend_from_slice(&stripper.finish());
-            assert_eq!(String::from_utf8(out).unwrap(), WANT, "split at {at}");
-        }
+        check_however_split("{subject}~{tenant}", TEXT, WANT);
     }
 
     #[test]
@@ -202,6 +209,23 @@ mod tests {
         let mut stripper = stripper("{tenant}~{subject}");
         let text = Bytes::from(format!("{{\"user_id\":\"acme~{}", "x".repeat(VALUE_BYTES_MAX)));
         assert_eq!(stripper.push(text.clone()), text);
+    }
+
+    #[test]
+    fn a_text_full_of_marks_costs_no_more_than_its_length() {
+        // Looked through to its end at each mark, this would take minutes.
+        let behind = r#"{"content":""#.to_owned() + &"~acme".repeat(2 << 20) + r#""}"#;
+        let before = r#"{"content":""#.to_owned() + &"acme~".repeat(2 << 20) + r#""}"#;
+        let quoted = r#"{"user_id":"#.to_owned() + &"\"acme~".repeat(1 << 20);
+        for (template, text) in [
+            ("{tenant}~{subject}", &before),
+            ("{tenant}~{subject}", &quoted),
+            ("{subject}~{tenant}", &behind),
+            ("{subject}~{tenant}", &"~".repeat(8 << 20)),
+        ] {
+            let out = stripper(template).whole(Bytes::from(text.clone()));
+            assert!(out.len() <= text.len(), "{template}");
+        }
     }
 
     #[test]

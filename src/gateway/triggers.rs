@@ -80,7 +80,7 @@ async fn components(ground: &Ground<'_>, payload: &Payload, exchange: &mut Excha
         named = true;
         let (matched, _) = run_at(ground, "POST", &rows::runs(kind, &id))?;
         let run = Ground { matched: &matched, ..*ground };
-        knowledge::reachable(&run, &Payload::Form(empty()), exchange.rehearsal.is_some()).await?;
+        knowledge::searches_nothing(&run, exchange.rehearsal.is_some()).await?;
         permit(&run, &Payload::Form(empty()), None, exchange).await?;
     }
     if named { Ok(()) } else { Err(nothing_to_run()) }

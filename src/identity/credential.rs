@@ -116,8 +116,6 @@ impl fmt::Debug for Credential {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
     use http::HeaderValue;
 
     use super::*;

@@ -137,7 +137,6 @@ fn hash(text: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use futures_util::FutureExt as _;
 
     use super::*;

@@ -86,7 +86,6 @@ impl Discovery {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use crate::principal::{PrincipalKind, TenantId};
 

@@ -94,7 +94,6 @@ impl Narrowing {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
 
     fn of(path: &str, headers: &[(&'static str, &'static str)]) -> Option<(Vec<&'static str>, bool)> {

@@ -179,7 +179,6 @@ impl Drop for InUse {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
     use super::*;
     use crate::principal::PrincipalKind;
 

@@ -81,7 +81,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     settings: Settings,
     connector: Connector,
-    lanes: RwLock<HashMap<Origin, Arc<Lane>>>,
+    lanes: RwLock<HashMap<Origin, Arc<Lane>, foldhash::fast::RandomState>>,
 }
 
 // === impl Settings ===
@@ -115,7 +115,7 @@ impl Client {
     /// Makes a client without connections.
     pub fn new(settings: Settings) -> Self {
         let connector = Connector::new(settings.extra_roots.clone());
-        Self(Arc::new(Inner { settings, connector, lanes: RwLock::new(HashMap::new()) }))
+        Self(Arc::new(Inner { settings, connector, lanes: RwLock::default() }))
     }
 
     /// Sends a request and waits for the response head; the body streams afterwards.

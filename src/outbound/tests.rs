@@ -1,5 +1,4 @@
 //! Proves the client against scripted servers on loopback sockets: reuse, failures, streaming, disconnects.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -101,6 +101,16 @@ impl Attribute {
     }
 }
 
+// Each has a bit of its own in `Reads`, below that of `ENTITIES`.
+#[expect(clippy::indexing_slicing, reason = "a place out of bounds fails the build")]
+const _: () = {
+    let mut at = 0;
+    while at < Attribute::ALL.len() {
+        assert!(Attribute::ALL[at] as usize == at && at < 31, "`ALL` holds every variant in order");
+        at += 1;
+    }
+};
+
 // === impl Reads ===
 
 impl Reads {
@@ -132,5 +142,25 @@ impl Reads {
     /// Says whether the attribute is read.
     pub(super) fn contain(self, attribute: Attribute) -> bool {
         self.0 & 1 << attribute as u32 != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::agentos::Catalog;
+
+    /// An attribute of the schema that is not among these would be missing where policies ask for it: a `forbid` that
+    /// looks whether it is there would forbid nothing.
+    #[test]
+    fn the_attributes_are_those_of_the_schema() {
+        let catalog = Catalog::shipped();
+        let schema = crate::policy::schema::text(&catalog.rows().iter().collect::<Vec<_>>());
+        let declared = schema.lines().filter(|line| line.starts_with("    ") && !line.trim().starts_with("//"));
+        let declared = declared.filter_map(|line| Some(line.split_once(':')?.0.trim().trim_end_matches('?')));
+        let names = Attribute::ALL.iter().map(|attribute| attribute.name());
+        assert_eq!(names.collect::<BTreeSet<_>>(), declared.collect());
     }
 }

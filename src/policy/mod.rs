@@ -71,7 +71,7 @@ pub struct Policies {
     schema: Schema,
     names: Names,
     scopes: ScopesMode,
-    slices: HashMap<&'static str, Slice>,
+    slices: HashMap<&'static str, Slice, foldhash::fast::RandomState>,
     rows: BTreeMap<&'static str, &'static Operation>,
     locations: BTreeMap<String, Location>,
     memo: Memo,
@@ -191,7 +191,7 @@ fn slices(
     names: &Names,
     enforced: &[Loaded],
     shadow: &[Loaded],
-) -> Option<HashMap<&'static str, Slice>> {
+) -> Option<HashMap<&'static str, Slice, foldhash::fast::RandomState>> {
     let rules = slice::rules(enforced, shadow)?;
     rows.iter().map(|row| Some((row.id, Slice::new(row, names, &rules)?))).collect()
 }

@@ -1,7 +1,5 @@
 //! The behaviour of policies: what the shipped ones answer, what loading refuses, what is kept.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 mod loading;
 mod shipped;
 mod sliced;

@@ -146,13 +146,15 @@ impl Seen {
         use BadHead::Malformed;
         let colon = memchr::memchr(b':', line).ok_or(Malformed("field_without_colon"))?;
         let (name, value) = line.split_at(colon);
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        let value = value.get(1..).unwrap_or_default();
         if name.is_empty() || !all_are(name, TOKEN) {
             return Err(Malformed("field_name"));
         }
         if !is_value(value) {
             return Err(Malformed("field_value"));
         }
+        // What is left of ASCII's white space is a space or a tab (RFC 9110 §5.6.3).
+        let value = value.trim_ascii();
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
             if !is_authority(value) {
@@ -324,6 +326,8 @@ mod tests {
             (format!("GET / HTTP/2.0\r\n{host}\r\n"), "version"),
             (format!("\r\nGET / HTTP/1.1\r\n{host}\r\n"), "request_line"),
             (format!("GET / HTTP/1.1\r\n{host}X : b\r\n\r\n"), "field_name"),
+            ("GET / HTTP/1.1\r\nHost: a\x0c\r\n\r\n".into(), "field_value"),
+            (format!("POST / HTTP/1.1\r\n{host}Transfer-Encoding: \x0cchunked\r\n\r\n"), "field_value"),
             (format!("GET / HTTP/1.1\r\n{host} folded\r\n\r\n"), "field_without_colon"),
             (format!("GET / HTTP/1.1\r\n{host}\tfolded: x\r\n\r\n"), "field_name"),
             (

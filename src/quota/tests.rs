@@ -1,6 +1,5 @@
 //! Proves what `Quota` promises as a whole: exact admission, leases that always come back, plan
 //! choice, reloads. The arithmetic of each part is proven beside it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod shared;
 

@@ -13,12 +13,12 @@ const VALUE_BYTES_MAX: usize = 128;
 /// The first names seen, up to a number; later ones are `other`.
 pub(super) struct FirstNames {
     names_max: usize,
-    seen: RwLock<HashSet<Box<str>>>,
+    seen: RwLock<HashSet<Box<str>, foldhash::fast::RandomState>>,
 }
 
 impl FirstNames {
     pub(super) fn new(names_max: usize) -> Self {
-        Self { names_max, seen: RwLock::new(HashSet::new()) }
+        Self { names_max, seen: RwLock::default() }
     }
 
     pub(super) fn label<'a>(&self, name: &'a str) -> &'a str {

@@ -195,7 +195,8 @@ impl Line {
     }
 }
 
-/// Control characters and the line breaks and directions that Unicode adds to them.
+/// Control characters and the line breaks and directions that Unicode adds to them (UAX #9 §2 for the directions).
 fn is_obeyed(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let mark = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}');
+    mark || c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

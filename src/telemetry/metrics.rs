@@ -143,7 +143,7 @@ pub(super) struct Metrics {
     models: FirstNames,
     policies: FirstNames,
     endpoints: FirstNames,
-    exchanges: RwLock<HashMap<ExchangeSet, Arc<ExchangeHandles>>>,
+    exchanges: RwLock<HashMap<ExchangeSet, Arc<ExchangeHandles>, foldhash::fast::RandomState>>,
 }
 
 /// Everything of an exchange that chooses its handles.

@@ -50,8 +50,6 @@ pub fn init_tracing(filter: &str) -> Result<(), TracingError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may panic")]
-
     use super::*;
 
     #[test]

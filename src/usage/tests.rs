@@ -1,5 +1,4 @@
 //! Proves the sums against replies that were captured from agno 2.5.6 and 3.1.10.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use proptest::prelude::*;
 

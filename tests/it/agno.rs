@@ -1,8 +1,8 @@
 //! Owns the real AgentOS of the integration tests: the example application on agno from PyPI, a port chosen by the
 //! system, data in a temporary folder, killed on drop.
 //! Does not create virtual environments: `make venvs` does.
+
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,6 +1,5 @@
 //! Tests the guard of `continue` against a scripted AgentOS: what is refused, and exactly what goes upstream.
 //! Does not show that AgentOS has the holes (`approvals_agno`).
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,10 @@
 //! Tests `continue` against real agno, oldest and newest: each hole is shown open on bare AgentOS, with its own
 //! authorization on, then closed through the gateway, and the rightful call works.
 //! Does not enumerate malformed requests (`approvals`).
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Request;
 use http_body_util::{BodyExt as _, Full};
@@ -14,11 +13,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tollbridge::identity::{Algorithm, Claims, Mint, mint};
-use tollbridge::secret::Secret;
 
 use crate::agno::{AgentOs, Agno, Setup};
-use crate::stack::{AGENTOS_KEY, Settings, Stack, Who};
+use crate::stack::{AGENTOS_KEY, Settings, Stack, Who, agentos_token};
 
 /// Longest wait for one answer of a Python server on a busy machine.
 const SLOWEST: Duration = Duration::from_secs(120);
@@ -56,25 +53,6 @@ struct Said {
     status: u16,
     body: Value,
     text: String,
-}
-
-/// A token of AgentOS's own, as the gateway would mint it or a caller might have got it.
-fn agentos_token(subject: &str, scopes: &[&str]) -> String {
-    let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-    let what = Mint {
-        issuer: "https://elsewhere.test",
-        audience: "my-os",
-        subject,
-        tenant: None,
-        roles: &[],
-        scopes: &scopes,
-        plan: None,
-        ttl: Duration::from_secs(3600),
-        algorithm: Algorithm::HS256,
-        key: &Secret::new(AGENTOS_KEY),
-        claims: &Claims::default(),
-    };
-    mint(&what, SystemTime::now()).unwrap()
 }
 
 async fn call(address: SocketAddr, token: &str, method: &str, target: &str, content_type: &str, body: String) -> Said {

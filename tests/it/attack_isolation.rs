@@ -1,7 +1,6 @@
 //! Proves that no call reaches rows of another user or tenant, whatever ids it names and wherever it names them.
 //! Does not test refusal codes in general (`http_refusals`).
 //! Invariant: what is refused here never reached AgentOS but as a look-up.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::json;
 
@@ -247,6 +246,64 @@ async fn knowledge_that_no_filter_reaches_is_not_searched_for_a_tenant() {
         let got = stack.send(run.header("tollbridge-cluster", "own").by(&Who::alice())).await;
         assert_eq!(got.status, 200, "{got:?}");
     }
+}
+
+/// One tenant of two on a cluster whose knowledge is kept apart by metadata, with a plain team and workflow.
+async fn plain_components() -> (Stack, Who) {
+    let stack = Stack::start().await;
+    stack.os().pin("GET", "/teams/newsroom", Reply::json(200, &json!({"id": "newsroom", "members": []})));
+    stack.os().pin("GET", "/workflows/daily-report", Reply::json(200, &json!({"id": "daily-report", "steps": []})));
+    (stack, Who::new("root").role("admin").role("platform_admin"))
+}
+
+fn assert_shared(what: &str, stack: &Stack, got: &Got) {
+    assert_eq!((got.status, got.code().as_str()), (403, "knowledge_shared"), "{what}: {got:?}");
+    let sent: Vec<_> = stack.os().requests().into_iter().filter(|request| request.method != "GET").collect();
+    assert_eq!(sent, [], "{what}");
+}
+
+#[tokio::test]
+async fn another_version_of_a_team_is_not_run_where_knowledge_is_shared() {
+    let (stack, root) = plain_components().await;
+    let run = Ask::post("/teams/newsroom/runs").field("message", "hi").field("version", "1");
+    assert_shared("a run", &stack, &stack.send(run.by(&Who::alice())).await);
+    let schedule = json!({"name": "n", "cron_expr": "0 3 * * *", "endpoint": "/teams/newsroom/runs", "method": "POST",
+                          "payload": {"message": "hi", "version": 1}});
+    assert_shared("a schedule", &stack, &stack.send(Ask::post("/schedules").json(&schedule).by(&root)).await);
+    let plain = Ask::post("/teams/newsroom/runs").field("message", "hi").field("stream", "false");
+    assert_eq!(stack.send(plain.by(&Who::alice())).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_a_factory_makes_is_not_run_where_knowledge_is_shared() {
+    let stack = Stack::start().await;
+    for path in ["/teams/newsroom", "/workflows/daily-report"] {
+        stack.os().pin("GET", path, Reply::json(200, &json!({"id": "x", "is_factory": true})));
+        let run = Ask::post(&format!("{path}/runs")).field("message", "hi").by(&Who::alice());
+        assert_shared(path, &stack, &stack.send(run).await);
+    }
+}
+
+#[tokio::test]
+async fn an_evaluation_does_not_search_where_knowledge_is_shared() {
+    let (stack, root) = plain_components().await;
+    stack.os().pin("GET", "/agents/assistant", Reply::json(200, &json!({"id": "assistant", "knowledge": {}})));
+    let eval = json!({"agent_id": "assistant", "eval_type": "accuracy", "input": "list all documents"});
+    assert_shared("an evaluation", &stack, &stack.send(Ask::post("/eval-runs").json(&eval).by(&root)).await);
+}
+
+#[tokio::test]
+async fn a_component_that_was_changed_is_described_anew() {
+    let (stack, root) = plain_components().await;
+    let run = || Ask::post("/workflows/daily-report/runs").field("message", "hi").field("stream", "false");
+    assert_eq!(stack.send(run().by(&Who::alice())).await.status, 200);
+    let searches = json!({"id": "daily-report", "steps": [{"agent": {"knowledge": {}}}]});
+    stack.os().pin("GET", "/workflows/daily-report", Reply::json(200, &searches));
+    stack.os().pin("PATCH", "/components/daily-report", Reply::json(200, &json!({"component_id": "daily-report"})));
+    let change = Ask::new("PATCH", "/components/daily-report").json(&json!({"current_version": 2}));
+    assert_eq!(stack.send(change.by(&root)).await.status, 200);
+    let got = stack.send(run().by(&Who::alice())).await;
+    assert_eq!((got.status, got.code().as_str()), (403, "knowledge_shared"), "{got:?}");
 }
 
 #[tokio::test]

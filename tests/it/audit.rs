@@ -1,5 +1,4 @@
 //! Proves the audit log through the whole gateway: who is written down, what never is, and what a full disk does.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::{Value, json};
 

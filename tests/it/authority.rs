@@ -1,5 +1,4 @@
 //! Proves that authority ends: revoked credentials, their live streams, and policies that change under way.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::path::PathBuf;
 

@@ -1,6 +1,5 @@
 //! Proves the command line on the built binary: what goes to stdout and stderr, and the exit codes.
 //! Does not test what the modules behind it decide.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod cases;
 mod check;

@@ -2,8 +2,6 @@
 //! whole, in its place, all in one run (golden files in `tests/fixtures/config`).
 //! Set `UPDATE_GOLDEN=1` to write the golden files anew.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

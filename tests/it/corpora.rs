@@ -2,8 +2,6 @@
 //! test run. Does not search for new inputs: `cargo fuzz run TARGET` does.
 //! Invariant: the mutations come from a fixed seed.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 

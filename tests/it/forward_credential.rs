@@ -1,5 +1,4 @@
 //! Proves `credential = "forward"`: what AgentOS is asked, it is asked with the caller's own token, and never without.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::json;
 

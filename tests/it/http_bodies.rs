@@ -1,6 +1,5 @@
 //! Proves what becomes of request bodies: written anew with our own identity fields, refused when ambiguous, streamed
 //! when large.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 

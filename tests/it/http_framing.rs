@@ -1,5 +1,4 @@
 //! Proves that bytes which two parsers could read differently are refused, and that a connection stays in step.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use crate::stack::{Raw, Settings, Stack, Who};
 

@@ -1,5 +1,4 @@
 //! Proves which headers pass: none that carry identity go up, none of the hop or the server come down.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,4 @@
 //! Proves that lists, caches and look-ups show each caller its own and nothing else.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};

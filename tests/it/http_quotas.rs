@@ -1,5 +1,4 @@
 //! Proves that limits hold under parallel callers and that what a run holds comes back.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use futures_util::future::join_all;
 use serde_json::json;

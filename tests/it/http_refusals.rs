@@ -1,6 +1,5 @@
 //! Proves that every refusal is reached over real HTTP with its status, code and headers, and keeps the table of them
 //! in a golden file. Set `UPDATE_GOLDEN=1` to write it anew.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,7 +11,7 @@ use tollbridge::config::{Env as _, ProcessEnv};
 use tollbridge::gateway::Code;
 
 use crate::fake::{Event, FakeAgentOs, Line, Reply};
-use crate::stack::{Ask, Got, Settings, Stack, Who};
+use crate::stack::{Ask, Got, Settings, Stack, Who, assert_every_code};
 
 /// Codes that no request reaches, each with the reason.
 const NOT_REACHED: [(&str, &str); 7] = [
@@ -53,10 +52,6 @@ impl Reached {
     }
 }
 
-fn run() -> Ask {
-    Ask::run("assistant").field("message", "hi").field("stream", "false")
-}
-
 #[tokio::test]
 async fn every_refusal_is_reached_over_http() {
     let mut reached = Reached::default();
@@ -65,12 +60,7 @@ async fn every_refusal_is_reached_over_http() {
     of_limits(&mut reached).await;
     of_upstream(&mut reached).await;
 
-    let expected: BTreeSet<&str> = Code::ALL.iter().map(|code| code.row().code).collect();
-    let listed: BTreeSet<&str> = NOT_REACHED.iter().map(|(code, _)| *code).collect();
-    let wrongly: Vec<_> = reached.0.intersection(&listed).collect();
-    assert!(wrongly.is_empty(), "reached, though listed as not: {wrongly:?}");
-    let missing: Vec<_> = expected.difference(&reached.0).filter(|code| !listed.contains(**code)).collect();
-    assert!(missing.is_empty(), "codes that no request reached: {missing:?}");
+    assert_every_code(&reached.0, &NOT_REACHED);
 }
 
 async fn of_the_request(reached: &mut Reached) {
@@ -90,7 +80,7 @@ async fn of_the_request(reached: &mut Reached) {
         ("unauthenticated", Ask::get("/agents")),
         ("token_expired", Ask::get("/agents").bearer(&expired)),
         ("knowledge_shared", Ask::post("/workflows/daily-report/runs").field("message", "hi").by(&alice)),
-        ("forbidden", run().by(&Who::new("bob").role("viewer"))),
+        ("forbidden", Ask::plain_run().by(&Who::new("bob").role("viewer"))),
         ("operation_unknown", Ask::get("/nowhere").by(&alice)),
         ("operation_unsupported", Ask::post("/agents/assistant/runs/r/resume").field("session_id", "s").by(&alice)),
         ("cluster_unknown", Ask::get("/agents").header("tollbridge-cluster", "other").by(&alice)),
@@ -119,8 +109,8 @@ async fn of_the_body(reached: &mut Reached) {
     );
     let search = Ask::post("/knowledge/search");
     let cases = [
-        ("field_not_allowed", run().field("temperature", "2")),
-        ("field_duplicated", run().field("message", "again")),
+        ("field_not_allowed", Ask::plain_run().field("temperature", "2")),
+        ("field_duplicated", Ask::plain_run().field("message", "again")),
         ("field_too_late", Ask::run("assistant").body("multipart/form-data; boundary=b", late)),
         ("form_malformed", search.clone().body("application/json", "{")),
         ("body_too_large", search.clone().json(&json!({"query": "x".repeat(2 << 10)}))),
@@ -156,11 +146,11 @@ async fn of_limits(reached: &mut Reached) {
     let mut first = stack.open(Ask::run("assistant").field("message", "hi").by(&Who::alice())).await;
     gate.open_once();
     first.until("RunStarted").await;
-    reached.check("too_many_runs", &stack.send(run().by(&Who::alice())).await);
+    reached.check("too_many_runs", &stack.send(Ask::plain_run().by(&Who::alice())).await);
 
     let stack = Stack::with(plan("budget", "tokens", "{ per_day = 5 }")).await;
-    assert_eq!(stack.send(run().by(&Who::alice())).await.status, 200);
-    reached.check("budget_exhausted", &stack.send(run().by(&Who::alice())).await);
+    assert_eq!(stack.send(Ask::plain_run().by(&Who::alice())).await.status, 200);
+    reached.check("budget_exhausted", &stack.send(Ask::plain_run().by(&Who::alice())).await);
 }
 
 async fn of_upstream(reached: &mut Reached) {
@@ -172,20 +162,20 @@ async fn of_upstream(reached: &mut Reached) {
         ("upstream_timeout", Reply::never()),
     ] {
         stack.os().script(reply);
-        reached.check(code, &stack.send(run().by(&Who::alice())).await);
+        reached.check(code, &stack.send(Ask::plain_run().by(&Who::alice())).await);
     }
 
     // A replica that dies between two probes, then stays away.
     let os = FakeAgentOs::start().await;
     let stack = Stack::over(&[os.url()], settings()).await;
     drop(os);
-    reached.check("upstream_unreachable", &stack.send(run().by(&Who::alice())).await);
+    reached.check("upstream_unreachable", &stack.send(Ask::plain_run().by(&Who::alice())).await);
 
     let os = FakeAgentOs::start().await;
     let url = os.url();
     drop(os);
     let stack = Stack::over(&[url], Settings::new()).await;
-    reached.check("no_endpoint", &stack.send(run().by(&Who::alice())).await);
+    reached.check("no_endpoint", &stack.send(Ask::plain_run().by(&Who::alice())).await);
 
     // Keys that cannot be fetched say nothing about the token: try again later.
     let issuer = &[

@@ -1,5 +1,4 @@
 //! Proves what is sent again and what never is.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ const RUNS: &str = "/agents/assistant/runs";
 const ROWS: &str = "/sessions/s-1/runs";
 
 fn run() -> Ask {
-    Ask::run("assistant").field("message", "hi").field("stream", "false").by(&Who::alice())
+    Ask::plain_run().by(&Who::alice())
 }
 
 fn read() -> Ask {
@@ -29,6 +28,17 @@ fn unprobed() -> Settings {
 
 async fn two(settings: Settings) -> Stack {
     Stack::before(vec![FakeAgentOs::start().await, FakeAgentOs::start().await], settings).await
+}
+
+/// Two endpoints, of which one is gone; gives the other.
+async fn one_of_two() -> (Stack, FakeAgentOs) {
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let stack = Stack::over(&urls, unprobed()).await;
+    let mut fakes = fakes.into_iter();
+    drop(fakes.next());
+    let live = fakes.next().unwrap();
+    (stack, live)
 }
 
 #[tokio::test]
@@ -111,12 +121,7 @@ async fn a_run_takes_a_connection_of_its_own() {
 
 #[tokio::test]
 async fn a_run_that_cannot_connect_moves_and_is_named_after_its_new_endpoint() {
-    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
-    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
-    let stack = Stack::over(&urls, unprobed()).await;
-    let mut fakes = fakes.into_iter();
-    drop(fakes.next());
-    let live = fakes.next().unwrap();
+    let (stack, live) = one_of_two().await;
     for _ in 0..2 {
         let got = stack.send(run()).await;
         assert_eq!(got.status, 200, "{got:?}");
@@ -133,12 +138,7 @@ async fn a_run_that_cannot_connect_moves_and_is_named_after_its_new_endpoint() {
 
 #[tokio::test]
 async fn the_log_names_the_run_that_was_sent() {
-    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
-    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
-    let stack = Stack::over(&urls, unprobed()).await;
-    let mut fakes = fakes.into_iter();
-    drop(fakes.next());
-    let live = fakes.next().unwrap();
+    let (stack, live) = one_of_two().await;
     live.pin("POST", RUNS, Reply::detail(422, "no"));
     let ids = ["moved-1", "moved-2"];
     for id in ids {

@@ -1,6 +1,5 @@
 //! Proves that what makes AgentOS start runs by itself is authorized as those runs: schedules, when they are written,
 //! changed, enabled and triggered, and evaluations.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,4 @@
 //! Proves that streams pass event by event, end when they should, and are accounted for once.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::time::Duration;
 

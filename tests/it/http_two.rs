@@ -1,5 +1,4 @@
 //! Proves HTTP/2: by ALPN over TLS, by prior knowledge where configured, with the same rules as HTTP/1.1.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::sync::Arc;
 

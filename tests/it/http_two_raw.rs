@@ -1,7 +1,6 @@
 //! Plays HTTP/2 as no library would send it: fields that break HTTP/1, bodies that contradict their length, floods.
 //! Does not test what well-behaved clients see (`http_two`).
 //! Invariant: nothing of what is malformed reaches AgentOS, and a flood ends its own connection only.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

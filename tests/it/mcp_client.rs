@@ -1,8 +1,8 @@
 //! Owns the MCP clients of a test: raw JSON-RPC over HTTP, in both eras, message by message.
 //! Does not use an MCP library and does not judge.
 //! Invariant: every wait has the deadline of the stack.
+
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

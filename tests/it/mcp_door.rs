@@ -1,8 +1,6 @@
 //! Proves the MCP door end to end: raw JSON-RPC over HTTP in both eras, the real gateway, a scripted AgentOS behind it.
 //! Does not repeat what the endpoint's own tests show without a gateway.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::time::Duration;
 
 use serde_json::{Value, json};

@@ -1,6 +1,5 @@
 //! Proves that every shipped policy, the examples included, is shown by cases: calls that it decides, and calls that it
 //! leaves alone.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

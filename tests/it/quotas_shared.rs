@@ -1,5 +1,4 @@
 //! Proves quotas end to end: gateways over one Redis, a file across restarts, what answers say, what operators steer.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -3,8 +3,6 @@
 //! Does not test who may see what (`real_people`).
 //! Every test starts its replicas once and walks through several chapters: a start costs seconds.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::BTreeSet;
 
 use futures_util::{SinkExt as _, StreamExt as _};

@@ -4,8 +4,6 @@
 //! The holes of paused runs and approvals' continuation have a suite of their own (`approvals_agno`).
 //! Invariant: a case makes its own rows on its own side, so that cases do not see each other.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 mod apart;
 mod interfaces;
 mod scopes;

@@ -2,8 +2,6 @@
 //! AgentOS first.
 //! Does not test runs as such (`real_agno`).
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use serde_json::{Value, json};
 
 use crate::agno::Agno;

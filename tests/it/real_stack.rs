@@ -1,16 +1,12 @@
 //! Owns the gateway of a test in front of two replicas of a real AgentOS, and the way around it that only a test has.
 //! Does not judge.
-#![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
-use std::time::{Duration, SystemTime};
+#![allow(dead_code, reason = "a fixture offers more than each test takes")]
 
 use serde_json::Value;
-use tollbridge::identity::{Algorithm, Claims, Mint, mint};
-use tollbridge::secret::Secret;
 
 use crate::agno::{AgentOs, Agno, Setup};
-use crate::stack::{AGENTOS_KEY, Ask, Got, Settings, Stack, Who, send_to};
+use crate::stack::{AGENTOS_KEY, Ask, Got, Settings, Stack, Who, agentos_token, send_to};
 
 /// The gateway, two replicas behind it.
 pub(crate) struct Real {
@@ -53,22 +49,8 @@ impl Real {
             "memories:read",
             "memories:write",
             "approvals:read",
-        ]
-        .map(str::to_owned);
-        let what = Mint {
-            issuer: "https://anybody.test",
-            audience: "my-os",
-            subject,
-            tenant: None,
-            roles: &[],
-            scopes: &scopes,
-            plan: None,
-            ttl: Duration::from_secs(600),
-            algorithm: Algorithm::HS256,
-            key: &Secret::new(AGENTOS_KEY),
-            claims: &Claims::default(),
-        };
-        let token = mint(&what, SystemTime::now()).unwrap();
+        ];
+        let token = agentos_token(subject, &scopes);
         let address = ([127, 0, 0, 1], self.replicas[0].port()).into();
         send_to(address, ask.bearer(&token)).await
     }

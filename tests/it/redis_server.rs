@@ -1,6 +1,5 @@
 //! Owns a Redis of a test's own: on a socket in a temporary folder, so that no two tests share a port or a key.
 //! Does not persist: a server that is killed has lost everything.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

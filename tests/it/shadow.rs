@@ -1,5 +1,4 @@
 //! Proves that policies under trial are reported where they differ, and never enforced.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::{Value, json};
 

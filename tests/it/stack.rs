@@ -1,13 +1,13 @@
 //! Owns the whole gateway of a test: real configuration file, repository policies, free ports, an AgentOS behind it.
 //! Does not judge; it offers tokens, plain HTTP, raw sockets, metrics and the access log.
 //! Invariant: every wait has the deadline [`PATIENCE`].
+
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod client;
 mod settings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use tempfile::TempDir;
 use tollbridge::config;
+use tollbridge::gateway::Code;
 use tollbridge::identity::{Algorithm, Claims, Mint, mint};
 use tollbridge::principal::TenantId;
 use tollbridge::secret::Secret;
@@ -27,6 +28,35 @@ pub(crate) use self::settings::Settings;
 
 /// The secret that AgentOS checks our tokens with.
 pub(crate) const AGENTOS_KEY: &str = "agentos-key-agentos-key-agentos-key-0123";
+/// A token that AgentOS itself believes, as the gateway would mint it or a caller might have got it.
+pub(crate) fn agentos_token(subject: &str, scopes: &[&str]) -> String {
+    let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+    let what = Mint {
+        issuer: "https://elsewhere.test",
+        audience: "my-os",
+        subject,
+        tenant: None,
+        roles: &[],
+        scopes: &scopes,
+        plan: None,
+        ttl: Duration::from_secs(3600),
+        algorithm: Algorithm::HS256,
+        key: &Secret::new(AGENTOS_KEY),
+        claims: &Claims::default(),
+    };
+    mint(&what, SystemTime::now()).unwrap()
+}
+
+/// Proves that every refusal code was seen or is listed with its reason, and none of them twice.
+pub(crate) fn assert_every_code(seen: &BTreeSet<&str>, listed: &[(&str, &str)]) {
+    let all: BTreeSet<&str> = Code::ALL.iter().map(|code| code.row().code).collect();
+    let listed: BTreeSet<&str> = listed.iter().map(|(code, _)| *code).collect();
+    let wrongly: Vec<_> = seen.intersection(&listed).collect();
+    assert!(wrongly.is_empty(), "seen, though listed as not: {wrongly:?}");
+    let known: BTreeSet<&str> = seen.union(&listed).copied().collect();
+    assert_eq!(known, all);
+}
+
 /// The secret that callers' tokens are signed with.
 pub(crate) const CALLER_KEY: &str = "caller-key-caller-key-caller-key-01234567";
 /// The issuer of callers' tokens.

@@ -3,8 +3,6 @@
 //! The other side is `starlette_router.py`, the example application without a network.
 //! Invariant: the targets come from a fixed seed, so that a failure is the same on every machine.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};

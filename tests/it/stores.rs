@@ -1,6 +1,5 @@
 //! Proves that the stores keep what they promise: the same rules in memory, in a file and in Redis, and that a file
 //! survives a kill at any moment.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! Proves that `docs/threat-model.md` is whole and true: no line is missing, and every test that it names exists.
 //! Also holds the tests of lines that have no better home.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -12,9 +10,9 @@ use crate::fake::Reply;
 use crate::stack::{AGENTOS_KEY, Ask, CALLER_KEY, Stack, Who};
 
 /// Lines that there are.
-const LINES: usize = 104;
+const LINES: usize = 107;
 /// Lines that a test must prove.
-const PROVEN_MIN: usize = 98;
+const PROVEN_MIN: usize = 105;
 
 /// A line of the document: its number and what stands under `proof`.
 fn lines() -> BTreeMap<usize, String> {

@@ -2,8 +2,6 @@
 //! which crate, sizes, owned tasks, and nothing unfinished.
 //! Each finding prints `file:line: rule`. The rules are tested on planted violations below.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;

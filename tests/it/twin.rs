@@ -3,8 +3,6 @@
 //! Does not test what the doors add of their own: formats, sessions, progress.
 //! Invariant: a row that gets a tool without a twin here fails the test by name.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! Proves `unknown_tenant = "default_plan"`: tenants outside `[tenants]` are served, counted together, and never meet.
 //! Does not test how the setting is read (`config`).
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use serde_json::json;
 

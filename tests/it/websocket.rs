@@ -1,6 +1,5 @@
 //! Proves the limits of the WebSocket: sizes, fragments, pace, number, protocol errors, strangers' pages.
 //! Does not test what its messages do (`real_agno`, `real_holes`).
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::Request;

@@ -1,6 +1,5 @@
 //! Compares the table with the OpenAPI documents recorded from both AgentOS versions. Test code only.
 //! A document that knows an operation without a row fails with the row ready to paste.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;

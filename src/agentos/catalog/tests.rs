@@ -1,5 +1,4 @@
 //! Tests of the table as a whole, of its rules and of matching.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
 //! Tests of canonicalisation: what is refused, what is rewritten, and that the result is stable.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use proptest::prelude::*;
 

@@ -1,5 +1,4 @@
 //! Tests of the query: read as Starlette does, narrowed by the row, written back unchanged in meaning.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use proptest::prelude::*;
 

@@ -1,5 +1,4 @@
 //! Tests of what goes upstream when a run is continued. Does not test the look-ups: those need an AgentOS.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::time::Duration;
 

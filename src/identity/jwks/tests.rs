@@ -1,7 +1,5 @@
 //! Owns the proof of the fetch intervals, with a clock that the test moves.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;

@@ -227,7 +227,6 @@ fn as_text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::indexing_slicing, reason = "a test may panic")]
     use super::*;
 
     fn call(id: &str) -> Value {

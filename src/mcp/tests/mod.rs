@@ -1,8 +1,6 @@
 //! Owns the tests of the endpoint as a whole: real MCP messages in, a scripted gateway behind.
 //! Does not test what has its own unit tests beside it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
-
 mod double;
 mod reads;
 mod runs;

@@ -1,5 +1,4 @@
 //! Proves `tollbridge check`: it refuses what `run` would refuse, and leaves nothing behind.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;

@@ -2,8 +2,8 @@
 //! Does not decide what is right: it records what reached it and lets the test judge.
 //! Invariant: nothing here waits for wall-clock time; a test paces a reply through its [`Gate`], and every wait of a
 //! test has the deadline [`PATIENCE`].
+
 #![allow(dead_code, unused_imports, reason = "a fixture offers more than each test takes")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
 mod connection;
 mod form;

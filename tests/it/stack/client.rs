@@ -61,6 +61,11 @@ impl Ask {
         Self { method, target: target.to_owned(), headers: HeaderMap::new(), body: Bytes::new(), fields: Vec::new() }
     }
 
+    /// A run that is not streamed.
+    pub(crate) fn plain_run() -> Self {
+        Self::run("assistant").field("message", "hi").field("stream", "false")
+    }
+
     /// `GET`.
     pub(crate) fn get(target: &str) -> Self {
         Self::new("GET", target)
