@@ -23,6 +23,9 @@ use crate::store::{Cells, Held, Part, Share, Store, StoreError};
 
 /// Locks that keep statements about one tenant in order.
 pub(super) const STRIPES: usize = 64;
+/// Beats in a row that have to miss an instance before it counts as gone: after a pause of all of them, the first to
+/// beat again sees itself alone, and would lease what belongs to the others.
+const BEATS_TO_BELIEVE: u64 = 5;
 /// Accounts that one statement is about.
 const BATCH: usize = 256;
 
@@ -37,6 +40,8 @@ pub(super) struct Link {
     up: AtomicBool,
     losses: AtomicU64,
     instances: AtomicU64,
+    /// Beats in a row that saw fewer instances.
+    fewer: AtomicU64,
     /// The store's wall clock less ours, in seconds.
     skew: AtomicI64,
     stripes: Box<[Turn<()>]>,
@@ -96,6 +101,7 @@ impl Link {
             up: AtomicBool::new(true),
             losses: AtomicU64::new(0),
             instances: AtomicU64::new(1),
+            fewer: AtomicU64::new(0),
             skew: AtomicI64::new(0),
             stripes: (0..STRIPES).map(|_| Turn::new(())).collect(),
             todo: Mutex::default(),
@@ -148,9 +154,17 @@ impl Link {
         }
     }
 
+    /// Counts the instances that a beat saw: more at once, fewer when several beats agree.
+    pub(super) fn seen(&self, instances: u64) {
+        let fewer = if instances < self.instances() { self.fewer.fetch_add(1, Ordering::AcqRel) + 1 } else { 0 };
+        if fewer == 0 || fewer >= BEATS_TO_BELIEVE {
+            self.fewer.store(0, Ordering::Release);
+            self.instances.store(instances.max(1), Ordering::Release);
+        }
+    }
+
     /// The store answered a beat.
-    pub(super) fn found(&self, instances: u64, skew: i64) {
-        self.instances.store(instances.max(1), Ordering::Release);
+    pub(super) fn found(&self, skew: i64) {
         // A second is lost in reading whole ones.
         self.skew.store(if skew.abs() <= 1 { 0 } else { skew }, Ordering::Release);
         self.up.store(true, Ordering::Release);
@@ -373,7 +387,7 @@ impl Link {
                 if let Some(shared) = &account.shared {
                     shared.low.store(false, Ordering::Release);
                 }
-                wants.extend(account.rates().below_batch().into_iter().map(|want| (account, want)));
+                wants.extend(account.rates().below_batch(self.instances()).into_iter().map(|want| (account, want)));
             }
             self.ask(wants, clock).await;
         }
@@ -400,7 +414,7 @@ impl Link {
             let mut wants = Vec::new();
             for account in accounts {
                 let Some(shared) = &account.shared else { continue };
-                wants.extend(account.rates().idle().into_iter().map(|want| (account, want)));
+                wants.extend(account.rates().idle(self.instances()).into_iter().map(|want| (account, want)));
                 shared.stocked.store(false, Ordering::Release);
                 self.watch_stock(account);
             }

@@ -140,17 +140,17 @@ impl Rates {
         let leased = self.leased.get_or_insert_default();
         for (rate, leased) in rates.iter().zip(leased.iter_mut()) {
             (leased.interval_us, leased.depth_us) = rate.gcra.in_us();
-            leased.batch = batch(rate.gcra.burst(), instances);
         }
         for (index, rate) in rates.iter().enumerate() {
             // Aligns the buckets to the rates, which a reload may have changed.
             let _ = self.bucket(index, rate);
         }
-        self.below_batch()
+        self.below_batch(instances)
     }
 
     /// The same for rates that were asked for before.
-    pub(super) fn below_batch(&self) -> Vec<Want> {
+    pub(super) fn below_batch(&mut self, instances: u64) -> Vec<Want> {
+        self.size(instances);
         self.pick(|leased| i64::from(leased.batch.saturating_sub(leased.stock)) + i64::from(leased.owed))
     }
 
@@ -161,15 +161,24 @@ impl Rates {
         wants
     }
 
-    /// The cells that nobody has spent from since the last look, taken out of our hands.
-    pub(super) fn idle(&mut self) -> Vec<Want> {
-        let wants = self.pick(|leased| if leased.touched { 0 } else { i64::from(leased.stock) });
+    /// The cells that nobody has spent from since the last look, and those beyond one batch, which is less since more
+    /// instances lease; taken out of our hands.
+    pub(super) fn idle(&mut self, instances: u64) -> Vec<Want> {
+        self.size(instances);
+        let kept = |leased: &Leased| if leased.touched { leased.stock.min(leased.batch) } else { 0 };
+        let wants = self.pick(|leased| i64::from(leased.stock - kept(leased)));
         for leased in self.leased.iter_mut().flat_map(|leased| leased.iter_mut()) {
-            if !std::mem::take(&mut leased.touched) {
-                leased.stock = 0;
-            }
+            leased.stock = kept(leased);
+            leased.touched = false;
         }
         wants.into_iter().map(|want| Want { cells: -want.cells, ..want }).collect()
+    }
+
+    /// What one batch is, now that so many instances lease.
+    fn size(&mut self, instances: u64) {
+        for leased in self.leased.iter_mut().flat_map(|leased| leased.iter_mut()) {
+            leased.batch = batch(leased.depth_us / leased.interval_us.max(1), instances);
+        }
     }
 
     /// Says whether any leased cell is left.

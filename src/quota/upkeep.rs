@@ -111,6 +111,8 @@ impl Upkeep {
     /// Dropping the future loses what was not said yet.
     pub async fn run(mut self, stopped: impl Future<Output = ()>, changed: impl Fn(Change) + Send) {
         let mut stopped = std::pin::pin!(stopped);
+        // At once: until its first beat an instance takes itself for the only one.
+        self.round(&changed).await;
         loop {
             let over = tokio::select! {
                 biased;
@@ -199,12 +201,13 @@ impl Upkeep {
             self.state.each_account(|account| self.link.dirty(account));
             self.state.book.all_again();
         }
+        self.link.seen(beat.instances);
         if !self.link.is_up() {
             // Said before anybody decides with the store again: it must know what was used meanwhile.
-            self.link.found(beat.instances, skew);
+            self.link.found(skew);
             self.link.flush(&*self.clock).await;
         }
-        self.link.found(beat.instances, skew);
+        self.link.found(skew);
         if !self.told_up || empty {
             self.told_up = true;
             changed(Change::Found { instances: beat.instances, empty });

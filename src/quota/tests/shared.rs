@@ -178,6 +178,52 @@ fn cells_that_nobody_spends_are_given_back() {
 }
 
 #[test]
+fn after_a_pause_of_all_instances_the_first_to_beat_does_not_lease_for_all() {
+    run(async {
+        let mut all = Instances::start(3, requests(vec![rate(80, MINUTE * 60 * 24, 80)])).await;
+        let who = principal("globex", None);
+        all.clock.advance(Duration::from_secs(60));
+        all.upkeep().await;
+        assert!(all.spend(0, &who).await);
+        assert_eq!(all.remaining(1, &who).await, [("requests", 79)], "one cell is leased, not a batch of four");
+    });
+}
+
+#[test]
+fn an_instance_that_is_gone_is_believed_gone_after_some_beats() {
+    run(async {
+        let mut all = Instances::start(3, requests(vec![rate(80, MINUTE * 60 * 24, 80)])).await;
+        let who = principal("globex", None);
+        all.clock.advance(Duration::from_secs(60));
+        for beats in 1..=5 {
+            all.upkeeps[0].all_due();
+            all.upkeeps[0].round(&|_| {}).await;
+            let shown = all.quotas[0].tenant(&who.tenant, None).await.unwrap();
+            assert_eq!(shown.instances, if beats < 5 { 3 } else { 1 }, "{beats}");
+        }
+    });
+}
+
+#[test]
+fn a_warm_instance_gives_back_what_belongs_to_those_that_join() {
+    run(async {
+        let mut all = Instances::start(1, requests(vec![rate(400, MINUTE * 60 * 24, 400)])).await;
+        let who = principal("globex", None);
+        assert!(all.spend(0, &who).await);
+        for _ in 0..3 {
+            let quota = all.instance();
+            all.upkeeps.push(quota.upkeep());
+            all.quotas.push(quota);
+        }
+        assert_eq!(all.remaining(0, &who).await, [("requests", 399)], "19 of them leased");
+        all.upkeep().await;
+        assert!(all.spend(0, &who).await);
+        all.upkeep().await;
+        assert_eq!(all.remaining(1, &who).await, [("requests", 398 - 5)], "a batch of four instances is five");
+    });
+}
+
+#[test]
 fn the_last_cell_of_a_bucket_is_found_wherever_it_is_asked_for() {
     run(async {
         let all = Instances::start(3, requests(vec![rate(10, MINUTE * 60 * 24, 10)])).await;
