@@ -14,7 +14,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::RequestBody;
 use super::connect::Stream;
@@ -36,6 +36,8 @@ pub(super) struct Channel {
     failure: Option<hyper::Error>,
     /// Whether it has carried an exchange before.
     pub(super) reused: bool,
+    /// The timer of its exchanges, one after the other: moving a timer costs less than making one.
+    timer: Pin<Box<Sleep>>,
 }
 
 /// The idle connections of one origin, youngest last.
@@ -62,7 +64,8 @@ impl Channel {
             .max_headers(HEADERS_MAX)
             .handshake(TokioIo::new(stream))
             .await?;
-        Ok(Self { sender, connection: Some(connection), failure: None, reused: false })
+        let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        Ok(Self { sender, connection: Some(connection), failure: None, reused: false, timer })
     }
 
     /// Hands the request to the connection; the future resolves only while somebody drives the channel.
@@ -80,6 +83,16 @@ impl Channel {
             self.failure = end.err();
             self.connection = None;
         }
+    }
+
+    /// Starts the wait for an answer anew.
+    pub(super) fn expect_within(&mut self, limit: Duration) {
+        self.timer.as_mut().reset(Instant::now() + limit);
+    }
+
+    /// Says whether the wait is over; else the task is woken when it is.
+    pub(super) fn is_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        self.timer.as_mut().poll(cx).is_ready()
     }
 
     /// Says whether the connection lives and could take a request now.

@@ -25,7 +25,6 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
-use tokio::time::Instant;
 
 pub use body::{RequestBody, ResponseBody, empty, full};
 pub use error::{BodyError, Retry, SendError, Sent, Unsent};
@@ -259,20 +258,20 @@ async fn exchange(
     let (request, taken) = count_long_body(request);
     let mut seen = 0;
     let mut answer = pin!(channel.begin(request));
-    let mut deadline = pin!(tokio::time::sleep(header_timeout));
+    channel.expect_within(header_timeout);
     let answered = poll_fn(|cx| {
         channel.drive(cx);
         if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
             return Poll::Ready(answered.map_err(|rejected| Stopped::Rejected(Box::new(rejected))));
         }
-        while deadline.as_mut().poll(cx).is_ready() {
+        while channel.is_overdue(cx) {
             let now = taken.as_ref().map_or(0, |taken| taken.load(Ordering::Relaxed));
             if now == seen {
                 return Poll::Ready(Err(Stopped::HeaderTimeout));
             }
             // The body moved since the timer was set: the peer is being fed, not silent.
             seen = now;
-            deadline.as_mut().reset(Instant::now() + header_timeout);
+            channel.expect_within(header_timeout);
         }
         Poll::Pending
     });
