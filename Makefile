@@ -15,10 +15,10 @@ PYTHON ?= python3
 DEMO := $(PYTHON) scripts/demo.py
 LOG := target/test-logs
 
-.PHONY: help demo tour clients test build bench clean deps venvs fmt lint unit doc
+.PHONY: help demo tour clients test build bench load conformance-http clean deps venvs fmt lint unit doc
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 demo: deps ## start two AgentOS replicas and Tollbridge, print lines to paste, stay up until Ctrl-C
 	@exec $(DEMO) demo --agno $(AGNO) $(if $(FREE_PORTS),--free-ports)
@@ -37,6 +37,14 @@ build: deps ## build the release binary
 
 bench: deps ## measure the gateway against a bare proxy, interleaved
 	@cargo bench --locked
+
+load: deps ## one minute of load over two AgentOS replicas while things change: nothing may fail
+	@$(PYTHON) benches/load.py --agno $(AGNO)
+
+conformance-http: deps ## HTTP/2, WebSocket and raw heads, beside HAProxy: no failure that HAProxy does not show
+	@cargo build --quiet --locked --bin tollbridge --example websocket_echo
+	@$(PYTHON) tests/conformance/run.py
+	@cargo test --locked --test it -- http_framing:: http_two_raw:: websocket::
 
 fmt: ## format the code
 	@cargo fmt --all

@@ -24,10 +24,11 @@ REQUIREMENTS = {
     "agno-3.1.10": ROOT / "examples/agentos/requirements-agno-3.1.10.txt",
     "mcp-1": ROOT / "tests/clients/requirements-mcp-1.txt",
     "mcp-2": ROOT / "tests/clients/requirements-mcp-2.txt",
+    "conformance": ROOT / "tests/conformance/requirements.txt",
     "node": ROOT / "tests/clients/requirements-node.txt",
 }
-# Made only where the system has no Node.js that will do.
-ON_DEMAND = {"node"}
+# Made only when asked for: where the system has no Node.js that will do, and for `make conformance-http`.
+ON_DEMAND = {"node", "conformance"}
 STAMP = "tollbridge.stamp"
 INSTALL_DEADLINE_S = 1200
 
@@ -125,7 +126,7 @@ def say(text: str) -> None:
 def main() -> int:
     """Makes the environments that the command line names; all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="environments to make: " + ", ".join(REQUIREMENTS) + " (default: all but node)")
+    parser.add_argument("names", nargs="*", help="environments to make: " + ", ".join(REQUIREMENTS) + " (default: what `make test` needs)")
     names = parser.parse_args().names or [name for name in REQUIREMENTS if name not in ON_DEMAND]
     unknown = [name for name in names if name not in REQUIREMENTS]
     if unknown:

@@ -117,6 +117,11 @@ impl Admitted {
         self.matched.operation
     }
 
+    /// Drops what only sending needs: a stream may stay for hours, and its request's fields keep the caller's whole head.
+    pub(super) fn shed(&mut self) {
+        (self.headers, self.query) = (HeaderMap::new(), Query::default());
+    }
+
     /// Says whether the caller asked for a stream: AgentOS streams unless the form says otherwise.
     pub(super) fn streams(&self) -> bool {
         match (self.operation().reply, &self.payload) {

@@ -221,6 +221,7 @@ async fn multipart(
             let rest = Rest { parser, body, open, allowed, field_bytes_max, bytes_left };
             return Ok(Form::new(fields, true, Some(rest)));
         }
+        parser.compact();
         let Some(chunk) = next_chunk(&mut body).await? else { break };
         late = read >= FORM_PREFIX_BYTES;
         read += chunk.len();

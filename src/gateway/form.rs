@@ -227,6 +227,7 @@ impl FormStream {
                 }
             }
         }
+        self.rest.parser.compact();
         Ok(out.freeze())
     }
 

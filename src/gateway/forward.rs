@@ -69,6 +69,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
             exchange.served(status.as_u16());
             let is_events =
                 headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+            admitted.shed();
             let settlement = Settlement::new(Arc::clone(gateway), admitted, exchange);
             let body = if is_events { stream::events(body, settlement) } else { stream::opaque(body, settlement) };
             Answer { status, headers, body, refused: None }
@@ -105,8 +106,9 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     }
     let mut headers = std::mem::take(&mut admitted.answer_headers);
     for name in &PASSED_DOWN {
-        if let Some(value) = head.headers.get(name) {
-            headers.insert(name.clone(), value.clone());
+        // Copied: a shared value would keep the connection's whole read buffer for as long as the answer streams.
+        if let Some(value) = head.headers.get(name).and_then(|v| HeaderValue::from_bytes(v.as_bytes()).ok()) {
+            headers.insert(name.clone(), value);
         }
     }
     if head.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream")) {

@@ -80,6 +80,12 @@ impl Parser {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// Gives back the memory of what was taken: a tail that may begin a boundary would keep the whole chunk until the
+    /// next one comes, which may be long.
+    pub(super) fn compact(&mut self) {
+        self.buffer = BytesMut::from(&*self.buffer);
+    }
+
     /// Takes the next event, or `None` when more bytes are needed.
     ///
     /// # Errors

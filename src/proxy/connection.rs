@@ -1,5 +1,5 @@
 //! Owns one accepted connection as pingora wants to see it: plain or TLS, with bytes put back and writes gathered.
-//! Does not parse HTTP.
+//! Does not parse HTTP; the frames of HTTP/2 are watched over by `frames`.
 //! Invariant: the write buffer is freed when it is flushed, so an idle stream costs no buffer.
 
 use std::fmt;
@@ -18,6 +18,8 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use super::frames::{Frames, Reason};
 
 /// Writes are gathered up to this many bytes before they must go out: a head and a small body share a packet.
 const GATHER_BYTES_MAX: usize = 16 * 1024;
@@ -39,6 +41,10 @@ pub(super) struct Connection {
     ahead: BytesMut,
     out: BytesMut,
     http2: bool,
+    /// The watch over an HTTP/2 connection.
+    frames: Option<Box<Frames>>,
+    /// The peer broke the protocol: nothing more is read.
+    broken: bool,
 }
 
 // === impl Connection ===
@@ -50,7 +56,7 @@ impl Connection {
             Transport::Plain(_) => false,
             Transport::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         };
-        Self { transport, peer, ahead: BytesMut::new(), out: BytesMut::new(), http2 }
+        Self { transport, peer, ahead: BytesMut::new(), out: BytesMut::new(), http2, frames: None, broken: false }
     }
 
     /// Says whether the peer speaks HTTP/2.
@@ -61,6 +67,7 @@ impl Connection {
     /// Marks a plain connection as HTTP/2 with prior knowledge (RFC 9113 §3.3) and puts the bytes back.
     pub(super) fn into_http2(mut self, read: BytesMut) -> Self {
         self.http2 = true;
+        self.frames = Some(Box::new(Frames::new()));
         self.ahead = read;
         self
     }
@@ -84,16 +91,40 @@ impl Connection {
         self.out = BytesMut::new();
         Poll::Ready(Ok(()))
     }
-}
 
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.ahead.is_empty() {
             let n = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead.split_to(n));
             return Poll::Ready(Ok(()));
         }
         self.transport.poll_read(cx, buf)
+    }
+
+    /// Says why, as far as the peer takes it now, and reads nothing more: the library sees the end of the connection.
+    fn give_up(&mut self, reason: Reason, cx: &mut Context<'_>) {
+        self.broken = true;
+        if let Some(goodbye) = self.frames.as_ref().and_then(|frames| frames.goodbye(reason)) {
+            self.out.extend_from_slice(&goodbye);
+        }
+        // What is left goes out when the library flushes or closes; an error is found there again.
+        let _ = self.poll_drain(cx);
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.broken {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(self.poll_fill(cx, buf))?;
+        let read = buf.filled().get(before..).unwrap_or_default();
+        if let Some(Err(reason)) = self.frames.as_mut().map(|frames| frames.read(read)) {
+            buf.set_filled(before);
+            self.give_up(reason, cx);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -102,10 +133,20 @@ impl AsyncWrite for Connection {
         if self.out.len() + bytes.len() > GATHER_BYTES_MAX {
             ready!(self.poll_drain(cx))?;
             if bytes.len() >= GATHER_BYTES_MAX {
-                return self.transport.poll_write(cx, bytes);
+                let written = ready!(self.transport.poll_write(cx, bytes))?;
+                if let Some(frames) = &mut self.frames {
+                    frames.write(bytes.get(..written).unwrap_or_default());
+                }
+                return Poll::Ready(Ok(written));
             }
         }
+        let at = self.out.len();
         self.out.extend_from_slice(bytes);
+        if let Some((offset, value)) = self.frames.as_mut().and_then(|frames| frames.write(bytes))
+            && let Some(byte) = self.out.get_mut(at + offset)
+        {
+            *byte = value;
+        }
         Poll::Ready(Ok(bytes.len()))
     }
 

@@ -226,7 +226,8 @@ impl HttpDoor {
             Some(service) => {
                 let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
                 let work = self.local(Arc::clone(service), method.clone(), path, query, headers, carrier, body);
-                pump::while_uploading(session, &mut upload, work).await?
+                // Boxed, as below.
+                pump::while_uploading(session, &mut upload, Box::pin(work)).await?
             }
             None => {
                 let call = Call {

@@ -1,7 +1,23 @@
-//! Owns what must hold for any head, for the fuzz targets. Compiled with the feature `fuzzing` only.
+//! Owns what must hold for any head, for the fuzz targets, and an echo on the WebSocket's codec, for the conformance
+//! suite. Compiled with the feature `fuzzing` only.
 //! Does not generate inputs. Invariant: a broken promise is a panic.
 
-use super::head;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::{SinkExt as _, StreamExt as _};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use tokio::io::DuplexStream;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+use super::connection::{Connection, Transport};
+use super::head::{self, HeadLimits};
+use super::websocket;
 
 /// Checks a head; what passes is counted again by other means.
 ///
@@ -26,4 +42,45 @@ pub fn head(data: &[u8]) {
     assert!(count("host") <= 1, "two hosts: {text:?}");
     let target = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or("/");
     assert!(target.starts_with('/') && !target.contains('#'), "{text:?}");
+}
+
+/// Serves one connection as the door serves a WebSocket, and echoes every message: what `/workflows/ws` is made of,
+/// without AgentOS's words.
+pub async fn echo(stream: TcpStream, peer: SocketAddr) {
+    let _ = stream.set_nodelay(true);
+    let mut stream: Stream = Box::new(Connection::new(Transport::Plain(stream), peer));
+    let (wait, mut ahead) = (Duration::from_secs(10), BytesMut::new());
+    let limits = HeadLimits { bytes_max: 32 << 10, timeout: wait, idle: wait };
+    if !matches!(head::read(stream.as_mut(), &mut ahead, limits).await, Ok(head::Head::Http1)) {
+        return;
+    }
+    let mut session = ServerSession::new_http1(stream);
+    session.set_pipelining_enabled(true);
+    session.set_pipelined_prefix(ahead);
+    if !matches!(session.read_request().await, Ok(true)) {
+        return;
+    }
+    if let Ok(accept) = websocket::accept_key(&session.req_header().headers) {
+        let _ = websocket::converse(&mut session, &accept, repeat).await;
+    }
+}
+
+async fn repeat(mut socket: WebSocketStream<DuplexStream>) {
+    loop {
+        let sent = match socket.next().await {
+            Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => socket.send(message).await,
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => Ok(()),
+            Some(Err(error)) => match websocket::ending(&error) {
+                Some((code, reason)) => {
+                    let _ = socket.close(Some(CloseFrame { code, reason: reason.into() })).await;
+                    return;
+                }
+                None => return,
+            },
+            None => return,
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 mod connection;
 mod door;
+mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -99,8 +99,22 @@ pub(super) async fn serve(
             Err(answer) => return pump::send(session, &mut Upload::none(), answer, false).await,
         };
     }
+    let (gateway, sockets) = (Arc::clone(gateway), sockets.clone());
+    converse(session, &accept, |socket| Conversation::new(gateway, carrier, identity, place, sockets).hold(socket))
+        .await
+}
+
+/// Switches protocols and lets `hold` speak through our codec until it or the caller ends.
+///
+/// # Errors
+/// [`Gone`] when the caller went away during the handshake.
+pub(super) async fn converse<W: Future<Output = ()>>(
+    session: &mut ServerSession,
+    accept: &str,
+    hold: impl FnOnce(WebSocketStream<DuplexStream>) -> W,
+) -> Result<(), Gone> {
     let mut response = ResponseHeader::build(101, Some(3)).map_err(|_| Gone)?;
-    for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", &accept)] {
+    for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", accept)] {
         response.insert_header(name, value).map_err(|_| Gone)?;
     }
     session.write_response_header(Box::new(response)).await.map_err(|_| Gone)?;
@@ -109,7 +123,7 @@ pub(super) async fn serve(
     let config =
         WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     let socket = WebSocketStream::from_raw_socket(far, Role::Server, Some(config)).await;
-    let conversation = Conversation::new(Arc::clone(gateway), carrier, identity, place, sockets.clone()).hold(socket);
+    let conversation = hold(socket);
     {
         let mut carried = std::pin::pin!(carry(session, near));
         let carries = tokio::select! {
@@ -127,12 +141,22 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// How a socket ends whose peer broke the protocol (RFC 6455 §7.4.1); `None` when there is nobody to tell.
+pub(super) fn ending(error: &WsError) -> Option<(CloseCode, &'static str)> {
+    match error {
+        WsError::Capacity(_) => Some((CloseCode::Size, "message too large")),
+        WsError::Protocol(_) => Some((CloseCode::Protocol, "protocol error")),
+        WsError::Utf8(_) => Some((CloseCode::Invalid, "not UTF-8")),
+        _ => None,
+    }
+}
+
 async fn refuse(session: &mut ServerSession, carrier: &Carrier, refusal: Refusal) -> Result<(), Gone> {
     pump::send(session, &mut Upload::none(), refusal.answer(&carrier.request_id), false).await
 }
 
 /// Checks the handshake (RFC 6455 §4.2.1) and computes the accept value.
-fn accept_key(headers: &HeaderMap) -> Result<String, &'static str> {
+pub(super) fn accept_key(headers: &HeaderMap) -> Result<String, &'static str> {
     if headers.get("sec-websocket-version").is_none_or(|v| v != "13") {
         return Err("WebSocket version 13 is required");
     }
@@ -227,10 +251,11 @@ impl Conversation {
                     match message {
                         Some(Ok(_)) if !pace.keeps() => Next::Close(CloseCode::Policy, "too many messages"),
                         Some(Ok(message)) => self.receive(message, &mut socket).await,
-                        Some(Err(WsError::Capacity(_))) => Next::Close(CloseCode::Size, "message too large"),
-                        Some(Err(WsError::Protocol(_))) => Next::Close(CloseCode::Protocol, "protocol error"),
-                        Some(Err(WsError::Utf8(_))) => Next::Close(CloseCode::Invalid, "not UTF-8"),
-                        Some(Err(_)) | None => return,
+                        Some(Err(error)) => match ending(&error) {
+                            Some((code, reason)) => Next::Close(code, reason),
+                            None => return,
+                        },
+                        None => return,
                     }
                 }
                 Some(event) = self.inbox.recv() => {
