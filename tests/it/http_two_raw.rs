@@ -234,6 +234,33 @@ async fn an_http2_body_that_contradicts_its_length_is_no_run() {
     assert_eq!(runs, []);
 }
 
+#[tokio::test]
+async fn http2_errors_have_the_codes_of_the_specification() {
+    let stack = open_stack().await;
+    let head = END_STREAM | END_HEADERS;
+    for (what, bytes, code) in [
+        ("PING of another length", frame(PING, 0, 0, b"short"), 6),
+        ("SETTINGS of another length", frame(SETTINGS, 0, 0, &[0, 3, 0]), 6),
+        ("a window that is too large", frame(SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0]), 3),
+        ("DATA on no stream", frame(DATA, END_STREAM, 0, b"x"), 1),
+        ("an even stream", frame(HEADERS, head, 2, &[0x82]), 1),
+        ("a block without end", frame(HEADERS, head, 1, &[0x40, 0x7f]), 9),
+        ("an index that is in no table", frame(HEADERS, head, 1, &[0x80 | 72]), 9),
+        ("index 0", frame(HEADERS, head, 1, &[0x80]), 9),
+        ("a block that PING interrupts", [frame(HEADERS, 0, 1, &[0x82]), frame(PING, 0, 0, b"tollgate")].concat(), 1),
+    ] {
+        let mut two = Two::open(&stack).await;
+        two.send(&bytes).await;
+        assert_eq!(two.end(1).await, End::GoAway(code), "{what}");
+    }
+    // The first frame must be SETTINGS (RFC 9113 §3.4).
+    let (read, write) = TcpStream::connect(stack.address()).await.unwrap().into_split();
+    let mut two = Two { read, write };
+    two.send(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(PING, 0, 0, b"tollgate")].concat()).await;
+    assert_eq!(two.end(1).await, End::GoAway(1));
+    others_are_served(&stack).await;
+}
+
 /// The gateway answers others while one connection misbehaves.
 async fn others_are_served(stack: &Stack) {
     assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200);
