@@ -217,7 +217,7 @@ impl Frames {
         }
         let fits = match head.kind {
             SETTINGS if head.flags & ACK != 0 => head.length == 0,
-            SETTINGS => head.length % 6 == 0,
+            SETTINGS => head.length.is_multiple_of(6),
             PRIORITY => head.length == 5,
             RST_STREAM | WINDOW_UPDATE => head.length == 4,
             PING => head.length == 8,
