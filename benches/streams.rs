@@ -144,10 +144,9 @@ async fn run(mut socket: TcpStream, flood: bool) {
         return;
     }
     let more = event("RunContent", &"x".repeat(1024));
-    while flood {
-        if socket.write_all(more.as_bytes()).await.is_err() {
-            return;
-        }
+    if flood {
+        while socket.write_all(more.as_bytes()).await.is_ok() {}
+        return;
     }
     // Silent until the gateway goes away.
     let _ = socket.read(&mut [0]).await;
@@ -276,6 +275,7 @@ fn ways(token: &str) -> Vec<Slow> {
     vec![
         way("slow in its head", head.into_bytes(), Some(b'x'), SLOW_HEAD_BUDGET_KIB),
         way("silent in a form", form.clone(), None, SLOW_BODY_BUDGET_KIB),
+        way("dripping a form", form, Some(b'x'), SLOW_BODY_BUDGET_KIB),
         way("silent in an upload", upload, None, SLOW_BODY_BUDGET_KIB),
         way("slow in reading", run_request("flood", token), None, SLOW_BODY_BUDGET_KIB),
     ]
