@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::connection::{Connection, Transport};
-use super::head::{self, BadHead, Head, HeadLimits};
+use super::head::{self, BadHead, Head, HeadLimits, Silence};
 use super::pump::{self, Gone, Upload};
 use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
@@ -113,14 +113,17 @@ impl HttpDoor {
     async fn serve_http1(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
         let mut stream: Stream = Box::new(connection);
         let mut ahead = BytesMut::new();
+        let mut silence = Silence::new();
+        // One wait for all heads: each would join and leave the list of those who wait.
+        let mut stopping = shutdown.clone();
+        let mut stopped = std::pin::pin!(stopping.wait_for(|stop| *stop));
         loop {
             let limits = self.head_limits();
-            let mut stopping = shutdown.clone();
             let read = tokio::select! {
                 biased;
-                read = head::read(stream.as_mut(), &mut ahead, limits) => read,
+                read = head::read(stream.as_mut(), &mut ahead, limits, &mut silence) => read,
                 // An idle connection has nothing to lose; one that has begun a head is answered first.
-                _ = stopping.wait_for(|stop| *stop), if ahead.is_empty() => return,
+                _ = &mut stopped, if ahead.is_empty() => return,
             };
             match read {
                 Ok(Head::Http1) => {}
