@@ -203,7 +203,7 @@ impl Link {
         let Some(_turn) = self.turn(levels).await else { return };
         // Whoever had the turn before may have leased enough for us.
         let short = |level: &&super::levels::Level<'_>| {
-            let by = Buckets::Leased { instances };
+            let by = level.buckets(Buckets::Leased { instances });
             let verdict = level.account.rates().look(&level.limits.rates, level.scope, by, monotonic_ns(clock));
             matches!(verdict, super::rates::Verdict::Unknown)
         };
@@ -260,8 +260,11 @@ impl Link {
         estimate: Amount,
         clock: &dyn Clock,
     ) -> Result<Option<Amount>, NoRun> {
-        let Some(_turn) = self.turn(levels).await else { return Ok(None) };
+        let turn = self.turn(levels).await;
         let now = self.now(clock);
+        if turn.is_none() {
+            return levels.start_unshared(estimate, now).map(Some);
+        }
         let mut asked: Vec<(&Arc<Account>, &Limits, Scope, About)> = Vec::new();
         let mut parts: Vec<Part> = Vec::new();
         for level in levels.iter() {
@@ -280,12 +283,12 @@ impl Link {
                 return Ok(None);
             }
         };
-        forgotten.told();
         let held = held.into_iter().next().unwrap_or(Held { granted: false, shares: Vec::new() });
         for ((account, _, _, about), share) in asked.iter().zip(&held.shares) {
             account.runs().know(*about, *share);
         }
         if !held.granted {
+            forgotten.told();
             let full = asked
                 .iter()
                 .zip(parts.iter().zip(&held.shares))
@@ -305,9 +308,13 @@ impl Link {
                 About::Slots => {}
             }
         }
+        // Refused here, the store is told that nothing was taken there.
+        let granted = reserved;
+        let reserved = levels.start_unshared(granted, now)?;
+        forgotten.told();
         let exact = |(part, share): (&Part, &Share)| part.cap.is_some() && share.granted == part.want;
-        let exact = parts.iter().zip(&held.shares).all(exact);
-        for level in levels.iter() {
+        let exact = reserved == granted && parts.iter().zip(&held.shares).all(exact);
+        for level in levels.iter().filter(|level| level.account.shared.is_some()) {
             level.account.runs().begin(reserved);
             self.keep_active(&level.account);
             // More was granted of one sum than of another, or a sum without a limit is not stated yet.
