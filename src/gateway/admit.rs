@@ -77,8 +77,8 @@ pub(super) struct Admitted {
     /// AgentOS goes on with the run whoever listens.
     pub(super) background: bool,
     pub(super) lease: Option<Held>,
-    /// The run's place at busy endpoints, until its exchange ends.
-    _place: Option<Place>,
+    /// The run's place at busy endpoints, until its exchange ends, or the run where that goes on.
+    pub(super) place: Option<Place>,
     pub(super) continuing: Option<Continuing>,
     /// Held until the exchange ends.
     pub(super) new_session: Option<sessions::Held>,
@@ -243,7 +243,7 @@ async fn decide(
         run_id,
         session: facts.session,
         lease: lease.0.take(),
-        _place: place,
+        place,
         continuing,
         new_session: facts.new_session,
         fill,

@@ -12,7 +12,7 @@ use super::admit::Admitted;
 use super::forward;
 use super::path::Gateway;
 use crate::agentos::{Kind, RunStatus, rows};
-use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
+use crate::cluster::{Cluster, EndpointTag, Place, UpstreamUser};
 use crate::principal::TenantId;
 use crate::quota::{Growth, Lease, ModelSpent};
 use crate::telemetry::Telemetry;
@@ -45,6 +45,8 @@ struct Background {
     /// Set where AgentOS gets callers' own tokens: once it has expired, the lease ends at its deadline.
     caller_token: Option<String>,
     lease: Held,
+    /// The endpoint is as busy with it as with any other run.
+    _place: Option<Place>,
 }
 
 // === impl Held ===
@@ -109,7 +111,8 @@ impl Runs {
 
 /// Gives the lease of a run that goes on to whoever watches it; where nobody can, it ends here at the price of its
 /// reservation.
-pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSeen, lease: Held) {
+pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, seen: RunSeen, lease: Held) {
+    let place = admitted.place.take();
     let Some((kind, component)) = admitted.matched.component() else { return };
     let run = Background {
         cluster: Arc::clone(&admitted.cluster),
@@ -119,6 +122,7 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSe
         session_id: seen.session_id.or_else(|| admitted.session.clone()).unwrap_or_default(),
         caller_token: admitted.caller_token.clone(),
         lease,
+        _place: place,
     };
     (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
 }

@@ -198,7 +198,7 @@ impl Drop for Settlement {
             }
             // AgentOS 3 streams background runs too, and goes on when nobody listens.
             (Some(lease), Some(run)) if self.admitted.background => {
-                runs::hand_over(&self.gateway, &self.admitted, run, lease);
+                runs::hand_over(&self.gateway, &mut self.admitted, run, lease);
             }
             (_, _) => {}
         }

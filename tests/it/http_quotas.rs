@@ -101,6 +101,31 @@ async fn a_background_run_keeps_its_slot_when_its_caller_leaves_the_stream() {
 }
 
 #[tokio::test]
+async fn a_background_run_keeps_its_place_at_a_busy_endpoint() {
+    let settings = Settings::new().set("[clusters.load]", "runs_per_endpoint", "1");
+    let stack = Stack::with(settings.set("[clusters.load]", "queue_timeout", "\"50ms\"")).await;
+    let events = [Event::new("RunStarted", json!({"run_id": "r", "session_id": "s"}))];
+    let (streamed, gate) = Reply::paced_sse(&events);
+    gate.open_once();
+    let row = |status: &str| Reply::json(200, &json!({"run_id": "r", "session_id": "s", "status": status}));
+    let accepted = Reply::json(202, &json!({"run_id": "r", "session_id": "s", "status": "PENDING"}));
+    let path = "/agents/assistant/runs/r";
+    for reply in [accepted, streamed] {
+        stack.os().pin("GET", path, row("RUNNING"));
+        stack.os().script(reply);
+        let mut flow = stack.open(run().field("background", "true")).await;
+        flow.until("\"r\"").await;
+        drop(flow);
+        stack.wait_for_metric("tollbridge_in_flight", &["door=\"http\""], 0.0).await;
+        let got = stack.send(run()).await;
+        assert_eq!((got.status, got.code()), (503, "overloaded".to_owned()));
+        stack.os().pin("GET", path, row("COMPLETED"));
+        stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
+        assert_eq!(stack.send(run()).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn an_exhausted_budget_stops_runs_and_nothing_else() {
     let stack = Stack::with(plan("tokens", "{ per_day = 8 }")).await;
     // Five tokens each.
