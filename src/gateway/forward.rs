@@ -115,7 +115,9 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
     let length = http_body::Body::size_hint(&body).exact();
-    let must_read = admitted.fill.is_some() || admitted.lease.is_some() || admitted.operation().list.is_some();
+    let narrows = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide) != Rule::Pass;
+    let must_read =
+        narrows || admitted.fill.is_some() || admitted.lease.is_some() || admitted.operation().list.is_some();
     if !must_read && length.is_none_or(|length| length > SMALL_REPLY_BYTES) {
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
