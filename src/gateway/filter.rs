@@ -17,7 +17,7 @@ use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;
 use super::strip::UserStripper;
 use super::view::View;
-use crate::agentos::{ListScope, Operation};
+use crate::agentos::{ListScope, Mark, Operation};
 use crate::cache::Stored;
 use crate::cluster::{Cluster, Knowledge};
 use crate::principal::Principal;
@@ -35,6 +35,8 @@ pub(super) enum Rule {
     TenantRows,
     /// Content rows with the tenant's mark.
     MarkedRows,
+    /// An object without what this field mixes.
+    Emptied(&'static str),
 }
 
 /// Who looks, through which door, at which cluster.
@@ -66,14 +68,14 @@ pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) 
     if !operation.lists_within.is_empty() {
         return Rule::Within;
     }
+    let shares_knowledge = matches!(cluster.settings.knowledge, Knowledge::Metadata(_));
+    if let Some(Mark::Mixed(field)) = operation.mark.filter(|_| shares_knowledge) {
+        return Rule::Emptied(field);
+    }
     match operation.list {
         Some(list) if list.scope == ListScope::PerItem => Rule::PerItem,
         Some(list) if list.scope == ListScope::Tenant && tenant_wide => Rule::TenantRows,
-        Some(list)
-            if list.scope == ListScope::Marked && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) =>
-        {
-            Rule::MarkedRows
-        }
+        Some(list) if list.scope == ListScope::Marked && shares_knowledge => Rule::MarkedRows,
         Some(_) | None => Rule::Pass,
     }
 }
@@ -125,6 +127,7 @@ impl<'a> Eye<'a> {
         let body = match rule(self.operation, self.cluster, false) {
             Rule::PerItem => self.items(body)?,
             Rule::Within => self.within(&body)?,
+            Rule::Emptied(field) => emptied(field, &body)?,
             // Rows are narrowed while they are paged (`forward::rows`).
             Rule::Pass | Rule::TenantRows | Rule::MarkedRows => body,
         };
@@ -142,7 +145,7 @@ impl<'a> Eye<'a> {
                 Knowledge::Metadata(key) => knowledge::belongs(row, key, self.principal.tenant.as_str()),
                 Knowledge::Exclusive | Knowledge::Unset => true,
             },
-            Rule::Pass | Rule::PerItem | Rule::Within => true,
+            Rule::Pass | Rule::PerItem | Rule::Within | Rule::Emptied(_) => true,
         }
     }
 
@@ -186,6 +189,15 @@ impl<'a> Eye<'a> {
         let ask = self.view.ask(self.principal, self.cluster, operation, id);
         self.snapshot.policies.decide(&ask).is_allow()
     }
+}
+
+/// An object with an empty list in the place of a field.
+fn emptied(field: &str, body: &[u8]) -> Result<Bytes, Refusal> {
+    let mut object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
+    if let Some(value) = object.get_mut(field) {
+        *value = Value::Array(Vec::new());
+    }
+    Ok(serde_json::to_vec(&object).map_err(|e| unreadable(&e))?.into())
 }
 
 fn unreadable(error: &serde_json::Error) -> Refusal {

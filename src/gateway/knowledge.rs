@@ -148,6 +148,8 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
             form.set(field, &json!(metadata).to_string());
             Ok(())
         }
+        // What its reply may not say is taken out of it (`filter`).
+        (Mark::Mixed(_), _) => Ok(()),
         // Nothing that could carry the mark was sent: what would reach AgentOS is not the tenant's.
         (Mark::Filter(_) | Mark::Metadata(_) | Mark::MetadataIfGiven(_), _) => {
             Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("this operation needs a request body"))

@@ -110,6 +110,15 @@ async fn a_large_configuration_is_narrowed_also_when_it_is_not_kept() {
 }
 
 #[tokio::test]
+async fn the_names_of_other_tenants_metadata_are_not_told() {
+    let stack = Stack::start().await;
+    let config = json!({"readers": {"pdf": {"id": "pdf"}}, "filters": ["project-zebra", "tenant"]});
+    stack.os().pin("GET", "/knowledge/config", Reply::json(200, &config));
+    let got = stack.send(Ask::get("/knowledge/config").by(&Who::new("viewer").role("viewer"))).await;
+    assert_eq!(got.json(), json!({"readers": {"pdf": {"id": "pdf"}}, "filters": []}), "{got:?}");
+}
+
+#[tokio::test]
 async fn rows_of_others_do_not_exist() {
     let stack = Stack::start().await;
     let session = |id: &str, user: Value| {
