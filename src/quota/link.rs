@@ -260,11 +260,11 @@ impl Link {
         estimate: Amount,
         clock: &dyn Clock,
     ) -> Result<Option<Amount>, NoRun> {
-        let turn = self.turn(levels).await;
-        let now = self.now(clock);
-        if turn.is_none() {
-            return levels.start_unshared(estimate, now).map(Some);
+        if levels.iter().all(|level| level.account.shared.is_none()) {
+            return levels.start_unshared(estimate, self.now(clock)).map(Some);
         }
+        let Some(_turn) = self.turn(levels).await else { return Ok(None) };
+        let now = self.now(clock);
         let mut asked: Vec<(&Arc<Account>, &Limits, Scope, About)> = Vec::new();
         let mut parts: Vec<Part> = Vec::new();
         for level in levels.iter() {
@@ -333,9 +333,12 @@ impl Link {
         }
     }
 
+    /// The turn to speak about a tenant; `None` where nothing is shared and once the store is lost.
     async fn turn(&self, levels: &Levels<'_>) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         let stripe = levels.iter().find_map(|level| level.account.shared.as_ref())?.stripe;
-        Some(self.stripes.get(stripe)?.lock().await)
+        let turn = self.stripes.get(stripe)?.lock().await;
+        // Whoever had it before may have waited in vain: nobody does so after it.
+        self.is_up().then_some(turn)
     }
 
     /// States sums of accounts now, and learns what others have.

@@ -376,6 +376,24 @@ fn plans_say_what_holds_while_the_store_is_lost() {
 }
 
 #[test]
+fn who_waits_for_a_turn_does_not_ask_a_store_that_was_lost_meanwhile() {
+    let limits = Limits { concurrent_runs: Some(50), ..requests(vec![rate(50, MINUTE * 60 * 24, 50)]).limits };
+    let who = principal("globex", None);
+    for runs in [true, false] {
+        run(async {
+            let all = Instances::start(1, plan(limits.clone())).await;
+            all.shut(true);
+            let calls = all.gate.calls.load(Ordering::SeqCst);
+            let (all, who) = (&all, &who);
+            let ask = |_| async move { if runs { all.lease(0, who).await.is_ok() } else { all.spend(0, who).await } };
+            let passed = futures_util::future::join_all((0..20).map(ask)).await;
+            assert!(passed.iter().all(|passed| *passed), "runs: {runs}");
+            assert_eq!(all.gate.calls.load(Ordering::SeqCst) - calls, 1, "runs: {runs}");
+        });
+    }
+}
+
+#[test]
 fn resets_and_grants_reach_every_instance() {
     run(async {
         let limits = Limits {
