@@ -9,10 +9,10 @@ use moka::sync::Cache;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::admit::Ground;
 use super::body::Payload;
 use super::described;
 use super::forward;
+use super::ground::Ground;
 use super::knowledge;
 use super::learnings;
 use super::refusal::{Code, Refusal, Stage};

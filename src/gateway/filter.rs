@@ -10,8 +10,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::admit::{Admitted, Ground};
+use super::admit::Admitted;
 use super::call::{Answer, AnswerBody};
+use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::admit::{Acting, Admitted, is_idempotent};
+use super::arrival;
 use super::body::Payload;
 use super::call::{Answer, AnswerBody};
 use super::exchange::Exchange;
@@ -26,7 +27,6 @@ use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
-use crate::usage::Meter;
 
 /// Most attempts for one call, the first included.
 const ATTEMPTS_MAX: u32 = 3;
@@ -73,10 +73,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
             let body = if is_events { stream::events(body, settlement) } else { stream::opaque(body, settlement) };
             Answer { status, headers, body, refused: None }
         }
-        Err(refusal) => {
-            exchange.refused(&refusal);
-            refusal.answer(&exchange.event.request_id)
-        }
+        Err(refusal) => arrival::answer_refused(&admitted.snapshot, &mut exchange, &refusal),
     }
 }
 
@@ -170,7 +167,7 @@ fn settle_whole(
     body: &[u8],
 ) {
     let Some(mut lease) = admitted.lease.take() else { return };
-    let mut meter = Meter::new();
+    let mut meter = admitted.meter();
     meter.json(body);
     let seen = meter.run().cloned();
     let usage = meter.finish();

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::address;
-use super::admit::Ground;
 use super::body::Payload;
 use super::described::{self, Described};
 use super::facts::{self, not_found};
 use super::form::Form;
+use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version, rows};
 use crate::cluster::Knowledge;

@@ -23,6 +23,7 @@ mod approvals;
 mod arrival;
 mod described;
 mod facts;
+mod ground;
 mod knowledge;
 mod learnings;
 mod sessions;

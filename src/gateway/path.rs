@@ -18,7 +18,7 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
-use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_json};
+use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::runs::Runs;
 use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
@@ -155,13 +155,12 @@ impl Gateway {
     /// started without a stream goes on upstream, so its exchange is finished in the background.
     pub async fn serve(self: &Arc<Self>, call: Call) -> Answer {
         let id = Arc::clone(&call.request_id);
-        let mut exchange = Exchange::begin(&self.telemetry, call.door, Arc::clone(&id), call.peer, &call.method);
+        let mut exchange = Exchange::begin(&self.telemetry, call.door, id, call.peer, &call.method);
         let snapshot = self.snapshot();
         if matches!(call.caller, Caller::ByHeaders)
             && let Err(refusal) = arrival::flood(&snapshot, call.peer)
         {
-            exchange.refused(&refusal);
-            return refusal.answer(&id);
+            return arrival::answer_refused(&snapshot, &mut exchange, &refusal);
         }
         match admit::admit(self, &snapshot, call, &mut exchange).await {
             Ok(Verdict::Answered(answer)) => {
@@ -179,14 +178,7 @@ impl Gateway {
                     forward::forward(self, *admitted, exchange).await
                 }
             }
-            Err(refusal) => {
-                exchange.refused(&refusal);
-                let mut answer = refusal.answer(&id);
-                if let Some(limit) = refusal.limit.as_deref().filter(|_| snapshot.quota.has_legacy_headers()) {
-                    legacy_headers(&mut answer.headers, std::slice::from_ref(limit));
-                }
-                answer
-            }
+            Err(refusal) => arrival::answer_refused(&snapshot, &mut exchange, &refusal),
         }
     }
 

@@ -44,6 +44,8 @@ struct Background {
     session_id: String,
     /// Set where AgentOS gets callers' own tokens: once it has expired, the lease ends at its deadline.
     caller_token: Option<String>,
+    /// Knows what the run had used before, if it goes on after a pause.
+    meter: Meter,
     lease: Held,
 }
 
@@ -118,6 +120,7 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSe
         run_id: seen.run_id,
         session_id: seen.session_id.or_else(|| admitted.session.clone()).unwrap_or_default(),
         caller_token: admitted.caller_token.clone(),
+        meter: admitted.meter(),
         lease,
     };
     (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
@@ -138,10 +141,10 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
         };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
         if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
-            let mut meter = Meter::new();
-            meter.json(row.to_string().as_bytes());
-            let usage = meter.finish();
-            // A cancelled run reports no tokens: ending it just before its end must not make it free.
+            run.meter.json(row.to_string().as_bytes());
+            let usage = run.meter.finish();
+            // The exchange that started the run has ended without them.
+            usage.models.iter().for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
             run.lease.commit(&usage);
             return;
         }

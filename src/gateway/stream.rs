@@ -106,10 +106,10 @@ struct Opaque {
 impl Settlement {
     pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
         Self {
+            meter: admitted.meter(),
             gateway,
             admitted,
             exchange,
-            meter: Meter::new(),
             charged: 0,
             overdrawn: false,
             learned: false,

@@ -297,7 +297,7 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
-    fn tokens(&self, tenant: Option<&TenantId>, used: &ModelTokens) {
+    pub(super) fn tokens(&self, tenant: Option<&TenantId>, used: &ModelTokens) {
         let model = self.models.label(&used.model);
         self.with_tenant(tenant, |tenant| {
             self.tokens.with_label_values(&[tenant, model, "input"]).inc_by(used.input);

@@ -193,6 +193,11 @@ impl Telemetry {
         self.metrics.quota_used(tenant, limit, ratio);
     }
 
+    /// Counts tokens that a tenant used outside of an exchange: in a run that went on after its answer.
+    pub fn tokens(&self, tenant: &TenantId, used: &ModelTokens) {
+        self.metrics.tokens(Some(tenant), used);
+    }
+
     /// Replaces the tenants that may become a label, after a reload. Series of tenants that went stay until restart.
     pub fn set_tenants(&self, tenants: impl IntoIterator<Item = TenantId>) {
         self.metrics.set_tenants(tenants.into_iter().collect());
