@@ -125,7 +125,10 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     if head.status.is_success() {
         purge(gateway, admitted);
     }
-    settle_whole(gateway, admitted, exchange, head.status, &raw);
+    if admitted.lease.is_some() {
+        settle_whole(gateway, admitted, exchange, head.status, &raw);
+        Box::pin(admitted.snapshot.quota.kept()).await;
+    }
     // A reply that is no success is no list either.
     let body = if head.status.is_success() { Eye::of_admitted(admitted).narrow(raw)? } else { raw };
     Ok(Replied::Whole(Answer { status: head.status, headers, body: AnswerBody::full(body), refused: None }))

@@ -55,7 +55,15 @@ impl Held {
     /// Counts the run as active.
     pub(super) fn new(lease: Lease, telemetry: &Arc<Telemetry>, tenant: &TenantId) -> Self {
         telemetry.runs_active(tenant, 1);
-        Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() }
+        let held = Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() };
+        held.tell_budgets();
+        held
+    }
+
+    fn tell_budgets(&self) {
+        for budget in self.lease.budgets() {
+            self.telemetry.quota_used(&self.tenant, budget.name, budget.used_ratio());
+        }
     }
 
     /// How often the tenant's turn comes at busy endpoints.
@@ -83,6 +91,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.telemetry.runs_active(&self.tenant, -1);
+        self.tell_budgets();
     }
 }
 

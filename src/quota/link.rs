@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as Turn, Notify};
+use tokio::sync::{Mutex as Turn, Notify, watch};
 
 use super::account::{About, Account, NoRun, RUN_WAIT, Shared, slots};
 use super::budget::{Reach, Spent};
@@ -19,7 +19,7 @@ use super::money::Amount;
 use super::plans::{CompiledPlan, Limits};
 use super::rates::{Buckets, Want};
 use super::settings::WhenLost;
-use crate::store::{Cells, Held, Part, Share, Store, StoreError};
+use crate::store::{ANSWER_TIMEOUT, Cells, Held, Part, Share, Store, StoreError};
 
 /// Locks that keep statements about one tenant in order.
 pub(super) const STRIPES: usize = 64;
@@ -47,8 +47,18 @@ pub(super) struct Link {
     stripes: Box<[Turn<()>]>,
     todo: Mutex<Todo>,
     pub(super) wake: Notify,
+    rounds: Rounds,
     /// Why the store was lost, for whoever tells of it.
     why: Mutex<Option<StoreError>>,
+}
+
+/// Rounds of the upkeep, which whoever wants something to be kept waits for.
+#[derive(Debug)]
+struct Rounds {
+    begun: AtomicU64,
+    ended: watch::Sender<u64>,
+    /// Somebody waits for the next one.
+    wanted: AtomicBool,
 }
 
 /// Accounts that the upkeep has to look at.
@@ -106,6 +116,7 @@ impl Link {
             stripes: (0..STRIPES).map(|_| Turn::new(())).collect(),
             todo: Mutex::default(),
             wake: Notify::new(),
+            rounds: Rounds { begun: AtomicU64::new(0), ended: watch::Sender::new(0), wanted: AtomicBool::new(false) },
             why: Mutex::default(),
         }
     }
@@ -173,6 +184,34 @@ impl Link {
     /// Why the store was lost last.
     pub(super) fn why(&self) -> String {
         self.why.lock().as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// Waits until the store has everything that was counted before, or is out of reach.
+    ///
+    /// # Cancel safety
+    /// Safe: what was counted is said whether anybody waits or not.
+    pub(super) async fn kept(&self) {
+        if !self.shares || !self.is_up() {
+            return;
+        }
+        let mut ended = self.rounds.ended.subscribe();
+        // In this order: a round that begins between the two writes, and another one is waited for.
+        self.rounds.wanted.store(true, Ordering::SeqCst);
+        let next = self.rounds.begun.load(Ordering::SeqCst) + 1;
+        self.wake.notify_one();
+        // Whoever waits in vain is not told: what was counted stays to be said.
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, ended.wait_for(|round| *round >= next)).await;
+    }
+
+    /// A round begins; says whether somebody waits for what it keeps. [`Link::end_round`] must follow.
+    pub(super) fn begin_round(&self) -> (u64, bool) {
+        let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        (round, self.rounds.wanted.swap(false, Ordering::SeqCst))
+    }
+
+    /// A round has ended, or with `u64::MAX` all of them.
+    pub(super) fn end_round(&self, round: u64) {
+        self.rounds.ended.send_modify(|ended| *ended = round.max(*ended));
     }
 
     /// Something is to be said about an account.

@@ -184,6 +184,13 @@ impl Quota {
         Ok(Self { plans, flood, prices, legacy_headers, known, state, link, clock })
     }
 
+    /// Waits until the store has what was counted before, as long as it is in reach; not longer than it may take to
+    /// answer.
+    pub fn kept(&self) -> impl Future<Output = ()> + Send + use<> {
+        let link = Arc::clone(&self.link);
+        async move { link.kept().await }
+    }
+
     /// The work that has to be done between calls.
     pub fn upkeep(&self) -> Upkeep {
         Upkeep::new(self.state.clone(), self.link.clone(), self.clock.clone())
