@@ -139,6 +139,7 @@ fn call(snapshot: &Snapshot, arguments: &ExplainArguments) -> Result<Call, Strin
         cluster: arguments.cluster.as_deref().map(Arc::from),
         human: false,
         tool: None,
+        known: None,
         body,
     })
 }

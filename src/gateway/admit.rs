@@ -215,6 +215,9 @@ async fn decide(
         return Ok(Verdict::Answered(arrival::healthy()));
     }
     let answer_headers = arrival::limits_told(snapshot, &pass);
+    if let Some(known) = call.known.take() {
+        return filter::known(&ground, known, answer_headers).map(Verdict::Answered);
+    }
     let fill = match ground.look_up(&path, &query, &payload).await.noted(exchange) {
         Ok(stored) => return filter::cached(&ground, &stored, answer_headers).map(Verdict::Answered),
         Err(fill) => fill,

@@ -76,6 +76,9 @@ pub struct Call {
     pub tool: Option<&'static str>,
     /// Request body.
     pub body: Inbound,
+    /// The whole JSON reply, where the door knows it without asking AgentOS. The call is admitted like any other, and
+    /// the reply is narrowed to what the caller may see.
+    pub known: Option<Bytes>,
 }
 
 /// What the gateway answers. Dropping the body early ends the exchange: upstream sees the disconnect.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -91,6 +91,16 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, mut headers: HeaderMa
     }
     let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
     Ok(Answer { status, headers, body: AnswerBody::full(body), refused: None })
+}
+
+/// The answer to a call whose reply the door knew, filtered for this caller.
+///
+/// # Errors
+/// Those of [`Eye::narrow`].
+pub(super) fn known(ground: &Ground<'_>, body: Bytes, mut headers: HeaderMap) -> Result<Answer, Refusal> {
+    let body = Eye::of_ground(ground).narrow(body)?;
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(Answer { status: StatusCode::OK, headers, body: AnswerBody::full(body), refused: None })
 }
 
 // === impl Eye ===

@@ -158,6 +158,7 @@ pub(super) fn purge(gateway: &Gateway, admitted: &Admitted) {
     let described = |row: &Operation| matches!(row.resource, Resource::Agent | Resource::Team | Resource::Workflow);
     if purges.iter().any(|id| admitted.snapshot.catalog.get(id).is_some_and(described)) {
         gateway.descriptions.forget();
+        gateway.has_changed();
     }
 }
 
@@ -436,12 +437,23 @@ pub(super) async fn look_up(
     caller_token: Option<&str>,
     target: &str,
 ) -> Result<Option<Value>, Refusal> {
+    look_up_as(gateway, cluster, caller_token, target, None).await
+}
+
+/// The same, with a name by which AgentOS's log tells it from what callers cause.
+pub(super) async fn look_up_as(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
+    target: &str,
+    agent: Option<&'static str>,
+) -> Result<Option<Value>, Refusal> {
     // Boxed: few calls look anything up, and every call would carry the state of several sends.
     let work = Box::pin(async {
-        let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
+        let response = match ask(gateway, cluster, caller_token, target, (agent, Freshness::Pooled)).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
             Err((_, Retry::Always | Retry::Idempotent)) => {
-                ask(gateway, cluster, caller_token, target, Freshness::Fresh).await
+                ask(gateway, cluster, caller_token, target, (agent, Freshness::Fresh)).await
             }
             other => other,
         };
@@ -477,13 +489,16 @@ async fn ask(
     cluster: &Arc<Cluster>,
     caller_token: Option<&str>,
     target: &str,
-    freshness: Freshness,
+    (agent, freshness): (Option<&'static str>, Freshness),
 ) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
     let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
     if let Some(credential) = cluster.lookup_authorization(caller_token, SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
+    }
+    if let Some(agent) = agent {
+        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
     }
     let connect_timeout = cluster.settings.timeouts.connect;
     let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };

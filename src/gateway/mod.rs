@@ -38,6 +38,7 @@ mod runs;
 mod stream;
 mod strip;
 
+mod discover;
 mod path;
 
 #[cfg(feature = "fuzzing")]

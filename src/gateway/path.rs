@@ -47,6 +47,8 @@ pub struct Gateway {
     pub(super) continues: Continues,
     pub(super) spawn: Spawn,
     seal: Seal,
+    /// Counts what lists depend on.
+    pub(super) changed: tokio::sync::watch::Sender<u64>,
 }
 
 impl Gateway {
@@ -87,6 +89,7 @@ impl Gateway {
             continues,
             spawn,
             seal,
+            changed: tokio::sync::watch::Sender::new(0),
         })
     }
 
@@ -98,12 +101,14 @@ impl Gateway {
     /// Replaces the configuration of exchanges that begin from now on.
     pub fn install(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+        self.has_changed();
     }
 
     /// Replaces the policies alone; every other stage, and what it counts, stays.
     pub fn install_policies(&self, policies: Policies) {
         let policies = Arc::new(policies);
         self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
+        self.has_changed();
     }
 
     /// Sizes and times that the doors enforce.

@@ -44,6 +44,8 @@ pub(super) struct Ask<'a> {
     pub(super) ids: &'a [&'a str],
     pub(super) query: &'a [(&'a str, &'a str)],
     pub(super) body: AskBody,
+    /// The reply, where discovery knows it.
+    pub(super) known: Option<Bytes>,
 }
 
 /// The body of what is asked.
@@ -131,6 +133,7 @@ impl Asker {
             human: false,
             tool: self.tool,
             body,
+            known: ask.known.clone(),
         }
     }
 }
@@ -140,7 +143,7 @@ impl Asker {
 impl<'a> Ask<'a> {
     /// A question without body and query.
     pub(super) fn plain(route: Route, cluster: &Arc<str>, ids: &'a [&'a str]) -> Self {
-        Self { route, cluster: Arc::clone(cluster), ids, query: &[], body: AskBody::None }
+        Self { route, cluster: Arc::clone(cluster), ids, query: &[], body: AskBody::None, known: None }
     }
 }
 
@@ -168,6 +171,14 @@ impl Failure {
             Self::Upstream { status, .. } => format!("upstream_{status}"),
             Self::Broken(_) => "upstream_invalid".to_owned(),
             Self::Argument(_) => "argument".to_owned(),
+        }
+    }
+
+    /// When the gateway says that it is worth trying again.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refused) => refused.retry_after.map(Duration::from_secs),
+            Self::Upstream { .. } | Self::Broken(_) | Self::Argument(_) => None,
         }
     }
 

@@ -13,17 +13,25 @@ mod reader;
 mod sessions;
 
 mod bridge;
+mod notices;
 mod progress;
 mod visit;
 
 mod ask;
 mod discovery;
 mod handle;
+mod pages;
+mod refused;
 mod routes;
+mod slug;
 mod text;
+mod viewer;
 
 mod run;
 mod tools;
+
+mod prompts;
+mod resources;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -51,6 +59,7 @@ pub use settings::Settings;
 use bridge::Bridge;
 use discovery::Discovery;
 use narrowing::Narrowing;
+use notices::Listeners;
 use sessions::Sessions;
 
 /// Largest request body.
@@ -86,10 +95,12 @@ pub struct McpService {
 struct Shared {
     settings: Settings,
     sessions: Sessions,
+    listeners: Arc<Listeners>,
     transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
     counted: Counted,
     stop: CancellationToken,
+    inner: Arc<Inner>,
 }
 
 /// What all tool calls share.
@@ -105,15 +116,17 @@ impl McpService {
     /// Builds the endpoint.
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
-        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
+        let discovery = Discovery::new(settings.discovery_interval, path.clusters_to_ask());
+        let inner = Arc::new(Inner { path, discovery, detach });
+        let bridge = Bridge(Arc::clone(&inner));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();
         let manager = Arc::new(manager);
         let config = transport_config(&settings.public_url, &stop);
         let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
-        let sessions = Sessions::default();
-        let shared = Shared { settings, sessions, transport, manager, counted, stop };
+        let (sessions, listeners) = (Sessions::default(), Arc::default());
+        let shared = Shared { settings, sessions, listeners, transport, manager, counted, stop, inner };
         Arc::new(Self { shared: Arc::new(shared) })
     }
 
@@ -125,6 +138,12 @@ impl McpService {
                 self.shared.end_session(&id).await;
             }
         }
+    }
+
+    /// Looks at the components of every cluster, for ever. The server runs it and drops it at drain.
+    pub async fn discovery_loop(self: Arc<Self>) {
+        let inner = &self.shared.inner;
+        inner.discovery.follow(&inner.path).await;
     }
 
     /// Ends every session and listening stream: the server drains.

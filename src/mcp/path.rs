@@ -1,12 +1,14 @@
 //! Owns the one seam between the bridge and the gateway: what the bridge may ask of it.
 //! Does not know MCP, and gives no way around `serve`: every tool call is admitted like any other call.
-//! Invariant: nothing here reaches AgentOS except `serve`.
+//! Invariant: of what a caller asks for, nothing here reaches AgentOS except by `serve`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
+use crate::agentos::Kind;
 use crate::gateway::{Answer, Call, Gateway};
 use crate::principal::Principal;
 use crate::telemetry::Door;
@@ -32,6 +34,28 @@ pub trait Path: Send + Sync + 'static {
     /// Safe.
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>>;
 
+    /// Waits until the caller's credential has ended or is revoked.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()>;
+
+    /// The clusters whose components can be learned without a caller.
+    fn clusters_to_ask(&self) -> Vec<Arc<str>>;
+
+    /// The components of a kind on a cluster, as AgentOS lists them, for the background only. Else a code.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn components(
+        self: Arc<Self>,
+        cluster: Arc<str>,
+        kind: Kind,
+    ) -> BoxFuture<'static, Result<serde_json::Value, &'static str>>;
+
+    /// Counts what may change lists: policies, and components that are written through the gateway.
+    fn changes(&self) -> watch::Receiver<u64>;
+
     /// Seals bytes for a purpose; only [`Path::open`] with the same purpose gives them back.
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String;
 
@@ -54,6 +78,26 @@ impl Path for Gateway {
 
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>> {
         Box::pin(async move { Gateway::limits_of(&self, &principal).await })
+    }
+
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()> {
+        Box::pin(Gateway::ended(self, principal))
+    }
+
+    fn clusters_to_ask(&self) -> Vec<Arc<str>> {
+        Gateway::clusters_to_ask(self)
+    }
+
+    fn components(
+        self: Arc<Self>,
+        cluster: Arc<str>,
+        kind: Kind,
+    ) -> BoxFuture<'static, Result<serde_json::Value, &'static str>> {
+        Box::pin(async move { Gateway::components(&self, &cluster, kind).await })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        Gateway::changes(self)
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

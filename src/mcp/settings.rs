@@ -3,6 +3,9 @@
 
 use super::narrowing::Toolset;
 
+/// [`Settings::discovery_interval`] where the configuration says nothing.
+pub const DISCOVERY_INTERVAL: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Settings of the MCP endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -14,4 +17,6 @@ pub struct Settings {
     pub toolsets: Vec<Toolset>,
     /// What clients see: Host and Origin checks, resource metadata.
     pub public_url: url::Url,
+    /// How often the components of each cluster are listed anew, while somebody uses the endpoint.
+    pub discovery_interval: std::time::Duration,
 }

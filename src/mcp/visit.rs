@@ -17,6 +17,7 @@ use super::handle::RunHandle;
 use super::narrowing::Narrowing;
 use super::progress::Progress;
 use super::reader::Reader;
+use super::viewer::Viewer;
 use crate::gateway::Carrier;
 use crate::principal::Principal;
 
@@ -54,6 +55,7 @@ impl Visit {
         let narrowing = parts.extensions.get::<Narrowing>().cloned().ok_or_else(missing)?;
         let reader = parts.extensions.get::<Arc<Reader>>().cloned().ok_or_else(missing)?;
         let clusters = inner.path.clusters_for(&principal);
+        inner.discovery.want();
         let client = cx.client_info().map(|info| info.name.to_ascii_lowercase()).unwrap_or_default();
         let patient = PATIENT.iter().any(|name| client.starts_with(name));
         let path = Arc::clone(&inner.path);
@@ -67,6 +69,17 @@ impl Visit {
         };
         let progress = Progress::new(cx.peer.clone(), cx.meta.get_progress_token(), reader);
         Ok((visit, progress))
+    }
+
+    /// The caller as lists see it.
+    pub(super) fn viewer(&self) -> Viewer {
+        Viewer {
+            inner: Arc::clone(&self.inner),
+            principal: Arc::clone(&self.asker.principal),
+            peer: self.asker.carrier.peer,
+            narrowing: self.narrowing.clone(),
+            clusters: self.clusters.clone(),
+        }
     }
 
     /// The caller.

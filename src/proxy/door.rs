@@ -242,6 +242,7 @@ impl HttpDoor {
                     cluster: None,
                     human: false,
                     tool: None,
+                    known: None,
                     body,
                 };
                 // Boxed: what admission needed is freed before an answer streams for hours.

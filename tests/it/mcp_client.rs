@@ -110,7 +110,7 @@ impl<'a> McpClient<'a> {
         if let Some(token) = token {
             meta["progressToken"] = json!(token);
         }
-        let name = params["name"].as_str().unwrap_or_default().to_owned();
+        let name = params["name"].as_str().or(params["uri"].as_str()).unwrap_or_default().to_owned();
         if self.session.is_none() {
             meta["io.modelcontextprotocol/protocolVersion"] = json!(MODERN);
             meta["io.modelcontextprotocol/clientCapabilities"] = json!({});

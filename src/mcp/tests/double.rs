@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::agentos::Kind;
 use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound};
 use crate::mcp::Path;
 use crate::principal::Principal;
@@ -36,6 +37,13 @@ pub(super) struct Script {
     denied: HashSet<&'static str>,
     allowed_ids: HashSet<&'static str>,
     clusters: Vec<Arc<str>>,
+    /// Subjects and the ids that they may not see.
+    hidden: Mutex<HashSet<(String, String)>>,
+    /// A cluster that cannot be asked without a caller.
+    unasked: Option<&'static str>,
+    changed: watch::Sender<u64>,
+    /// Subjects whose credentials have ended.
+    ended: watch::Sender<HashSet<String>>,
 }
 
 impl Script {
@@ -46,6 +54,10 @@ impl Script {
             denied: HashSet::new(),
             allowed_ids: HashSet::new(),
             clusters: vec!["main".into()],
+            hidden: Mutex::default(),
+            unasked: None,
+            changed: watch::Sender::new(0),
+            ended: watch::Sender::default(),
         }
     }
 
@@ -63,6 +75,23 @@ impl Script {
     pub(super) fn allow_id(mut self, id: &'static str) -> Self {
         self.allowed_ids.insert(id);
         self
+    }
+
+    /// The cluster cannot be asked without a caller.
+    pub(super) fn unasked(mut self, cluster: &'static str) -> Self {
+        self.unasked = Some(cluster);
+        self
+    }
+
+    /// Hides an id from a subject.
+    pub(super) fn hide(self, subject: &str, id: &str) -> Self {
+        self.hidden.lock().insert((subject.to_owned(), id.to_owned()));
+        self
+    }
+
+    /// Hides nothing from a subject any more.
+    pub(super) fn unhide(&self, subject: &str) {
+        self.hidden.lock().retain(|(who, _)| who != subject);
     }
 
     /// Answers a line with a function.
@@ -87,6 +116,25 @@ impl Script {
         let mut body = Some(feed.body());
         let script = move |_: &Asked| event_stream(body.take().unwrap_or_else(|| AnswerBody::full("")));
         self.routes.lock().insert(line.to_owned(), Box::new(script));
+    }
+
+    /// Answers a line anew from now on, and says that something has changed.
+    pub(super) fn change(&self, line: &str, value: Value) {
+        let script = move |_: &Asked| answer(200, "application/json", value.to_string());
+        self.routes.lock().insert(line.to_owned(), Box::new(script));
+        self.touch();
+    }
+
+    /// Says that something has changed, such as a policy.
+    pub(super) fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Ends the credentials of a subject.
+    pub(super) fn end(&self, subject: &str) {
+        self.ended.send_modify(|ended| {
+            ended.insert(subject.to_owned());
+        });
     }
 
     /// Every call so far.
@@ -123,13 +171,53 @@ impl Path for Script {
             };
             self.asked.send_modify(|all| all.push(asked.clone()));
             match self.routes.lock().get_mut(&asked.line) {
-                Some(script) => script(&asked),
-                None => refusal(404, "not_found", "there is no such thing", None),
+                // What the door knows is answered as the gateway answers it, unless the script refuses.
+                Some(script) => match (script(&asked), call.known) {
+                    (said, Some(known)) if said.status.is_success() => {
+                        answer(200, "application/json", String::from_utf8(known.to_vec()).unwrap())
+                    }
+                    (said, _) => said,
+                },
+                None => match call.known {
+                    Some(known) => answer(200, "application/json", String::from_utf8(known.to_vec()).unwrap()),
+                    None => refusal(404, "not_found", "there is no such thing", None),
+                },
             }
         })
     }
 
-    fn may(&self, _: IpAddr, _: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+    fn clusters_to_ask(&self) -> Vec<Arc<str>> {
+        self.clusters.iter().filter(|name| self.unasked != Some(&***name)).cloned().collect()
+    }
+
+    fn components(self: Arc<Self>, cluster: Arc<str>, kind: Kind) -> BoxFuture<'static, Result<Value, &'static str>> {
+        Box::pin(async move {
+            let line = format!("GET {cluster} /{}", kind.plural());
+            let asked = Asked { line, body: String::new(), headers: vec![] };
+            let said = self.routes.lock().get_mut(&asked.line).map(|script| script(&asked));
+            let said = said.ok_or("not_found")?;
+            match said.refused {
+                Some(code) => Err(code),
+                None => Ok(serde_json::from_slice(&said.body.collect().await.unwrap().to_bytes()).unwrap()),
+            }
+        })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()> {
+        let mut ended = self.ended.subscribe();
+        Box::pin(async move {
+            let _ = ended.wait_for(|ended| ended.contains(&*principal.subject)).await;
+        })
+    }
+
+    fn may(&self, _: IpAddr, principal: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+        if self.hidden.lock().contains(&(principal.subject.to_string(), resource_id.to_owned())) {
+            return false;
+        }
         !self.denied.contains(operation) || self.allowed_ids.contains(resource_id)
     }
 

@@ -2,7 +2,9 @@
 //! Does not test what has its own unit tests beside it.
 
 mod double;
+mod listening;
 mod reads;
+mod resources;
 mod runs;
 mod wire;
 
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use super::{Hooks, McpService, Settings, Toolset};
 use crate::agentos::SseEvents;
@@ -27,6 +30,7 @@ struct Fixture {
     service: Arc<McpService>,
     script: Arc<Script>,
     readers: Arc<Readers>,
+    _background: JoinSet<()>,
 }
 
 /// One client of it.
@@ -51,9 +55,18 @@ impl Fixture {
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
         let toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
-        let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url };
+        let settings = Settings {
+            enabled: true,
+            path: "/mcp".to_owned(),
+            toolsets,
+            public_url,
+            discovery_interval: std::time::Duration::from_secs(30),
+        };
         let path: Arc<dyn super::Path> = script.clone();
-        Self { service: McpService::new(settings, path, hooks), script, readers }
+        let service = McpService::new(settings, path, hooks);
+        let mut background = JoinSet::new();
+        background.spawn(Arc::clone(&service).discovery_loop());
+        Self { service, script, readers, _background: background }
     }
 
     /// A client of the stateless revision.
@@ -109,7 +122,7 @@ impl Client<'_> {
         if let Some(token) = token {
             meta["progressToken"] = json!(token);
         }
-        let name = params["name"].as_str().unwrap_or_default().to_owned();
+        let name = params["name"].as_str().or(params["uri"].as_str()).unwrap_or_default().to_owned();
         let mut headers = vec![];
         if self.session.is_none() {
             meta["io.modelcontextprotocol/protocolVersion"] = json!(MODERN);

@@ -10,8 +10,8 @@ mod arguments;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;
-mod history;
-mod knowledge;
+pub(super) mod history;
+pub(super) mod knowledge;
 mod runs;
 mod schema;
 
@@ -23,6 +23,7 @@ use super::narrowing::Toolset;
 use super::progress::Progress;
 use super::routes::{self, Deed};
 use super::text::RESULT_BYTES_MAX;
+use super::viewer::Viewer;
 use super::visit::Visit;
 use crate::agentos::operation::Kind;
 
@@ -194,8 +195,13 @@ pub(super) fn find(name: &str) -> Option<&'static Tool> {
 }
 
 /// The tools that the caller sees.
-pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
-    TOOLS.iter().filter(|tool| visit.narrowing.allows(tool) && tool.needs.met(visit))
+fn listed(viewer: &Viewer) -> impl Iterator<Item = &'static Tool> {
+    TOOLS.iter().filter(|tool| viewer.narrowing.allows(tool) && tool.needs.met(viewer))
+}
+
+/// The tools that the caller sees, as clients see them.
+pub(super) fn described(viewer: &Viewer) -> Vec<McpTool> {
+    listed(viewer).map(Tool::describe).collect()
 }
 
 /// Calls a tool.
@@ -271,7 +277,7 @@ impl Tool {
     }
 
     /// As clients see it.
-    pub(super) fn describe(&self) -> McpTool {
+    fn describe(&self) -> McpTool {
         let schema = match (self.schema)() {
             Value::Object(schema) => schema,
             other => {
@@ -302,30 +308,14 @@ impl Hint {
 // === impl Needs ===
 
 impl Needs {
-    fn met(self, visit: &Visit) -> bool {
+    fn met(self, viewer: &Viewer) -> bool {
         match self {
             Self::Nothing => true,
-            Self::Operation(operations) => operations.iter().any(|operation| may(visit, operation, "")),
+            Self::Operation(operations) => operations.iter().any(|operation| viewer.may(operation, "")),
             Self::Component(deed) => {
-                let whole = |kind: &Kind| may(visit, routes::of(*kind, deed).operation, "");
-                KINDS.iter().any(whole) || KINDS.iter().any(|kind| may_some(visit, *kind, deed))
+                let whole = |kind: &Kind| viewer.may(routes::of(*kind, deed).operation, "");
+                KINDS.iter().any(whole) || KINDS.iter().any(|kind| viewer.may_some(*kind, deed))
             }
         }
     }
-}
-
-/// Says whether policy allows the deed on a component that is known by name.
-fn may_some(visit: &Visit, kind: Kind, deed: Deed) -> bool {
-    let operation = match deed {
-        // A list shows what may be read one by one.
-        Deed::List => routes::of(kind, Deed::List).operation,
-        // Runs have no policy of their own per component: who may start one may follow it.
-        Deed::Start | Deed::Read | Deed::Cancel | Deed::Continue => routes::of(kind, Deed::Start).operation,
-    };
-    visit.inner.discovery.candidates(visit.principal(), kind).iter().any(|id| may(visit, operation, id))
-}
-
-fn may(visit: &Visit, operation: &str, id: &str) -> bool {
-    let (path, peer) = (&visit.inner.path, visit.asker.carrier.peer);
-    visit.clusters.iter().any(|cluster| path.may(peer, visit.principal(), cluster, operation, id))
 }
