@@ -17,6 +17,7 @@ mod cases;
 mod clusters;
 mod identity;
 mod limits;
+mod mcp_authorization;
 mod operations;
 mod plans;
 mod policy;
@@ -125,6 +126,9 @@ fn config(root: Table<'_>) -> Option<Config> {
     contradict(&root, &plans, unknown);
     if let (Some(catalog), Some(server)) = (&catalog, &server) {
         hide(&root, catalog, &server.mcp.path);
+    }
+    if let (Some(server), Some(identity)) = (&server, &identity) {
+        mcp_authorization::contradict(&root, &server.mcp, identity);
     }
     let policy = policy::read(&root);
     let approvals = approvals::read(&root);

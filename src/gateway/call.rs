@@ -98,6 +98,15 @@ pub trait LocalService: Send + Sync + 'static {
     /// Says whether the service owns the path.
     fn owns(&self, path: &str) -> bool;
 
+    /// Answers what needs no caller: public documents, and requests that are wrong whoever sends them. `None`: the door
+    /// finds out who calls first.
+    fn answer_anyone(&self, _method: &http::Method, _path: &str, _query: Option<&str>) -> Option<Answer> {
+        None
+    }
+
+    /// Adds to a refusal of the door how the sender of these headers becomes known here.
+    fn challenge(&self, _refusal: &mut Answer, _headers: &HeaderMap) {}
+
     /// Answers one request. The door has put [`Arc<Principal>`] and [`Carrier`] into its extensions.
     ///
     /// # Cancel safety

@@ -121,6 +121,12 @@ impl Gateway {
         &self.seal
     }
 
+    /// Guards an answer that needs no caller against floods: the refusal to give instead, which counts as one exchange.
+    pub fn guard(&self, door: Door, carrier: &Carrier, method: &http::Method) -> Option<Answer> {
+        let refusal = arrival::flood(&self.snapshot(), carrier.peer).err()?;
+        Some(self.refused(door, carrier, method, &refusal))
+    }
+
     /// Verifies who sent the request that carries calls: an MCP request, a WebSocket handshake.
     ///
     /// # Errors
@@ -140,12 +146,14 @@ impl Gateway {
             Ok(()) => arrival::identify(&snapshot, headers).await,
             Err(refusal) => Err(refusal),
         };
-        verified.map_err(|refusal| {
-            let id = Arc::clone(&carrier.request_id);
-            let mut exchange = Exchange::begin(&self.telemetry, door, id, carrier.peer, method);
-            exchange.refused(&refusal);
-            refusal.answer(&carrier.request_id)
-        })
+        verified.map_err(|refusal| self.refused(door, carrier, method, &refusal))
+    }
+
+    fn refused(&self, door: Door, carrier: &Carrier, method: &http::Method, refusal: &Refusal) -> Answer {
+        let id = Arc::clone(&carrier.request_id);
+        let mut exchange = Exchange::begin(&self.telemetry, door, id, carrier.peer, method);
+        exchange.refused(refusal);
+        refusal.answer(&carrier.request_id)
     }
 
     /// Serves one call: admits it, forwards it, and answers, refusals included.

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use super::narrowing::Narrowing;
 use super::reader::{Reader, Watched};
 use super::sessions::{InUse, Opened, Use};
-use super::{BODY_BYTES_MAX, Shared};
-use crate::gateway::{AnswerBody, StreamBody};
+use super::{BODY_BYTES_MAX, Shared, step_up};
+use crate::gateway::{Answer, AnswerBody, StreamBody};
 use crate::principal::Principal;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -56,6 +56,9 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         tracing::error!("a request reached the MCP endpoint without a principal");
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
+    if !service.resource.is_for(&principal) {
+        return from_answer(service.resource.refuse_foreign());
+    }
     let base = &service.settings.path;
     let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
@@ -71,6 +74,9 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         Err(refusal) => return *refusal,
     };
     count(service, &parts, peek.as_ref());
+    if let Some(refusal) = step_up::refusal(service, &principal, &parts, &bytes) {
+        return refusal;
+    }
     if is_stateless(&parts.headers, peek.as_ref()) {
         parts.headers.remove(SESSION_ID);
     }
@@ -211,6 +217,13 @@ fn count(service: &Shared, parts: &Parts, peek: Option<&Peek>) {
     (service.counted)(method, version);
 }
 
+fn from_answer(answer: Answer) -> Response<StreamBody> {
+    let mut response = Response::new(answer.body.into_stream());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
 fn rpc_error(code: i32, message: &str) -> Response<StreamBody> {
     let body = json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}).to_string();
     respond(StatusCode::BAD_REQUEST, "application/json", body)
@@ -220,7 +233,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<StreamBody> {
     respond(status, "text/plain; charset=utf-8", text)
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<StreamBody> {
+pub(super) fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<StreamBody> {
     let mut response = Response::new(AnswerBody::full(body).into_stream());
     *response.status_mut() = status;
     if status != StatusCode::NO_CONTENT {

@@ -7,10 +7,12 @@
 mod path;
 pub mod settings;
 
+mod authorization;
 mod endpoint;
 mod narrowing;
 mod reader;
 mod sessions;
+mod step_up;
 
 mod bridge;
 mod progress;
@@ -36,18 +38,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use rmcp::transport::streamable_http_server::session::SessionManager as _;
 use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::gateway::{LocalService, StreamBody};
+use crate::gateway::{Answer, LocalService, StreamBody};
 pub use narrowing::Toolset;
 pub use path::Path;
-pub use settings::Settings;
+pub use settings::{Authorization, Settings};
 
+use authorization::{Challenge, Resource};
 use bridge::Bridge;
 use discovery::Discovery;
 use narrowing::Narrowing;
@@ -85,11 +89,13 @@ pub struct McpService {
 /// What all requests of the endpoint share.
 struct Shared {
     settings: Settings,
+    resource: Resource,
     sessions: Sessions,
     transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
     counted: Counted,
     stop: CancellationToken,
+    inner: Arc<Inner>,
 }
 
 /// What all tool calls share.
@@ -105,7 +111,8 @@ impl McpService {
     /// Builds the endpoint.
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
-        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
+        let inner = Arc::new(Inner { path, discovery: Discovery::default(), detach });
+        let bridge = Bridge(Arc::clone(&inner));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();
@@ -113,7 +120,8 @@ impl McpService {
         let config = transport_config(&settings.public_url, &stop);
         let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
         let sessions = Sessions::default();
-        let shared = Shared { settings, sessions, transport, manager, counted, stop };
+        let resource = Resource::new(&settings.public_url, &settings.path, settings.authorization.as_ref());
+        let shared = Shared { settings, resource, sessions, transport, manager, counted, stop, inner };
         Arc::new(Self { shared: Arc::new(shared) })
     }
 
@@ -145,7 +153,20 @@ impl Shared {
 
 impl LocalService for McpService {
     fn owns(&self, path: &str) -> bool {
-        self.shared.settings.enabled && Narrowing::owns(&self.shared.settings.path, path)
+        let Shared { settings, resource, .. } = &*self.shared;
+        settings.enabled && (Narrowing::owns(&settings.path, path) || resource.owns(path))
+    }
+
+    fn answer_anyone(&self, method: &Method, path: &str, query: Option<&str>) -> Option<Answer> {
+        self.shared.resource.answer_anyone(method, path, query)
+    }
+
+    fn challenge(&self, refusal: &mut Answer, headers: &HeaderMap) {
+        if refusal.status == StatusCode::UNAUTHORIZED {
+            let presented = headers.contains_key(AUTHORIZATION);
+            let challenge = if presented { Challenge::Invalid } else { Challenge::Missing };
+            self.shared.resource.challenge(&mut refusal.headers, challenge);
+        }
     }
 
     fn call(&self, request: Request<StreamBody>) -> BoxFuture<'static, Response<StreamBody>> {

@@ -281,9 +281,15 @@ impl HttpDoor {
         carrier: Carrier,
         body: Inbound,
     ) -> Answer {
+        if let Some(answer) = service.answer_anyone(&method, &path, query.as_deref()) {
+            return self.gateway.guard(Door::Mcp, &carrier, &method).unwrap_or(answer);
+        }
         let principal = match self.gateway.authenticate(Door::Mcp, &headers, &carrier, &method).await {
             Ok(principal) => principal,
-            Err(answer) => return answer,
+            Err(mut refused) => {
+                service.challenge(&mut refused, &headers);
+                return refused;
+            }
         };
         let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
         let mut request = http::Request::new(body.into_stream());

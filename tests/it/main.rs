@@ -26,6 +26,7 @@ mod http_schedules;
 mod http_streams;
 mod http_two;
 mod http_two_raw;
+mod mcp_authorization;
 mod mcp_client;
 mod mcp_door;
 mod policies;

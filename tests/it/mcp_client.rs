@@ -67,7 +67,12 @@ impl Era {
 impl<'a> McpClient<'a> {
     /// A client of the stateless revision.
     pub(crate) fn modern(stack: &'a Stack, who: &Who) -> Self {
-        Self { stack, token: who.token(), session: None, path: "/mcp", ids: AtomicU64::new(1) }
+        Self::with_token(stack, &who.token())
+    }
+
+    /// The same with a token of the test's own.
+    pub(crate) fn with_token(stack: &'a Stack, token: &str) -> Self {
+        Self { stack, token: token.to_owned(), session: None, path: "/mcp", ids: AtomicU64::new(1) }
     }
 
     /// A client with a session.

@@ -14,6 +14,7 @@ mod history;
 mod knowledge;
 mod runs;
 mod schema;
+pub(super) mod scopes;
 
 use rmcp::model::{CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
 use serde_json::Value;
