@@ -17,6 +17,7 @@ mod cases;
 mod clusters;
 mod identity;
 mod limits;
+mod mcp_runs;
 mod operations;
 mod plans;
 mod policy;

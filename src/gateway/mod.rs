@@ -34,6 +34,7 @@ mod trail;
 
 mod filter;
 mod forward;
+mod once;
 mod runs;
 mod stream;
 mod strip;
@@ -49,6 +50,7 @@ pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
 pub use limits::Limits;
+pub use once::Once;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};
 pub use snapshot::Snapshot;

@@ -18,6 +18,7 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
+use super::once::{Names, Once};
 use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_json};
 use super::runs::Runs;
 use super::sessions::NewSessions;
@@ -45,6 +46,7 @@ pub struct Gateway {
     pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
     pub(super) continues: Continues,
+    once: Names,
     pub(super) spawn: Spawn,
     seal: Seal,
 }
@@ -52,7 +54,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with its first configuration.
     pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, Continues::new())
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, (Continues::new(), Names::new(None)))
     }
 
     /// The same, with the claims of continued runs in a store that instances share.
@@ -64,8 +66,9 @@ impl Gateway {
         spawn: Spawn,
         store: Arc<dyn Store>,
     ) -> Arc<Self> {
+        let once = Names::new(Some(Arc::clone(&store)));
         let continues = Continues::shared(store, Arc::clone(&spawn));
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, continues)
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, (continues, once))
     }
 
     fn with_claims(
@@ -74,7 +77,7 @@ impl Gateway {
         telemetry: Arc<Telemetry>,
         seal: Seal,
         spawn: Spawn,
-        continues: Continues,
+        (continues, once): (Continues, Names),
     ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -85,6 +88,7 @@ impl Gateway {
             new_sessions: NewSessions::new(),
             runs: Runs::new(),
             continues,
+            once,
             spawn,
             seal,
         })
@@ -230,6 +234,14 @@ impl Gateway {
         }
         let view = View { door: door.as_str(), peer, human: false, tool: None };
         snapshot.policies.decide(&view.ask(principal, cluster, operation, resource_id)).is_allow()
+    }
+
+    /// Takes a name that may be taken once, in all instances that share a store, until the time is over.
+    ///
+    /// # Cancel safety
+    /// The name may have been taken.
+    pub async fn take_once(&self, name: &str, lasts: std::time::Duration) -> Once {
+        self.once.take(name, lasts).await
     }
 
     /// What the caller's plan limits and what is left of it, without spending; `None` without a plan.

@@ -9,17 +9,21 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use rmcp::model::{
-    CallToolRequestParams, CallToolResponse, ErrorData, Implementation, ListToolsResult, PaginatedRequestParams,
-    ProtocolVersion, ServerCapabilities, ServerConfig, Tool as McpTool,
+    CallToolRequestParams, CallToolResponse, CancelTaskParams, ErrorData, GetTaskParams, GetTaskResult, Implementation,
+    InitializeRequestParams, InitializeResult, ListToolsResult, PaginatedRequestParams, ProtocolVersion,
+    ServerCapabilities, ServerConfig, TASKS_EXTENSION_ID, Tool as McpTool, UpdateTaskParams,
 };
 use rmcp::service::RequestContext;
 use rmcp::{RoleServer, ServerHandler};
 use serde_json::Value;
 
 use super::Inner;
+use super::ask::Failure;
+use super::pause::digest_of;
+use super::tasks;
 use super::text;
 use super::tools;
-use super::visit::Visit;
+use super::visit::{Turn, Visit};
 
 /// What is spoken: the revisions that clients in the field negotiate.
 const VERSIONS: &[ProtocolVersion] = &[
@@ -42,9 +46,45 @@ pub(super) struct Bridge(pub(super) Arc<Inner>);
 impl ServerHandler for Bridge {
     fn get_info(&self) -> ServerConfig {
         let server = Implementation::new("tollbridge", env!("CARGO_PKG_VERSION")).with_title("Tollbridge");
-        ServerConfig::new(ServerCapabilities::builder().enable_tools().build())
+        ServerConfig::new(ServerCapabilities::builder().enable_tools().enable_tasks().build())
             .with_server_info(server)
             .with_instructions(INSTRUCTIONS)
+    }
+
+    async fn initialize(
+        &self,
+        mut request: InitializeRequestParams,
+        cx: RequestContext<RoleServer>,
+    ) -> Result<InitializeResult, ErrorData> {
+        let mut info = self.negotiate_initialize(&request)?;
+        // Older revisions have tasks of another make, or none.
+        if let Some(extensions) = &mut info.capabilities.extensions {
+            extensions.remove(TASKS_EXTENSION_ID);
+        }
+        info.capabilities.extensions = info.capabilities.extensions.filter(|extensions| !extensions.is_empty());
+        // The library reads the revision of a session from here: what was agreed on, not what was asked for.
+        request.protocol_version = info.protocol_version.clone();
+        cx.peer.set_peer_info(request);
+        Ok(info)
+    }
+
+    async fn get_task(
+        &self,
+        request: GetTaskParams,
+        cx: RequestContext<RoleServer>,
+    ) -> Result<GetTaskResult, ErrorData> {
+        let visit = self.task_visit("get_run", &cx)?;
+        tasks::get(&visit, &request.task_id).await
+    }
+
+    async fn update_task(&self, request: UpdateTaskParams, cx: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        let visit = self.task_visit("continue_run", &cx)?;
+        tasks::update(&visit, &request.task_id, request.input_responses).await
+    }
+
+    async fn cancel_task(&self, request: CancelTaskParams, cx: RequestContext<RoleServer>) -> Result<(), ErrorData> {
+        let visit = self.task_visit("cancel_run", &cx)?;
+        tasks::stop(&visit, &request.task_id).await
     }
 
     fn supported_protocol_versions(&self) -> Cow<'static, [ProtocolVersion]> {
@@ -73,19 +113,42 @@ impl ServerHandler for Bridge {
         cx: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let (mut visit, progress) = Visit::of(&self.0, &cx)?;
-        let tool = tools::find(&request.name).filter(|tool| visit.narrowing.allows(tool)).ok_or_else(|| {
+        let tool = tools::find(&visit, &request.name).ok_or_else(|| {
             ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
         })?;
         visit.asker.tool = Some(tool.name);
+        let most = self.0.runs.calls_in_flight;
+        let Some(_flight) = self.0.flights.board(visit.principal(), most) else {
+            let text = format!("too_many_calls: {most} calls of yours are under way: wait for one to end");
+            return Ok(Failure::Argument(text).result().into());
+        };
         let arguments = Value::Object(request.arguments.unwrap_or_default());
+        visit.turn = Turn {
+            tool: request.name.to_string(),
+            arguments: digest_of(&arguments),
+            state: request.request_state,
+            responses: request.input_responses.unwrap_or_default(),
+        };
         let call = Box::pin(tools::call(tool, &visit, progress, arguments));
         // The library answers nothing when a handler panics: its client would wait for ever.
         match AssertUnwindSafe(call).catch_unwind().await {
-            Ok(result) => Ok(result.unwrap_or_else(|failure| failure.result()).into()),
+            Ok(Err(Failure::State(why))) => Err(ErrorData::invalid_params(why, None)),
+            Ok(result) => Ok(result.unwrap_or_else(|failure| failure.result().into())),
             Err(_) => {
                 tracing::error!(tool = tool.name, request_id = %visit.asker.carrier.request_id, "a tool call panicked");
                 Err(ErrorData::internal_error("internal error", None))
             }
         }
+    }
+}
+
+impl Bridge {
+    /// A request about a task is the call of the tool that does the same.
+    fn task_visit(&self, tool: &str, cx: &RequestContext<RoleServer>) -> Result<Visit, ErrorData> {
+        let (mut visit, _) = Visit::of(&self.0, cx)?;
+        let tool = tools::find(&visit, tool);
+        let tool = tool.ok_or_else(|| ErrorData::invalid_params("tasks are not offered at this address", None))?;
+        visit.asker.tool = Some(tool.name);
+        Ok(visit)
     }
 }

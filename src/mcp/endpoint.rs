@@ -187,7 +187,7 @@ fn version(headers: &HeaderMap, peek: Option<&Peek>) -> Option<String> {
 }
 
 fn count(service: &Shared, parts: &Parts, peek: Option<&Peek>) {
-    const METHODS: [&str; 10] = [
+    const METHODS: [&str; 13] = [
         "initialize",
         "notifications/cancelled",
         "notifications/initialized",
@@ -196,6 +196,9 @@ fn count(service: &Shared, parts: &Parts, peek: Option<&Peek>) {
         "resources/list",
         "server/discover",
         "subscriptions/listen",
+        "tasks/cancel",
+        "tasks/get",
+        "tasks/update",
         "tools/call",
         "tools/list",
     ];

@@ -17,12 +17,16 @@ mod progress;
 mod visit;
 
 mod ask;
+mod client;
 mod discovery;
+mod flights;
 mod handle;
 mod routes;
 mod text;
 
+mod pause;
 mod run;
+mod tasks;
 mod tools;
 
 #[cfg(feature = "fuzzing")]
@@ -46,12 +50,14 @@ use url::Url;
 use crate::gateway::{LocalService, StreamBody};
 pub use narrowing::Toolset;
 pub use path::Path;
-pub use settings::Settings;
+pub use settings::{Decisions, Leaving, RunSettings, Settings};
 
 use bridge::Bridge;
 use discovery::Discovery;
+use flights::Flights;
 use narrowing::Narrowing;
 use sessions::Sessions;
+use tasks::Pending;
 
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -97,6 +103,9 @@ struct Inner {
     path: Arc<dyn Path>,
     discovery: Discovery,
     detach: Detach,
+    runs: RunSettings,
+    pending: Pending,
+    flights: Arc<Flights>,
 }
 
 // === impl McpService ===
@@ -105,7 +114,8 @@ impl McpService {
     /// Builds the endpoint.
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
-        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
+        let (runs, pending, flights) = (settings.runs.clone(), Pending::default(), Arc::default());
+        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach, runs, pending, flights }));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();

@@ -4,10 +4,11 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::gateway::{Answer, Call, Gateway};
+use crate::gateway::{Answer, Call, Gateway, Once};
 use crate::principal::Principal;
 use crate::telemetry::Door;
 
@@ -32,6 +33,18 @@ pub trait Path: Send + Sync + 'static {
     /// Safe.
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>>;
 
+    /// Says whether a call would be admitted as things stand; nothing is spent and nothing is sent but look-ups.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool>;
+
+    /// Takes a name that may be taken once, in all instances that share a store, until the time is over.
+    ///
+    /// # Cancel safety
+    /// The name may have been taken.
+    fn take_once(self: Arc<Self>, name: String, lasts: Duration) -> BoxFuture<'static, Once>;
+
     /// Seals bytes for a purpose; only [`Path::open`] with the same purpose gives them back.
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String;
 
@@ -54,6 +67,17 @@ impl Path for Gateway {
 
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>> {
         Box::pin(async move { Gateway::limits_of(&self, &principal).await })
+    }
+
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool> {
+        Box::pin(async move {
+            let explained = self.explain(call).await;
+            explained.refused.is_none() && !explained.is_uncertain()
+        })
+    }
+
+    fn take_once(self: Arc<Self>, name: String, lasts: Duration) -> BoxFuture<'static, Once> {
+        Box::pin(async move { Gateway::take_once(&self, &name, lasts).await })
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

@@ -127,6 +127,7 @@ def main() -> int:
             good = report(False, f"python {name}", str(error))
             continue
         good &= run(f"python {name}", [str(python), str(HERE / "python_client.py"), arguments.url])
+        good &= run(f"python {name}, asked", [str(python), str(HERE / "elicitation_client.py"), arguments.url])
     if not arguments.no_node:
         good &= node_clients(arguments.url, arguments.token)
     print("clients: all passed" if good else "clients: some failed", flush=True)

@@ -28,6 +28,7 @@ mod http_two;
 mod http_two_raw;
 mod mcp_client;
 mod mcp_door;
+mod mcp_pauses;
 mod policies;
 mod quotas_shared;
 mod real_agno;

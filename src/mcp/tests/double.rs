@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound};
+use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound, Once};
 use crate::mcp::Path;
 use crate::principal::Principal;
 
@@ -25,6 +26,8 @@ pub(super) struct Asked {
     pub(super) line: String,
     pub(super) body: String,
     pub(super) headers: Vec<(String, String)>,
+    /// A person is said to have confirmed it.
+    pub(super) human: bool,
 }
 
 type Script1 = Box<dyn FnMut(&Asked) -> Answer + Send>;
@@ -36,6 +39,8 @@ pub(super) struct Script {
     denied: HashSet<&'static str>,
     allowed_ids: HashSet<&'static str>,
     clusters: Vec<Arc<str>>,
+    taken: Mutex<HashSet<String>>,
+    afterwards: Mutex<HashMap<String, Box<dyn FnOnce() + Send>>>,
 }
 
 impl Script {
@@ -46,6 +51,8 @@ impl Script {
             denied: HashSet::new(),
             allowed_ids: HashSet::new(),
             clusters: vec!["main".into()],
+            taken: Mutex::default(),
+            afterwards: Mutex::default(),
         }
     }
 
@@ -89,7 +96,32 @@ impl Script {
         self.routes.lock().insert(line.to_owned(), Box::new(script));
     }
 
+    /// Answers a line in another way from now on.
+    pub(super) fn replace(&self, line: &str, answer: impl FnMut(&Asked) -> Answer + Send + 'static) {
+        self.routes.lock().insert(line.to_owned(), Box::new(answer));
+    }
+
+    /// Answers a line with other JSON from now on.
+    pub(super) fn replace_json(&self, line: &str, value: Value) {
+        self.replace(line, move |_| answer(200, "application/json", value.to_string()));
+    }
+
+    /// Does something once, when a line has been answered.
+    pub(super) fn after(&self, line: &str, then: impl FnOnce() + Send + 'static) {
+        self.afterwards.lock().insert(line.to_owned(), Box::new(then));
+    }
+
     /// Every call so far.
+    pub(super) fn all(&self) -> Vec<Asked> {
+        self.asked.borrow().clone()
+    }
+
+    /// The lines of the calls that a person is said to have confirmed.
+    pub(super) fn humans(&self) -> Vec<String> {
+        self.asked.borrow().iter().filter(|asked| asked.human).map(|asked| asked.line.clone()).collect()
+    }
+
+    /// The lines of every call so far.
     pub(super) fn lines(&self) -> Vec<String> {
         self.asked.borrow().iter().map(|asked| asked.line.clone()).collect()
     }
@@ -120,12 +152,18 @@ impl Path for Script {
                 line: format!("{} {cluster} {}{query}", call.method, call.path),
                 body: String::from_utf8(body.to_vec()).unwrap(),
                 headers: headers.collect(),
+                human: call.human,
             };
             self.asked.send_modify(|all| all.push(asked.clone()));
-            match self.routes.lock().get_mut(&asked.line) {
+            let answer = match self.routes.lock().get_mut(&asked.line) {
                 Some(script) => script(&asked),
                 None => refusal(404, "not_found", "there is no such thing", None),
+            };
+            let then = self.afterwards.lock().remove(&asked.line);
+            if let Some(then) = then {
+                then();
             }
+            answer
         })
     }
 
@@ -139,6 +177,16 @@ impl Path for Script {
 
     fn limits_of(self: Arc<Self>, _: Arc<Principal>) -> BoxFuture<'static, Option<Value>> {
         Box::pin(async { Some(json!([{"name": "requests", "remaining": 7}])) })
+    }
+
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool> {
+        let resolves = call.path.ends_with("/resolve");
+        Box::pin(async move { !(resolves && self.denied.contains("resolve_approval")) })
+    }
+
+    fn take_once(self: Arc<Self>, name: String, _: Duration) -> BoxFuture<'static, Once> {
+        let first = self.taken.lock().insert(name);
+        Box::pin(async move { if first { Once::First } else { Once::Taken } })
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

@@ -12,16 +12,18 @@ pub mod fuzzing;
 mod gather;
 mod history;
 mod knowledge;
-mod runs;
+pub(super) mod pausing;
+pub(super) mod runs;
 mod schema;
 
-use rmcp::model::{CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
+use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
 use serde_json::Value;
 
 use super::ask::Failure;
 use super::narrowing::Toolset;
 use super::progress::Progress;
 use super::routes::{self, Deed};
+use super::settings::Decisions;
 use super::text::RESULT_BYTES_MAX;
 use super::visit::Visit;
 use crate::agentos::operation::Kind;
@@ -188,14 +190,14 @@ static TOOLS: &[Tool] = &[
     },
 ];
 
-/// The tool of a name.
-pub(super) fn find(name: &str) -> Option<&'static Tool> {
-    TOOLS.iter().find(|tool| tool.name == name)
+/// The tool of a name, when it can be called here at all.
+pub(super) fn find(visit: &Visit, name: &str) -> Option<&'static Tool> {
+    TOOLS.iter().find(|tool| tool.name == name && tool.offered(visit))
 }
 
 /// The tools that the caller sees.
 pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
-    TOOLS.iter().filter(|tool| visit.narrowing.allows(tool) && tool.needs.met(visit))
+    TOOLS.iter().filter(|tool| tool.offered(visit) && tool.needs.met(visit))
 }
 
 /// Calls a tool.
@@ -205,18 +207,18 @@ pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
 pub(super) async fn call(
     tool: &Tool,
     visit: &Visit,
-    progress: Progress,
+    mut progress: Progress,
     arguments: Value,
-) -> Result<CallToolResult, Failure> {
-    // These two follow a run and cancel it themselves when the client does.
+) -> Result<CallToolResponse, Failure> {
+    // These two follow a run and end it themselves when the client leaves.
     match tool.name {
-        "run_agent" => return runs::run_agent(visit, progress, arguments::of(arguments)?).await,
-        "continue_run" => return runs::continue_run(visit, progress, arguments::of(arguments)?).await,
+        "run_agent" => return runs::run_agent(visit, &mut progress, arguments::of(arguments)?).await,
+        "continue_run" => return runs::continue_run(visit, &mut progress, arguments::of(arguments)?).await,
         _ => {}
     }
     tokio::select! {
-        result = Box::pin(answer(tool, visit, progress, arguments)) => result,
-        () = visit.ct.cancelled() => Err(Failure::Argument("cancelled".to_owned())),
+        result = Box::pin(answer(tool, visit, progress, arguments)) => result.map(CallToolResponse::from),
+        () = visit.ct.cancelled() => Err(runs::cancelled()),
     }
 }
 
@@ -268,6 +270,12 @@ impl Tool {
     /// Says whether it changes nothing.
     pub(super) fn reads(&self) -> bool {
         self.hint == Hint::Reads
+    }
+
+    /// Says whether address, headers and configuration leave it.
+    fn offered(&self, visit: &Visit) -> bool {
+        let decides = self.name == "resolve_approval";
+        visit.narrowing.allows(self) && !(decides && visit.inner.runs.decisions == Decisions::Humans)
     }
 
     /// As clients see it.
