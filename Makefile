@@ -1,8 +1,8 @@
 # Developer commands. `make` alone lists them.
 #
-#   AGNO=2.5.6          demo, tour, clients: the agno release (3.1.10)
+#   AGNO=2.5.6          demo, tour, clients, conformance: the agno release (3.1.10)
 #   FREE_PORTS=1        demo: free ports instead of the ones in config.toml
-#   TOLLBRIDGE_BIN=…    demo, tour, clients: take this binary instead of building one
+#   TOLLBRIDGE_BIN=…    demo, tour, clients, conformance: take this binary instead of building one
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +15,7 @@ PYTHON ?= python3
 DEMO := $(PYTHON) scripts/demo.py
 LOG := target/test-logs
 
-.PHONY: help demo tour clients test build bench load conformance-http clean deps venvs fmt lint unit doc
+.PHONY: help demo tour clients conformance test build bench load conformance-http clean deps venvs fmt lint unit doc
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -28,6 +28,9 @@ tour: deps ## play a scripted tour through both doors on free ports; fails when 
 
 clients: deps ## let the official MCP clients (Python, TypeScript, inspector) call the example
 	@$(DEMO) clients --agno $(AGNO)
+
+conformance: deps ## run the public MCP conformance suites against the example
+	@$(DEMO) conformance --agno $(AGNO)
 
 test: ## everything that has to hold: format, lints, tests, documentation, clients, tour
 	@bash scripts/test.sh
@@ -65,5 +68,5 @@ deps: ## check for the system packages that are needed; as root on Debian, insta
 	@bash scripts/deps.sh
 
 clean: ## remove what was built and downloaded into the repository
-	@rm -rf .venv-* .demo tests/clients/node_modules
+	@rm -rf .venv-* .demo tests/clients/node_modules tests/conformance/node_modules
 	@cargo clean --quiet

@@ -1,4 +1,4 @@
-"""Runs the example for a person (`demo`), for the tour (`tour`) or for MCP clients (`clients`).
+"""Runs the example for a person (`demo`), the tour (`tour`), MCP clients (`clients`) or conformance suites (`conformance`).
 
 Standard library only, Python 3.10 or newer. Ends with status 0, or 1 when something failed.
 """
@@ -141,13 +141,23 @@ def run_clients(agno: str) -> int:
         seed_knowledge(stack)
         command = [sys.executable, str(ROOT / "tests/clients/run.py"), "--url", stack.mcp_url]
         environment = {**os.environ, "MCP_TOKEN": stack.tokens["alice"], "MCP_VIEWER_TOKEN": stack.tokens["vera"]}
+        environment["TOLLBRIDGE_BIN"] = str(stack.binary)
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+def run_conformance(agno: str) -> int:
+    """Lets the public conformance suites call the gateway on free ports, with an admin's token."""
+    with Stack(agno, True, PEOPLE, slow=(12, 0.1)) as stack:
+        atexit.register(stack.stop)
+        command = [sys.executable, str(ROOT / "tests/conformance/mcp.py"), "--url", stack.mcp_url]
+        environment = {**os.environ, "MCP_TOKEN": stack.tokens["ada"]}
         return subprocess.run(command, env=environment, check=False).returncode
 
 
 def main() -> int:
     """Parses the command line and reports what went wrong in one place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["demo", "tour", "clients"], default="demo")
+    parser.add_argument("what", nargs="?", choices=["demo", "tour", "clients", "conformance"], default="demo")
     parser.add_argument("--agno", choices=["2.5.6", NEWEST], default=NEWEST, help=f"agno release (default {NEWEST})")
     parser.add_argument("--free-ports", action="store_true", help="demo: take free ports instead of the configured ones")
     arguments = parser.parse_args()
@@ -157,6 +167,8 @@ def main() -> int:
             return run_tour(arguments.agno)
         if arguments.what == "clients":
             return run_clients(arguments.agno)
+        if arguments.what == "conformance":
+            return run_conformance(arguments.agno)
         return run_demo(arguments.agno, arguments.free_ports)
     except Stopped:
         say("\nstopped")

@@ -33,13 +33,16 @@ pub enum PrincipalKind {
     Service,
 }
 
-/// Which credential a caller presented, so far as it can be revoked. Says nothing about what the caller may do.
+/// Which credential a caller presented, so far as it can be revoked, and what it was made for. Says nothing about what
+/// the caller may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialId {
     /// The token's `jti`.
     pub id: Option<Arc<str>>,
     /// SHA-256 of the token or API key.
     pub sha256: [u8; 32],
+    /// The accepted audiences that the token names; an API key names none.
+    pub audiences: Vec<Arc<str>>,
 }
 
 /// A verified caller. Built by `identity` only, shared by `Arc`.

@@ -112,7 +112,7 @@ impl AdminState {
             return problem(reply::Problem::NOT_FOUND);
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return problem(reply::Problem::METHOD_NOT_ALLOWED);
+            return problem(reply::Problem::method_not_allowed("GET, HEAD"));
         }
         match route {
             Route::Live => reply::text(StatusCode::OK, "alive\n"),
@@ -131,8 +131,8 @@ impl AdminState {
         if !trusted {
             return Err(reply::Problem::UNAUTHENTICATED);
         }
-        if *request.method() != wish.method() {
-            return Err(reply::Problem::METHOD_NOT_ALLOWED);
+        if request.method().as_str() != wish.method() {
+            return Err(reply::Problem::method_not_allowed(wish.method()));
         }
         if *request.method() == Method::POST {
             guard::check_no_browser(request.headers())?;

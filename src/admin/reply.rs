@@ -19,6 +19,8 @@ pub(super) struct Problem {
     code: &'static str,
     title: &'static str,
     detail: Cow<'static, str>,
+    /// What the path accepts, for 405.
+    allow: &'static str,
 }
 
 impl Problem {
@@ -27,43 +29,54 @@ impl Problem {
         code: "bad_head",
         title: "Bad request",
         detail: Cow::Borrowed("exactly one valid Host is needed, and a target that is a path"),
+        allow: "",
     };
     pub(super) const WRONG_HOST: Self = Self {
         status: StatusCode::FORBIDDEN,
         code: "forbidden",
         title: "Forbidden",
         detail: Cow::Borrowed("the admin listener is reached by address or as localhost"),
+        allow: "",
     };
     pub(super) const UNAUTHENTICATED: Self = Self {
         status: StatusCode::UNAUTHORIZED,
         code: "unauthenticated",
         title: "Not authenticated",
         detail: Cow::Borrowed("the admin token is needed as a bearer token"),
+        allow: "",
     };
     pub(super) const NOT_FOUND: Self = Self {
         status: StatusCode::NOT_FOUND,
         code: "not_found",
         title: "Not found",
         detail: Cow::Borrowed("the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage"),
-    };
-    pub(super) const METHOD_NOT_ALLOWED: Self = Self {
-        status: StatusCode::METHOD_NOT_ALLOWED,
-        code: "method_not_allowed",
-        title: "Method not allowed",
-        detail: Cow::Borrowed("this path has another method"),
+        allow: "",
     };
     pub(super) const FROM_A_PAGE: Self = Self {
         status: StatusCode::FORBIDDEN,
         code: "forbidden",
         title: "Forbidden",
         detail: Cow::Borrowed("web pages may not change anything here"),
+        allow: "",
     };
     pub(super) const STORE_LOST: Self = Self {
         status: StatusCode::SERVICE_UNAVAILABLE,
         code: "overloaded",
         title: "Store out of reach",
         detail: Cow::Borrowed("the store does not answer"),
+        allow: "",
     };
+
+    /// The path has another method.
+    pub(super) const fn method_not_allowed(allow: &'static str) -> Self {
+        Self {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            code: "method_not_allowed",
+            title: "Method not allowed",
+            detail: Cow::Borrowed("this path has another method"),
+            allow,
+        }
+    }
 
     /// The same, in other words.
     pub(super) fn saying(self, detail: String) -> Self {
@@ -73,7 +86,7 @@ impl Problem {
     /// The request makes no sense.
     pub(super) fn bad(detail: String) -> Self {
         let (status, code, title) = (StatusCode::BAD_REQUEST, "bad_request", "Bad request");
-        Self { status, code, title, detail: detail.into() }
+        Self { status, code, title, detail: detail.into(), allow: "" }
     }
 }
 
@@ -113,7 +126,7 @@ pub(super) fn problem(problem: &Problem, request_id: &str) -> Response<Full<Byte
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tollbridge-admin\""));
         }
         StatusCode::METHOD_NOT_ALLOWED => {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            headers.insert(ALLOW, HeaderValue::from_static(problem.allow));
         }
         StatusCode::SERVICE_UNAVAILABLE => {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -1,9 +1,9 @@
 //! Owns the admin API of quotas: `/quota/{tenant}` shows, `…/reset` and `…/grant` correct, `/usage` exports.
 //! Does not decide anything (`gateway`).
-//! Invariants: what changes something is a POST that no web page can send; names travel percent-encoded.
+//! Invariant: what changes something is a POST that no web page can send.
 
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body_util::Full;
 use serde_json::Value;
 
@@ -84,10 +84,10 @@ impl Wish {
     }
 
     /// The only method of the wish.
-    pub(super) fn method(&self) -> Method {
+    pub(super) const fn method(&self) -> &'static str {
         match self {
-            Self::Show { .. } | Self::Usage => Method::GET,
-            Self::Reset { .. } | Self::Grant { .. } => Method::POST,
+            Self::Show { .. } | Self::Usage => "GET",
+            Self::Reset { .. } | Self::Grant { .. } => "POST",
         }
     }
 

@@ -95,6 +95,11 @@ async fn quotas_are_shown_corrected_and_exported() {
     ] {
         assert_eq!(ask(line, fields).await.0, code, "{line}");
     }
+    for (line, allow) in [("GET /quota/acme/reset", "POST"), ("POST /usage", "GET")] {
+        let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n");
+        let answer = exchange(Arc::clone(&state), request).await;
+        assert!(answer.contains(&format!("allow: {allow}\r\n")), "{answer}");
+    }
     let from_a_page = format!("{token}origin: https://evil.example\r\n");
     assert_eq!(ask("POST /quota/acme/reset", &from_a_page).await.0, "403");
 }

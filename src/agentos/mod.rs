@@ -18,6 +18,6 @@ pub use catalog::{Catalog, CatalogError, Problem};
 pub use events::RunStatus;
 pub use matching::{Matched, NotMatched, Params};
 pub use operation::*;
-pub use path::{BadPath, CanonicalPath, encode_segment};
+pub use path::{BadPath, CanonicalPath, decode_segment, encode_segment};
 pub use query::{Query, QueryError};
 pub use sse::{Event, SseEvents};

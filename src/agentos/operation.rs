@@ -194,7 +194,8 @@ pub enum ListScope {
     Marked,
 }
 
-/// How a request says whose knowledge it is about, where tenants share a cluster: AgentOS gives knowledge no owner.
+/// How a request says whose knowledge it is about, and what its reply may not say, where tenants share a cluster:
+/// AgentOS gives knowledge no owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
     /// A JSON field that filters by metadata: the tenant's filter joins the caller's.
@@ -203,6 +204,8 @@ pub enum Mark {
     Metadata(&'static str),
     /// The same, where leaving the field out keeps the mark that is stored.
     MetadataIfGiven(&'static str),
+    /// A field of the reply that mixes what belongs to all tenants: it is emptied.
+    Mixed(&'static str),
 }
 
 /// What a request makes AgentOS run by itself, now or later: it is authorized as that run besides.

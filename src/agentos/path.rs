@@ -54,6 +54,11 @@ pub fn encode_segment(id: &str) -> String {
     utf8_percent_encode(id, SEGMENT).to_string()
 }
 
+/// The id that [`encode_segment`] wrote; `None` for what is not percent-encoded UTF-8.
+pub fn decode_segment(text: &str) -> Option<String> {
+    decode(text).ok()
+}
+
 // === impl CanonicalPath ===
 
 impl CanonicalPath {

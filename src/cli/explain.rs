@@ -8,23 +8,20 @@ mod print;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{Ended, Format, chain, configuration, say, talk};
+use super::{Ended, Format, configuration, rehearsal, say, talk};
 use crate::agentos::{Body, CanonicalPath};
 use crate::config::Config;
-use crate::gateway::{Call, Caller, Explanation, Gateway, Inbound, Snapshot};
-use crate::outbound::{self, Client};
-use crate::server;
-use crate::telemetry::{self, AuditFailure, Door, LogTarget, Telemetry};
+use crate::gateway::{Call, Caller, Explanation, Inbound, Snapshot};
+use crate::outbound::Client;
+use crate::telemetry::Door;
 
 /// Longest wait for the endpoints to say that they are there.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
-/// Largest file of claims.
-const CLAIMS_BYTES_MAX: u64 = 64 * 1024;
 
 /// The call to be explained, or the decision to be found.
 #[derive(Debug, Args)]
@@ -90,20 +87,10 @@ fn explain(config: &Config, arguments: &ExplainArguments) -> Result<Explanation,
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
     runtime.block_on(async {
-        let client = Client::new(outbound::Settings::default());
-        let (snapshot, _) = server::stages(config, &client)
-            .map_err(|errors| errors.iter().map(|error| chain(error)).collect::<Vec<_>>().join("\n"))?;
+        let (snapshot, client) = rehearsal::stages(config)?;
         let call = call(&snapshot, arguments)?;
-        let silent = telemetry::Settings {
-            access_log: LogTarget::Off,
-            audit_log: LogTarget::Off,
-            audit_failure: AuditFailure::Continue,
-        };
-        let telemetry = Telemetry::new(silent, config.tenants.keys().cloned()).map_err(|error| error.to_string())?;
         probe(&snapshot, &client).await;
-        let seal = snapshot.clusters.seal().clone();
-        let gateway = Gateway::new(snapshot, client, telemetry, seal, Arc::new(|_, _| false));
-        Ok(gateway.explain(call).await)
+        Ok(rehearsal::gateway(config, snapshot, client)?.explain(call).await)
     })
 }
 
@@ -139,6 +126,7 @@ fn call(snapshot: &Snapshot, arguments: &ExplainArguments) -> Result<Call, Strin
         cluster: arguments.cluster.as_deref().map(Arc::from),
         human: false,
         tool: None,
+        known: None,
         body,
     })
 }
@@ -151,13 +139,7 @@ fn caller(snapshot: &Snapshot, arguments: &ExplainArguments, headers: &mut Heade
         headers.insert(header::AUTHORIZATION, value);
         return Ok(Caller::ByHeaders);
     };
-    let named = |error: &dyn std::fmt::Display| format!("--as: `{}`: {error}", file.display());
-    let length = std::fs::metadata(file).map_err(|error| named(&error))?.len();
-    if length > CLAIMS_BYTES_MAX {
-        return Err(named(&"larger than 64KiB"));
-    }
-    let claims = std::fs::read(file).map_err(|error| named(&error))?;
-    let principal = snapshot.identity.suppose(&claims, SystemTime::now()).map_err(|refused| named(&refused))?;
+    let principal = rehearsal::supposed(snapshot, file)?;
     Ok(Caller::Verified(Arc::new(principal)))
 }
 

@@ -5,11 +5,14 @@
 mod check;
 mod explain;
 mod key;
+mod mcp;
 pub mod operations;
 mod quota;
+mod rehearsal;
 mod serve;
 mod test;
 mod token;
+mod tools;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +46,10 @@ enum Verb {
     Explain(explain::ExplainArguments),
     /// Print the catalogue of operations.
     Operations(Printed),
+    /// Print the MCP tools that a caller would be shown.
+    Tools(tools::ToolsArguments),
+    /// Connect a client that starts its MCP servers to the gateway's MCP endpoint; or print its configuration.
+    Mcp(mcp::McpArguments),
     /// Work with policies.
     Policy {
         #[command(subcommand)]
@@ -166,6 +173,8 @@ fn run(arguments: Arguments) -> Ended {
             };
             catalog(path).map_or(Ended::Wrong, |catalog| say(&operations::render(&catalog, format)))
         }
+        Verb::Tools(arguments) => tools::run(path, &arguments),
+        Verb::Mcp(arguments) => mcp::run(path, &arguments),
         Verb::Policy { verb: PolicyVerb::Schema } => catalog(path).map_or(Ended::Wrong, |catalog| {
             let rows: Vec<_> = catalog.rows().iter().collect();
             say(&Policies::schema(&rows))

@@ -175,6 +175,7 @@ fn mark(mark: Mark) -> Value {
     match mark {
         Mark::Filter(field) => json!({"filter": field}),
         Mark::Metadata(field) => json!({"metadata": field}),
+        Mark::Mixed(field) => json!({"mixed": field}),
         Mark::MetadataIfGiven(field) => json!({"metadata_if_given": field}),
     }
 }

@@ -106,20 +106,22 @@ fn target(verb: &QuotaVerb) -> Result<(Method, String), String> {
             query.append_pair(name, value);
         }
     };
+    // What is no tenant's name must not lead to another path.
+    let of = |tenant: &Tenant| -> String { url::form_urlencoded::byte_serialize(tenant.tenant.as_bytes()).collect() };
     let (method, path) = match verb {
         QuotaVerb::Show(tenant) => {
             add("plan", &tenant.plan);
-            (Method::GET, format!("/quota/{}", tenant.tenant))
+            (Method::GET, format!("/quota/{}", of(tenant)))
         }
         QuotaVerb::Reset(tenant) => {
             add("plan", &tenant.plan);
-            (Method::POST, format!("/quota/{}/reset", tenant.tenant))
+            (Method::POST, format!("/quota/{}/reset", of(tenant)))
         }
         QuotaVerb::Grant(grant) => {
             add("plan", &grant.tenant.plan);
             add("tokens", &grant.tokens.map(|tokens| tokens.to_string()));
             add("money_millionths", &grant.money.as_deref().map(millionths).transpose()?);
-            (Method::POST, format!("/quota/{}/grant", grant.tenant.tenant))
+            (Method::POST, format!("/quota/{}/grant", of(&grant.tenant)))
         }
         QuotaVerb::Export(export) => {
             add("tenant", &export.tenant);

@@ -1,8 +1,8 @@
 //! Owns how many runs a cluster's endpoints take at once, and the queue of those that wait for one to end.
 //! Does not choose endpoints (`balance`) and knows tenants by name and weight only.
 //! Invariants: never more places are taken than there are; a place that is free goes to the tenant that has been
-//! served least for its weight, so that one tenant's queue delays nobody else's; a caller who goes away leaves no place
-//! taken.
+//! served least for its weight, so that one tenant's queue delays nobody else's; a full queue makes room for a tenant
+//! with a shorter line; a caller who goes away leaves no place taken.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -16,6 +16,8 @@ use crate::principal::TenantId;
 
 /// What one unit of weight is worth: large, so that weights divide it well.
 const STRIDE: u64 = 1 << 20;
+/// Tenants that are remembered beside those who wait, before some are forgotten.
+const LINES_KEPT: usize = 64;
 
 /// How many runs endpoints take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +108,7 @@ impl Gate {
             if state.waiting >= self.0.load.queue_max {
                 state.sweep();
             }
-            if state.waiting >= self.0.load.queue_max {
+            if state.waiting >= self.0.load.queue_max && !state.make_room(tenant, weight) {
                 return Err(Busy::QueueFull(state.waiting));
             }
             state.wait(tenant, weight)
@@ -115,7 +117,9 @@ impl Gate {
         self.serve(places);
         match tokio::time::timeout(self.0.load.queue_timeout, given).await {
             Ok(Ok(place)) => Ok(Some(place)),
-            Ok(Err(_)) | Err(_) => Err(Busy::TimedOut(self.0.load.queue_timeout)),
+            // Sent away for a tenant that has fewer waiting.
+            Ok(Err(_)) => Err(Busy::QueueFull(self.0.load.queue_max)),
+            Err(_) => Err(Busy::TimedOut(self.0.load.queue_timeout)),
         }
     }
 
@@ -148,6 +152,9 @@ impl fmt::Debug for Gate {
 impl State {
     fn wait(&mut self, tenant: &TenantId, weight: u32) -> oneshot::Receiver<Place> {
         let (sender, receiver) = oneshot::channel();
+        if self.tenants.len() > LINES_KEPT + 2 * self.waiting as usize {
+            self.forget();
+        }
         let now = self.now;
         let line = self.tenants.entry(tenant.clone()).or_default();
         line.weight = u64::from(weight.max(1));
@@ -183,13 +190,37 @@ impl State {
         }
     }
 
+    /// Sends away the last one of the tenant with the longest line for its weight, unless the newcomer's would be as
+    /// long: one tenant's queue must not keep others out of it.
+    fn make_room(&mut self, tenant: &TenantId, weight: u32) -> bool {
+        let own = self.tenants.get(tenant).map_or(0, |line| line.waiting.len()) as u64;
+        // Fractions are compared crosswise.
+        let longest = self.tenants.values_mut().max_by(|one, other| {
+            let (a, b) = (one.waiting.len() as u64, other.waiting.len() as u64);
+            a.saturating_mul(other.weight.max(1)).cmp(&b.saturating_mul(one.weight.max(1)))
+        });
+        let Some(longest) = longest else { return false };
+        let theirs = (longest.waiting.len() as u64).saturating_mul(u64::from(weight.max(1)));
+        if theirs <= own.saturating_add(1).saturating_mul(longest.weight.max(1)) {
+            return false;
+        }
+        longest.waiting.pop_back();
+        self.waiting = self.waiting.saturating_sub(1);
+        true
+    }
+
+    /// Forgets tenants that wait for nothing and have no turn to make up for.
+    fn forget(&mut self) {
+        let now = self.now;
+        self.tenants.retain(|_, line| !line.waiting.is_empty() || line.turn > now);
+    }
+
     /// Forgets callers who went away, and tenants without anybody.
     fn sweep(&mut self) {
         for line in self.tenants.values_mut() {
             line.waiting.retain(|waiting| !waiting.is_closed());
         }
-        let now = self.now;
-        self.tenants.retain(|_, line| !line.waiting.is_empty() || line.turn > now);
+        self.forget();
         self.waiting =
             u32::try_from(self.tenants.values().map(|line| line.waiting.len()).sum::<usize>()).unwrap_or(u32::MAX);
     }
@@ -257,6 +288,41 @@ mod tests {
             before += 1;
         }
         assert!(before <= 1, "{before} runs of the noisy tenant came first");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_most_in_a_full_queue_makes_room_for_others() {
+        let gate = gate(1, 10);
+        let (noisy, quiet) = (tenant("noisy"), tenant("quiet"));
+        let mut held = gate.enter(&noisy, 1, 1).await.unwrap();
+        let mut waiting: Vec<_> = (0..10).map(|_| Box::pin(gate.enter(&noisy, 1, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        let mut late = Box::pin(gate.enter(&quiet, 1, 1));
+        assert!(late.as_mut().now_or_never().is_none(), "one tenant's queue is refused to another");
+        // The last one pays, and nobody gains by asking again.
+        assert_eq!(waiting.pop().unwrap().await.unwrap_err(), Busy::QueueFull(10));
+        assert_eq!(gate.enter(&noisy, 1, 1).await.unwrap_err(), Busy::QueueFull(10));
+        drop(held.take());
+        held = waiting.remove(0).await.unwrap();
+        drop(held.take());
+        assert!(late.as_mut().now_or_never().unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_whose_turn_is_over_are_forgotten_under_load() {
+        let gate = gate(1, 1_000);
+        let mut held = gate.enter(&tenant("busy"), 1, 1).await.unwrap();
+        for n in 0..2_000 {
+            let who = tenant(&format!("tenant-{n}"));
+            let mut waits = Box::pin(gate.enter(&who, 1, 1));
+            assert!(waits.as_mut().now_or_never().is_none());
+            drop(held.take());
+            held = waits.await.unwrap();
+        }
+        let known = gate.0.state.lock().tenants.len();
+        assert!(known < 200, "{known} tenants are remembered");
     }
 
     #[tokio::test(start_paused = true)]

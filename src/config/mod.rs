@@ -17,6 +17,8 @@ mod cases;
 mod clusters;
 mod identity;
 mod limits;
+mod mcp_authorization;
+mod mcp_runs;
 mod operations;
 mod plans;
 mod policy;
@@ -125,6 +127,9 @@ fn config(root: Table<'_>) -> Option<Config> {
     contradict(&root, &plans, unknown);
     if let (Some(catalog), Some(server)) = (&catalog, &server) {
         hide(&root, catalog, &server.mcp.path);
+    }
+    if let (Some(server), Some(identity)) = (&server, &identity) {
+        mcp_authorization::contradict(&root, &server.mcp, identity);
     }
     let policy = policy::read(&root);
     let approvals = approvals::read(&root);

@@ -9,6 +9,8 @@ use crate::mcp::Toolset;
 use crate::secret::Secret;
 use crate::{admin, mcp, proxy};
 
+use super::mcp_authorization;
+use super::mcp_runs;
 use super::reader::{At, Table, Value};
 use super::runtime::{ServerSettings, Threads};
 use super::secrets::unreadable;
@@ -175,13 +177,21 @@ fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Sett
         path: "/mcp".to_owned(),
         toolsets: toolsets(),
         public_url: url.clone(),
+        runs: mcp::RunSettings::default(),
+        authorization: None,
+        discovery_interval: mcp::settings::DISCOVERY_INTERVAL,
     };
     let Some(table) = root.section("mcp") else { return public_url.map(default) };
     let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
     let path = table.get("path").and_then(|v| mcp_path(&v)).unwrap_or_else(|| "/mcp".to_owned());
     let toolsets = table.get("toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(toolsets);
+    let (runs, authorization) = (mcp_runs::read(&table), mcp_authorization::read(&table));
+    let range = seconds(1)..=seconds(3_600);
+    let discovery_interval = table.get("discovery_interval").and_then(|v| v.duration(range));
+    let discovery_interval = discovery_interval.unwrap_or(mcp::settings::DISCOVERY_INTERVAL);
     table.close();
-    Some(mcp::Settings { enabled, path, toolsets, public_url: public_url?.clone() })
+    let public_url = public_url?.clone();
+    Some(mcp::Settings { enabled, path, toolsets, public_url, runs, authorization, discovery_interval })
 }
 
 fn mcp_path(value: &Value<'_>) -> Option<String> {

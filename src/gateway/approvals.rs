@@ -26,12 +26,12 @@ use self::claims::Claim;
 pub(super) use self::claims::Continues;
 use self::claims::NotClaimed;
 use self::rulings::Rows;
-use super::admit::Ground;
 use super::body::Payload;
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{Facts, look_up, not_found};
 use super::form::Form;
+use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Kind, RunStatus, rows as at};
 use crate::policy::Decision;
@@ -54,6 +54,8 @@ pub(super) struct Continuing {
     claim: Option<Claim>,
     /// Approvals that decided, for the audit log.
     pub(super) approvals: Vec<String>,
+    /// The paused run that goes on; `None` where another one begins.
+    pub(super) stored: Option<Box<str>>,
 }
 
 /// What a request to continue asks for.
@@ -131,7 +133,8 @@ pub(super) async fn guard(
     let mut claim = claim.map_err(not_claimed)?;
     let run = stored(ground, facts, run_id).await?;
     let approvals = weigh(ground, facts, form, (kind, deed), &run, Taking::Claimed(&mut claim)).await?;
-    Ok(Some(Continuing { claim: (deed == Deed::Answer).then_some(claim), approvals }))
+    let stored = (deed == Deed::Answer).then(|| run.to_string().into_boxed_str());
+    Ok(Some(Continuing { claim: (deed == Deed::Answer).then_some(claim), approvals, stored }))
 }
 
 /// Says what `guard` would, without claiming the run.

@@ -19,7 +19,7 @@ use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Ow
 use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
 use crate::principal::Principal;
-use crate::quota::{self, Exceeded, ExceededKind, NoPlan, Pass, Scope, Work};
+use crate::quota::{self, Exceeded, ExceededKind, LimitState, NoPlan, Pass, Scope, Work};
 
 /// Guards against floods from one address, before anything is known about the caller.
 pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
@@ -147,13 +147,22 @@ pub(super) async fn spend(
 }
 
 /// The fields of an answer that say what is left.
-pub(super) fn limits_told(snapshot: &Snapshot, pass: &Pass) -> HeaderMap {
+pub(super) fn limits_told(snapshot: &Snapshot, limits: &[LimitState]) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(8);
-    limit_headers(&mut headers, &pass.limits);
+    limit_headers(&mut headers, limits);
     if snapshot.quota.has_legacy_headers() {
-        legacy_headers(&mut headers, &pass.limits);
+        legacy_headers(&mut headers, limits);
     }
     headers
+}
+
+/// Ends an exchange with a refusal; the answer tells the rates that were spent, and the limit that was met.
+pub(super) fn answer_refused(snapshot: &Snapshot, exchange: &mut Exchange, refusal: &Refusal) -> Answer {
+    exchange.refused(refusal);
+    let mut answer = refusal.answer(&exchange.event.request_id);
+    let limits: Vec<LimitState> = exchange.limits.iter().chain(refusal.limit.as_deref()).copied().collect();
+    answer.headers.extend(limits_told(snapshot, &limits));
+    answer
 }
 
 /// Names the caller as this AgentOS does.
@@ -188,25 +197,25 @@ pub(super) async fn local(
     operation: &Operation,
     snapshot: &Snapshot,
     principal: &Principal,
-    pass: &Pass,
+    spent: &[LimitState],
 ) -> Result<Answer, Refusal> {
     match operation.exposure {
         Exposure::Local(Own::Health) => Ok(healthy()),
-        Exposure::Local(Own::Quota) => usage(snapshot, principal, pass).await,
+        Exposure::Local(Own::Quota) => usage(snapshot, principal, spent).await,
         Exposure::Local(Own::Socket) | Exposure::Offered | Exposure::Off(_) | Exposure::Facet(_) => {
             Err(Refusal::new(Code::OperationUnknown, Stage::Catalogue).because("answered by its own door only"))
         }
     }
 }
 
-async fn usage(snapshot: &Snapshot, principal: &Principal, pass: &Pass) -> Result<Answer, Refusal> {
+async fn usage(snapshot: &Snapshot, principal: &Principal, spent: &[LimitState]) -> Result<Answer, Refusal> {
     let no_plan = |e: NoPlan| Refusal::new(Code::Forbidden, Stage::Quota).because(e.to_string());
     let plan = snapshot.quota.plan_of(principal).map_err(no_plan)?;
     let usage = snapshot.quota.usage(principal, &Work::default()).await.map_err(no_plan)?;
     let limits: Vec<_> = usage.iter().map(limit_json).collect();
     let body = serde_json::json!({ "tenant": principal.tenant.as_str(), "plan": plan, "limits": limits });
     let mut answer = json_answer(body.to_string());
-    answer.headers.extend(limits_told(snapshot, pass));
+    answer.headers.extend(limits_told(snapshot, spent));
     Ok(answer)
 }
 

@@ -76,6 +76,9 @@ pub struct Call {
     pub tool: Option<&'static str>,
     /// Request body.
     pub body: Inbound,
+    /// The whole JSON reply, where the door knows it without asking AgentOS. The call is admitted like any other, and
+    /// the reply is narrowed to what the caller may see.
+    pub known: Option<Bytes>,
 }
 
 /// What the gateway answers. Dropping the body early ends the exchange: upstream sees the disconnect.
@@ -97,6 +100,15 @@ pub struct AnswerBody(StreamBody);
 pub trait LocalService: Send + Sync + 'static {
     /// Says whether the service owns the path.
     fn owns(&self, path: &str) -> bool;
+
+    /// Answers what needs no caller: public documents, and requests that are wrong whoever sends them. `None`: the door
+    /// finds out who calls first.
+    fn answer_anyone(&self, _method: &http::Method, _path: &str, _query: Option<&str>) -> Option<Answer> {
+        None
+    }
+
+    /// Adds to a refusal of the door how the sender of these headers becomes known here.
+    fn challenge(&self, _refusal: &mut Answer, _headers: &HeaderMap) {}
 
     /// Answers one request. The door has put [`Arc<Principal>`] and [`Carrier`] into its extensions.
     ///

@@ -8,8 +8,8 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde_json::Value;
 
-use super::admit::Ground;
 use super::facts::look_up;
+use super::ground::Ground;
 use super::refusal::Refusal;
 use crate::agentos::Kind;
 use crate::agentos::encode_segment;

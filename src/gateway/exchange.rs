@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::refusal::{Code, Refusal, Stage};
 use super::trail::{Said, Trail};
 use crate::agentos::{Action, Resource};
+use crate::quota::LimitState;
 use crate::telemetry::{AuditEvent, CacheResult, Door, ExchangeFinished, InFlight, Telemetry};
 
 /// The code of an exchange whose caller went away before the end.
@@ -29,6 +30,8 @@ pub(super) struct Exchange {
     pub(super) resource: Option<(Resource, String)>,
     /// Approvals that decided, for the audit log.
     pub(super) approvals: Vec<String>,
+    /// The rates that this exchange spent, which every answer to it tells.
+    pub(super) limits: Vec<LimitState>,
     /// Set in a dry run: what the stages say is gathered here, and nothing is logged or counted.
     pub(super) rehearsal: Option<Box<Trail>>,
     telemetry: Arc<Telemetry>,
@@ -73,6 +76,7 @@ impl Exchange {
             action: None,
             resource: None,
             approvals: Vec::new(),
+            limits: Vec::new(),
             rehearsal: None,
             telemetry: Arc::clone(telemetry),
             started: Instant::now(),

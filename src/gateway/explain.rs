@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::admit::{self, Ground};
+use super::admit;
 use super::arrival;
 use super::call::{Call, Caller};
 use super::exchange::Exchange;
 use super::facts::Facts;
+use super::ground::Ground;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::snapshot::Snapshot;

@@ -9,10 +9,10 @@ use moka::sync::Cache;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::admit::Ground;
 use super::body::Payload;
 use super::described;
 use super::forward;
+use super::ground::Ground;
 use super::knowledge;
 use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
@@ -127,10 +127,11 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     let mut session_is_mine = false;
     for session in &sessions {
         // Held before it is looked up: of two who find nothing, one would write into the session of the other.
-        let held = if makes_session(operation) { Some(hold(ground, session)?) } else { None };
+        let held = makes_session(operation).then(|| hold(ground, session));
         let owner = session_owner(ground, session, query).await?;
+        // Whoever owns a session needs no hold: naming it must not keep its owner out.
         if owner == Owner::Absent {
-            facts.new_session = held;
+            facts.new_session = held.transpose()?;
         }
         // What a caller's own token does not see may be somebody else's.
         let absent = owner == Owner::Absent && !ground.cluster.forwards_tokens();

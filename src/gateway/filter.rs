@@ -5,19 +5,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::admit::{Admitted, Ground};
+use super::admit::Admitted;
 use super::call::{Answer, AnswerBody};
+use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::snapshot::Snapshot;
 use super::strip::UserStripper;
 use super::view::View;
-use crate::agentos::{ListScope, Operation};
+use crate::agentos::{ListScope, Mark, Operation};
 use crate::cache::Stored;
 use crate::cluster::{Cluster, Knowledge};
 use crate::principal::Principal;
@@ -35,6 +36,8 @@ pub(super) enum Rule {
     TenantRows,
     /// Content rows with the tenant's mark.
     MarkedRows,
+    /// An object without what this field mixes.
+    Emptied(&'static str),
 }
 
 /// Who looks, through which door, at which cluster.
@@ -66,14 +69,14 @@ pub(super) fn rule(operation: &Operation, cluster: &Cluster, tenant_wide: bool) 
     if !operation.lists_within.is_empty() {
         return Rule::Within;
     }
+    let shares_knowledge = matches!(cluster.settings.knowledge, Knowledge::Metadata(_));
+    if let Some(Mark::Mixed(field)) = operation.mark.filter(|_| shares_knowledge) {
+        return Rule::Emptied(field);
+    }
     match operation.list {
         Some(list) if list.scope == ListScope::PerItem => Rule::PerItem,
         Some(list) if list.scope == ListScope::Tenant && tenant_wide => Rule::TenantRows,
-        Some(list)
-            if list.scope == ListScope::Marked && matches!(cluster.settings.knowledge, Knowledge::Metadata(_)) =>
-        {
-            Rule::MarkedRows
-        }
+        Some(list) if list.scope == ListScope::Marked && shares_knowledge => Rule::MarkedRows,
         Some(_) | None => Rule::Pass,
     }
 }
@@ -91,6 +94,16 @@ pub(super) fn cached(ground: &Ground<'_>, stored: &Stored, mut headers: HeaderMa
     }
     let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::OK);
     Ok(Answer { status, headers, body: AnswerBody::full(body), refused: None })
+}
+
+/// The answer to a call whose reply the door knew, filtered for this caller.
+///
+/// # Errors
+/// Those of [`Eye::narrow`].
+pub(super) fn known(ground: &Ground<'_>, body: Bytes, mut headers: HeaderMap) -> Result<Answer, Refusal> {
+    let body = Eye::of_ground(ground).narrow(body)?;
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(Answer { status: StatusCode::OK, headers, body: AnswerBody::full(body), refused: None })
 }
 
 // === impl Eye ===
@@ -125,6 +138,7 @@ impl<'a> Eye<'a> {
         let body = match rule(self.operation, self.cluster, false) {
             Rule::PerItem => self.items(body)?,
             Rule::Within => self.within(&body)?,
+            Rule::Emptied(field) => emptied(field, &body)?,
             // Rows are narrowed while they are paged (`forward::rows`).
             Rule::Pass | Rule::TenantRows | Rule::MarkedRows => body,
         };
@@ -142,7 +156,7 @@ impl<'a> Eye<'a> {
                 Knowledge::Metadata(key) => knowledge::belongs(row, key, self.principal.tenant.as_str()),
                 Knowledge::Exclusive | Knowledge::Unset => true,
             },
-            Rule::Pass | Rule::PerItem | Rule::Within => true,
+            Rule::Pass | Rule::PerItem | Rule::Within | Rule::Emptied(_) => true,
         }
     }
 
@@ -186,6 +200,15 @@ impl<'a> Eye<'a> {
         let ask = self.view.ask(self.principal, self.cluster, operation, id);
         self.snapshot.policies.decide(&ask).is_allow()
     }
+}
+
+/// An object with an empty list in the place of a field.
+fn emptied(field: &str, body: &[u8]) -> Result<Bytes, Refusal> {
+    let mut object: serde_json::Map<String, Value> = serde_json::from_slice(body).map_err(|e| unreadable(&e))?;
+    if let Some(value) = object.get_mut(field) {
+        *value = Value::Array(Vec::new());
+    }
+    Ok(serde_json::to_vec(&object).map_err(|e| unreadable(&e))?.into())
 }
 
 fn unreadable(error: &serde_json::Error) -> Refusal {

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
 use super::admit::{Acting, Admitted, is_idempotent};
+use super::arrival;
 use super::body::Payload;
 use super::call::{Answer, AnswerBody};
 use super::exchange::Exchange;
@@ -26,7 +27,6 @@ use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
-use crate::usage::Meter;
 
 /// Most attempts for one call, the first included.
 const ATTEMPTS_MAX: u32 = 3;
@@ -58,7 +58,9 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => Box::pin(rows(gateway, &admitted, rule)).await.map(Replied::Whole),
-        Rule::Pass | Rule::PerItem | Rule::Within => reply(gateway, &mut admitted, &mut exchange).await,
+        Rule::Pass | Rule::PerItem | Rule::Within | Rule::Emptied(_) => {
+            reply(gateway, &mut admitted, &mut exchange).await
+        }
     };
     match replied {
         Ok(Replied::Whole(answer)) => {
@@ -74,10 +76,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
             let body = if is_events { stream::events(body, settlement) } else { stream::opaque(body, settlement) };
             Answer { status, headers, body, refused: None }
         }
-        Err(refusal) => {
-            exchange.refused(&refusal);
-            refusal.answer(&exchange.event.request_id)
-        }
+        Err(refusal) => arrival::answer_refused(&admitted.snapshot, &mut exchange, &refusal),
     }
 }
 
@@ -117,7 +116,9 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
     let length = http_body::Body::size_hint(&body).exact();
-    let must_read = admitted.fill.is_some() || admitted.lease.is_some() || admitted.operation().list.is_some();
+    let narrows = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide) != Rule::Pass;
+    let must_read =
+        narrows || admitted.fill.is_some() || admitted.lease.is_some() || admitted.operation().list.is_some();
     if !must_read && length.is_none_or(|length| length > SMALL_REPLY_BYTES) {
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
@@ -130,7 +131,10 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     if head.status.is_success() {
         purge(gateway, admitted);
     }
-    settle_whole(gateway, admitted, exchange, head.status, &raw);
+    if admitted.lease.is_some() {
+        settle_whole(gateway, admitted, exchange, head.status, &raw);
+        Box::pin(admitted.snapshot.quota.kept()).await;
+    }
     // A reply that is no success is no list either.
     let body = if head.status.is_success() { Eye::of_admitted(admitted).narrow(raw)? } else { raw };
     Ok(Replied::Whole(Answer { status: head.status, headers, body: AnswerBody::full(body), refused: None }))
@@ -160,6 +164,7 @@ pub(super) fn purge(gateway: &Gateway, admitted: &Admitted) {
     let described = |row: &Operation| matches!(row.resource, Resource::Agent | Resource::Team | Resource::Workflow);
     if purges.iter().any(|id| admitted.snapshot.catalog.get(id).is_some_and(described)) {
         gateway.descriptions.forget();
+        gateway.has_changed();
     }
 }
 
@@ -172,9 +177,12 @@ fn settle_whole(
     body: &[u8],
 ) {
     let Some(mut lease) = admitted.lease.take() else { return };
-    let mut meter = Meter::new();
+    let mut meter = admitted.meter();
     meter.json(body);
     let seen = meter.run().cloned();
+    // A workflow of 2.x answers 200 to a run in the background, with a status that is no end.
+    let goes_on =
+        status == StatusCode::ACCEPTED || (admitted.background && status.is_success() && meter.terminal().is_none());
     let usage = meter.finish();
     exchange.event.tokens = usage.models.iter().map(tokens).collect();
     if let Some(seen) = &seen {
@@ -189,9 +197,7 @@ fn settle_whole(
             );
         }
     }
-    if status == StatusCode::ACCEPTED
-        && let Some(seen) = seen
-    {
+    if goes_on && let Some(seen) = seen {
         return runs::hand_over(gateway, admitted, seen, lease);
     }
     if status.is_success() {
@@ -438,12 +444,23 @@ pub(super) async fn look_up(
     caller_token: Option<&str>,
     target: &str,
 ) -> Result<Option<Value>, Refusal> {
+    look_up_as(gateway, cluster, caller_token, target, None).await
+}
+
+/// The same, with a name by which AgentOS's log tells it from what callers cause.
+pub(super) async fn look_up_as(
+    gateway: &Gateway,
+    cluster: &Arc<Cluster>,
+    caller_token: Option<&str>,
+    target: &str,
+    agent: Option<&'static str>,
+) -> Result<Option<Value>, Refusal> {
     // Boxed: few calls look anything up, and every call would carry the state of several sends.
     let work = Box::pin(async {
-        let response = match ask(gateway, cluster, caller_token, target, Freshness::Pooled).await {
+        let response = match ask(gateway, cluster, caller_token, target, (agent, Freshness::Pooled)).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile.
             Err((_, Retry::Always | Retry::Idempotent)) => {
-                ask(gateway, cluster, caller_token, target, Freshness::Fresh).await
+                ask(gateway, cluster, caller_token, target, (agent, Freshness::Fresh)).await
             }
             other => other,
         };
@@ -479,13 +496,16 @@ async fn ask(
     cluster: &Arc<Cluster>,
     caller_token: Option<&str>,
     target: &str,
-    freshness: Freshness,
+    (agent, freshness): (Option<&'static str>, Freshness),
 ) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
     let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
     if let Some(credential) = cluster.lookup_authorization(caller_token, SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
+    }
+    if let Some(agent) = agent {
+        request.headers_mut().insert(header::USER_AGENT, HeaderValue::from_static(agent));
     }
     let connect_timeout = cluster.settings.timeouts.connect;
     let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::address;
-use super::admit::Ground;
 use super::body::Payload;
 use super::described::{self, Described};
 use super::facts::{self, not_found};
 use super::form::Form;
+use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version, rows};
 use crate::cluster::Knowledge;
@@ -148,6 +148,8 @@ pub(super) fn pin(ground: &Ground<'_>, payload: &mut Payload) -> Result<(), Refu
             form.set(field, &json!(metadata).to_string());
             Ok(())
         }
+        // What its reply may not say is taken out of it (`filter`).
+        (Mark::Mixed(_), _) => Ok(()),
         // Nothing that could carry the mark was sent: what would reach AgentOS is not the tenant's.
         (Mark::Filter(_) | Mark::Metadata(_) | Mark::MetadataIfGiven(_), _) => {
             Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("this operation needs a request body"))

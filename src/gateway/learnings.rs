@@ -5,8 +5,8 @@
 
 use serde_json::Value;
 
-use super::admit::Ground;
 use super::body::Payload;
+use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
 
 /// Learnings that AgentOS keys by user or session.

@@ -23,6 +23,7 @@ mod approvals;
 mod arrival;
 mod described;
 mod facts;
+mod ground;
 mod knowledge;
 mod learnings;
 mod sessions;
@@ -34,10 +35,12 @@ mod trail;
 
 mod filter;
 mod forward;
+mod once;
 mod runs;
 mod stream;
 mod strip;
 
+mod discover;
 mod path;
 
 #[cfg(feature = "fuzzing")]
@@ -49,6 +52,7 @@ pub use approvals::ApprovalSettings;
 pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
 pub use exchange::CLIENT_CLOSED;
 pub use limits::Limits;
+pub use once::Once;
 pub use path::{Gateway, Spawn};
 pub use refusal::{Code, Loudness, Refusal, Row, Stage};
 pub use snapshot::Snapshot;

@@ -18,7 +18,8 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
-use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_json};
+use super::once::{Names, Once};
+use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::runs::Runs;
 use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
@@ -45,14 +46,17 @@ pub struct Gateway {
     pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
     pub(super) continues: Continues,
+    once: Names,
     pub(super) spawn: Spawn,
     seal: Seal,
+    /// Counts what lists depend on.
+    pub(super) changed: tokio::sync::watch::Sender<u64>,
 }
 
 impl Gateway {
     /// A gateway with its first configuration.
     pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, Continues::new())
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, (Continues::new(), Names::new(None)))
     }
 
     /// The same, with the claims of continued runs in a store that instances share.
@@ -64,8 +68,9 @@ impl Gateway {
         spawn: Spawn,
         store: Arc<dyn Store>,
     ) -> Arc<Self> {
+        let once = Names::new(Some(Arc::clone(&store)));
         let continues = Continues::shared(store, Arc::clone(&spawn));
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, continues)
+        Self::with_claims(snapshot, client, telemetry, seal, spawn, (continues, once))
     }
 
     fn with_claims(
@@ -74,7 +79,7 @@ impl Gateway {
         telemetry: Arc<Telemetry>,
         seal: Seal,
         spawn: Spawn,
-        continues: Continues,
+        (continues, once): (Continues, Names),
     ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -85,8 +90,10 @@ impl Gateway {
             new_sessions: NewSessions::new(),
             runs: Runs::new(),
             continues,
+            once,
             spawn,
             seal,
+            changed: tokio::sync::watch::Sender::new(0),
         })
     }
 
@@ -98,12 +105,14 @@ impl Gateway {
     /// Replaces the configuration of exchanges that begin from now on.
     pub fn install(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+        self.has_changed();
     }
 
     /// Replaces the policies alone; every other stage, and what it counts, stays.
     pub fn install_policies(&self, policies: Policies) {
         let policies = Arc::new(policies);
         self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
+        self.has_changed();
     }
 
     /// Sizes and times that the doors enforce.
@@ -119,6 +128,12 @@ impl Gateway {
     /// Signs what callers carry for us: run handles, request state.
     pub fn seal(&self) -> &Seal {
         &self.seal
+    }
+
+    /// Guards an answer that needs no caller against floods: the refusal to give instead, which counts as one exchange.
+    pub fn guard(&self, door: Door, carrier: &Carrier, method: &http::Method) -> Option<Answer> {
+        let refusal = arrival::flood(&self.snapshot(), carrier.peer).err()?;
+        Some(self.refused(door, carrier, method, &refusal))
     }
 
     /// Verifies who sent the request that carries calls: an MCP request, a WebSocket handshake.
@@ -140,12 +155,14 @@ impl Gateway {
             Ok(()) => arrival::identify(&snapshot, headers).await,
             Err(refusal) => Err(refusal),
         };
-        verified.map_err(|refusal| {
-            let id = Arc::clone(&carrier.request_id);
-            let mut exchange = Exchange::begin(&self.telemetry, door, id, carrier.peer, method);
-            exchange.refused(&refusal);
-            refusal.answer(&carrier.request_id)
-        })
+        verified.map_err(|refusal| self.refused(door, carrier, method, &refusal))
+    }
+
+    fn refused(&self, door: Door, carrier: &Carrier, method: &http::Method, refusal: &Refusal) -> Answer {
+        let id = Arc::clone(&carrier.request_id);
+        let mut exchange = Exchange::begin(&self.telemetry, door, id, carrier.peer, method);
+        exchange.refused(refusal);
+        refusal.answer(&carrier.request_id)
     }
 
     /// Serves one call: admits it, forwards it, and answers, refusals included.
@@ -155,13 +172,12 @@ impl Gateway {
     /// started without a stream goes on upstream, so its exchange is finished in the background.
     pub async fn serve(self: &Arc<Self>, call: Call) -> Answer {
         let id = Arc::clone(&call.request_id);
-        let mut exchange = Exchange::begin(&self.telemetry, call.door, Arc::clone(&id), call.peer, &call.method);
+        let mut exchange = Exchange::begin(&self.telemetry, call.door, id, call.peer, &call.method);
         let snapshot = self.snapshot();
         if matches!(call.caller, Caller::ByHeaders)
             && let Err(refusal) = arrival::flood(&snapshot, call.peer)
         {
-            exchange.refused(&refusal);
-            return refusal.answer(&id);
+            return arrival::answer_refused(&snapshot, &mut exchange, &refusal);
         }
         match admit::admit(self, &snapshot, call, &mut exchange).await {
             Ok(Verdict::Answered(answer)) => {
@@ -179,14 +195,7 @@ impl Gateway {
                     forward::forward(self, *admitted, exchange).await
                 }
             }
-            Err(refusal) => {
-                exchange.refused(&refusal);
-                let mut answer = refusal.answer(&id);
-                if let Some(limit) = refusal.limit.as_deref().filter(|_| snapshot.quota.has_legacy_headers()) {
-                    legacy_headers(&mut answer.headers, std::slice::from_ref(limit));
-                }
-                answer
-            }
+            Err(refusal) => arrival::answer_refused(&snapshot, &mut exchange, &refusal),
         }
     }
 
@@ -230,6 +239,14 @@ impl Gateway {
         }
         let view = View { door: door.as_str(), peer, human: false, tool: None };
         snapshot.policies.decide(&view.ask(principal, cluster, operation, resource_id)).is_allow()
+    }
+
+    /// Takes a name that may be taken once, in all instances that share a store, until the time is over.
+    ///
+    /// # Cancel safety
+    /// The name may have been taken.
+    pub async fn take_once(&self, name: &str, lasts: std::time::Duration) -> Once {
+        self.once.take(name, lasts).await
     }
 
     /// What the caller's plan limits and what is left of it, without spending; `None` without a plan.

@@ -12,7 +12,7 @@ use super::admit::Admitted;
 use super::forward;
 use super::path::Gateway;
 use crate::agentos::{Kind, RunStatus, rows};
-use crate::cluster::{Cluster, EndpointTag, UpstreamUser};
+use crate::cluster::{Cluster, EndpointTag, Place, UpstreamUser};
 use crate::principal::TenantId;
 use crate::quota::{Growth, Lease, ModelSpent};
 use crate::telemetry::Telemetry;
@@ -44,7 +44,11 @@ struct Background {
     session_id: String,
     /// Set where AgentOS gets callers' own tokens: once it has expired, the lease ends at its deadline.
     caller_token: Option<String>,
+    /// Knows what the run had used before, if it goes on after a pause.
+    meter: Meter,
     lease: Held,
+    /// The endpoint is as busy with it as with any other run.
+    _place: Option<Place>,
 }
 
 // === impl Held ===
@@ -53,7 +57,15 @@ impl Held {
     /// Counts the run as active.
     pub(super) fn new(lease: Lease, telemetry: &Arc<Telemetry>, tenant: &TenantId) -> Self {
         telemetry.runs_active(tenant, 1);
-        Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() }
+        let held = Self { lease, telemetry: Arc::clone(telemetry), tenant: tenant.clone() };
+        held.tell_budgets();
+        held
+    }
+
+    fn tell_budgets(&self) {
+        for budget in self.lease.budgets() {
+            self.telemetry.quota_used(&self.tenant, budget.name, budget.used_ratio());
+        }
     }
 
     /// How often the tenant's turn comes at busy endpoints.
@@ -81,6 +93,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.telemetry.runs_active(&self.tenant, -1);
+        self.tell_budgets();
     }
 }
 
@@ -109,7 +122,8 @@ impl Runs {
 
 /// Gives the lease of a run that goes on to whoever watches it; where nobody can, it ends here at the price of its
 /// reservation.
-pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSeen, lease: Held) {
+pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, seen: RunSeen, lease: Held) {
+    let place = admitted.place.take();
     let Some((kind, component)) = admitted.matched.component() else { return };
     let run = Background {
         cluster: Arc::clone(&admitted.cluster),
@@ -118,7 +132,9 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &Admitted, seen: RunSe
         run_id: seen.run_id,
         session_id: seen.session_id.or_else(|| admitted.session.clone()).unwrap_or_default(),
         caller_token: admitted.caller_token.clone(),
+        meter: admitted.meter(),
         lease,
+        _place: place,
     };
     (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
 }
@@ -138,10 +154,10 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
         };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
         if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
-            let mut meter = Meter::new();
-            meter.json(row.to_string().as_bytes());
-            let usage = meter.finish();
-            // A cancelled run reports no tokens: ending it just before its end must not make it free.
+            run.meter.json(row.to_string().as_bytes());
+            let usage = run.meter.finish();
+            // The exchange that started the run has ended without them.
+            usage.models.iter().for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
             run.lease.commit(&usage);
             return;
         }

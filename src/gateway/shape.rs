@@ -5,9 +5,10 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::admit::{Acting, Ground};
+use super::admit::Acting;
 use super::body::Payload;
 use super::facts::not_found;
+use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Affinity, CanonicalPath, Operation, Place, Query};

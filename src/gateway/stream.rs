@@ -41,6 +41,7 @@ pub(super) struct Settlement {
     /// A budget is used up, and the plan says to cut.
     overdrawn: bool,
     learned: bool,
+    settled: bool,
     ended: bool,
 }
 
@@ -61,6 +62,8 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
         revoked: settlement.revoked(),
         expires,
         line_open: false,
+        tail: Bytes::new(),
+        kept: None,
         settlement,
     };
     AnswerBody::stream(stream.boxed_unsync())
@@ -91,6 +94,10 @@ struct Events {
     expires: bool,
     /// The last byte passed on was not the end of an event.
     line_open: bool,
+    /// What is still to be passed on once upstream has ended.
+    tail: Bytes,
+    /// Ready once the store has what the run used.
+    kept: Option<BoxFuture<'static, ()>>,
     settlement: Settlement,
 }
 
@@ -106,13 +113,14 @@ struct Opaque {
 impl Settlement {
     pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
         Self {
+            meter: admitted.meter(),
             gateway,
             admitted,
             exchange,
-            meter: Meter::new(),
             charged: 0,
             overdrawn: false,
             learned: false,
+            settled: false,
             ended: false,
         }
     }
@@ -163,6 +171,32 @@ impl Settlement {
         forward::purge(&self.gateway, &self.admitted);
     }
 
+    /// Charges the run, or hands its lease to whoever watches it. Only the first settlement counts.
+    fn settle(&mut self) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let terminal = self.meter.terminal().is_some();
+        if let Some(session) = self.admitted.new_session.as_mut().filter(|_| terminal) {
+            session.ended();
+        }
+        let minted = || self.admitted.run_id.map(|id| RunSeen { run_id: id.to_string(), session_id: None });
+        let run = self.meter.run().cloned().or_else(minted);
+        let usage = std::mem::take(&mut self.meter).finish();
+        self.exchange.event.tokens = usage.models.iter().map(forward::tokens).collect();
+        match (self.admitted.lease.take(), run) {
+            (Some(mut lease), _) if terminal => {
+                lease.commit(&usage);
+            }
+            // AgentOS 3 streams background runs too, and goes on when nobody listens.
+            (Some(lease), Some(run)) if self.admitted.background => {
+                runs::hand_over(&self.gateway, &mut self.admitted, run, lease);
+            }
+            // A lease that is dropped pays what was seen or reserved.
+            (_, _) => {}
+        }
+    }
+
     /// The stream was cut; what the log says, and the event that the caller gets.
     fn cut(&mut self, refusal: &Refusal, line_open: bool) -> Bytes {
         self.ended = true;
@@ -184,24 +218,7 @@ impl Settlement {
 
 impl Drop for Settlement {
     fn drop(&mut self) {
-        let terminal = self.meter.terminal().is_some();
-        if let Some(session) = self.admitted.new_session.as_mut().filter(|_| terminal) {
-            session.ended();
-        }
-        let minted = || self.admitted.run_id.map(|id| RunSeen { run_id: id.to_string(), session_id: None });
-        let run = self.meter.run().cloned().or_else(minted);
-        let usage = std::mem::replace(&mut self.meter, Meter::new()).finish();
-        self.exchange.event.tokens = usage.models.iter().map(forward::tokens).collect();
-        match (self.admitted.lease.take(), run) {
-            (Some(mut lease), _) if terminal => {
-                lease.commit(&usage);
-            }
-            // AgentOS 3 streams background runs too, and goes on when nobody listens.
-            (Some(lease), Some(run)) if self.admitted.background => {
-                runs::hand_over(&self.gateway, &self.admitted, run, lease);
-            }
-            (_, _) => {}
-        }
+        self.settle();
         if !self.ended {
             self.exchange.abandoned();
         }
@@ -236,8 +253,8 @@ impl Events {
         Poll::Ready(Some(Ok(Frame::data(event))))
     }
 
-    /// Upstream has closed: a run must have ended before.
-    fn finish(&mut self) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+    /// Upstream has closed: a run must have ended before. The answer ends once the store has what it used.
+    fn finish(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
         let is_run = self.settlement.admitted.operation().cost == Cost::Model;
         if is_run && self.settlement.meter.terminal().is_none() {
             let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because("the stream ended before its run");
@@ -245,8 +262,21 @@ impl Events {
         }
         self.upstream = None;
         self.settlement.complete();
-        let rest = self.stripper.finish();
-        if rest.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(rest)))) }
+        self.tail = self.stripper.finish();
+        if is_run {
+            self.settlement.settle();
+            self.kept = Some(Box::pin(self.settlement.admitted.snapshot.quota.kept()));
+        }
+        self.last(cx)
+    }
+
+    fn last(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        if let Some(kept) = &mut self.kept {
+            std::task::ready!(kept.as_mut().poll(cx));
+            self.kept = None;
+        }
+        let tail = std::mem::take(&mut self.tail);
+        Poll::Ready((!tail.is_empty()).then(|| Ok(Frame::data(tail))))
     }
 }
 
@@ -270,7 +300,7 @@ impl Body for Events {
             return this.cut(&refusal.because("the budget ran out during the run"));
         }
         loop {
-            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
+            let Some(upstream) = &mut this.upstream else { return this.last(cx) };
             match Pin::new(upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
@@ -286,7 +316,7 @@ impl Body for Events {
                     };
                     return this.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
                 }
-                Poll::Ready(None) => return this.finish(),
+                Poll::Ready(None) => return this.finish(cx),
                 Poll::Pending => break,
             }
         }

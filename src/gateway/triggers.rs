@@ -11,12 +11,13 @@ use std::sync::Arc;
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::admit::{Acting, Ground};
+use super::admit::Acting;
 use super::body::{self, Payload};
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts, not_found};
 use super::form::Form;
+use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use super::shape;

@@ -102,7 +102,7 @@ impl Record {
             key.plan.map(Arc::from),
             key.expires_at,
         );
-        principal.credential = Some(CredentialId { id: None, sha256: key.sha256 });
+        principal.credential = Some(CredentialId { id: None, sha256: key.sha256, audiences: Vec::new() });
         Self { sha256: key.sha256, principal: Arc::new(principal) }
     }
 }

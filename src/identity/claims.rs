@@ -47,6 +47,16 @@ impl ClaimSet {
         self.text("jti").filter(|id| (1..=NAME_BYTES_MAX).contains(&id.len())).map(Arc::from)
     }
 
+    /// The accepted audiences that the token names.
+    pub(super) fn audiences(&self, accepted: &[String]) -> Vec<Arc<str>> {
+        let named = |audience: &&String| match self.0.get("aud") {
+            Some(Value::String(one)) => one == *audience,
+            Some(Value::Array(list)) => list.iter().any(|one| one.as_str() == Some(audience)),
+            None | Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) => false,
+        };
+        accepted.iter().filter(named).map(|audience| audience.as_str().into()).collect()
+    }
+
     fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).and_then(Value::as_str)
     }

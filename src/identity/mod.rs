@@ -249,7 +249,8 @@ impl Identity {
         let generation = issuer.generation();
         issuer.verify_signature(&jws, &*self.fetch, Instant::now()).await?;
         let mut principal = self.rules.principal(&claims, issuer.settings(), now)?;
-        principal.credential = Some(CredentialId { id: claims.token_id(), sha256: digest });
+        let audiences = claims.audiences(&issuer.settings().audiences);
+        principal.credential = Some(CredentialId { id: claims.token_id(), sha256: digest, audiences });
         let principal = Arc::new(principal);
         let ends_at = principal.expires_at.unwrap_or(0).saturating_add(self.rules.leeway_seconds());
         let known =

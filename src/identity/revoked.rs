@@ -145,7 +145,7 @@ mod tests {
     fn caller(subject: &str, jti: Option<&str>) -> Principal {
         let tenant = TenantId::new("acme").unwrap();
         let mut caller = Principal::new(PrincipalKind::User, subject, tenant, vec![], vec![], None, None);
-        caller.credential = Some(CredentialId { id: jti.map(Arc::from), sha256: [0xab; 32] });
+        caller.credential = Some(CredentialId { id: jti.map(Arc::from), sha256: [0xab; 32], audiences: Vec::new() });
         caller
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use rmcp::model::{CallToolResult, ContentBlock};
@@ -44,6 +45,10 @@ pub(super) struct Ask<'a> {
     pub(super) ids: &'a [&'a str],
     pub(super) query: &'a [(&'a str, &'a str)],
     pub(super) body: AskBody,
+    /// The reply, where discovery knows it.
+    pub(super) known: Option<Bytes>,
+    /// A person said so, the client claims.
+    pub(super) human: bool,
 }
 
 /// The body of what is asked.
@@ -64,6 +69,8 @@ pub(super) enum Failure {
     Broken(&'static str),
     /// The arguments cannot be used.
     Argument(String),
+    /// The state of an earlier question cannot be used: an error of the protocol, not of the tool.
+    State(&'static str),
 }
 
 /// A refusal of the gateway, as far as a model needs it.
@@ -85,7 +92,12 @@ impl Asker {
     /// # Cancel safety
     /// Dropping the future ends the exchange.
     pub(super) async fn serve(&self, ask: &Ask<'_>) -> Answer {
-        Arc::clone(&self.path).serve(self.call(ask)).await
+        self.begin(ask).await
+    }
+
+    /// The same as a future that owns everything.
+    pub(super) fn begin(&self, ask: &Ask<'_>) -> BoxFuture<'static, Answer> {
+        Arc::clone(&self.path).serve(self.call(ask))
     }
 
     /// Sends what is asked and reads the answer as JSON; `Null` for an empty answer.
@@ -103,7 +115,8 @@ impl Asker {
         tokio::time::timeout(ANSWER_WAIT, read).await.unwrap_or(Err(Failure::Broken("did not answer in time")))
     }
 
-    fn call(&self, ask: &Ask<'_>) -> Call {
+    /// What is asked as a call.
+    pub(super) fn call(&self, ask: &Ask<'_>) -> Call {
         let mut headers = self.trace.clone();
         let body = match &ask.body {
             AskBody::None => Inbound::Empty,
@@ -128,9 +141,10 @@ impl Asker {
             peer: self.carrier.peer,
             caller: Caller::Verified(Arc::clone(&self.principal)),
             cluster: Some(Arc::clone(&ask.cluster)),
-            human: false,
+            human: ask.human,
             tool: self.tool,
             body,
+            known: ask.known.clone(),
         }
     }
 }
@@ -140,7 +154,8 @@ impl Asker {
 impl<'a> Ask<'a> {
     /// A question without body and query.
     pub(super) fn plain(route: Route, cluster: &Arc<str>, ids: &'a [&'a str]) -> Self {
-        Self { route, cluster: Arc::clone(cluster), ids, query: &[], body: AskBody::None }
+        let cluster = Arc::clone(cluster);
+        Self { route, cluster, ids, query: &[], body: AskBody::None, known: None, human: false }
     }
 }
 
@@ -152,7 +167,7 @@ impl Failure {
         match self {
             Self::Refused(refused) => refused.code == "not_found",
             Self::Upstream { status, .. } => *status == 404,
-            Self::Broken(_) | Self::Argument(_) => false,
+            Self::Broken(_) | Self::Argument(_) | Self::State(_) => false,
         }
     }
 
@@ -168,6 +183,15 @@ impl Failure {
             Self::Upstream { status, .. } => format!("upstream_{status}"),
             Self::Broken(_) => "upstream_invalid".to_owned(),
             Self::Argument(_) => "argument".to_owned(),
+            Self::State(_) => "state".to_owned(),
+        }
+    }
+
+    /// When the gateway says that it is worth trying again.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refused) => refused.retry_after.map(Duration::from_secs),
+            Self::Upstream { .. } | Self::Broken(_) | Self::Argument(_) | Self::State(_) => None,
         }
     }
 
@@ -179,6 +203,7 @@ impl Failure {
             Self::Upstream { status, detail } => format!("the agent service answered {status}: {detail}"),
             Self::Broken(what) => format!("upstream_invalid: the agent service {what}"),
             Self::Argument(what) => what.clone(),
+            Self::State(what) => (*what).to_owned(),
         }
     }
 

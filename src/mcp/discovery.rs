@@ -1,21 +1,42 @@
-//! Owns what is known of the components behind the gateway: what the last look at the lists showed, per caller.
-//! Does not look itself (`tools::agents` does) and grants nothing: a run is admitted afresh.
-//! Invariants: a caller's view is never shown to another caller; both tables are bounded.
+//! Owns what is known of the components behind the gateway: polled from each cluster, kept for all callers.
+//! Does not decide who sees what (`viewer`) and grants nothing: a run is admitted afresh.
+//! Invariants: requests read what is known and never ask AgentOS; what is kept is bounded in number and length; texts
+//! of AgentOS are data: one line, cut, without control characters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::path::Path;
+use super::text;
 use crate::agentos::operation::Kind;
-use crate::principal::Principal;
 
-/// How long a look is good for finding a component by its id.
-const FRESH: Duration = Duration::from_secs(60);
-const CALLERS_MAX: usize = 1_024;
-const KNOWN_MAX: usize = 64;
+/// Components of one list that are kept.
+const LISTED_MAX: usize = 1_000;
+/// All texts of one list, in bytes.
+const LIST_BYTES_MAX: usize = 512 * 1024;
+const ID_CHARS_MAX: usize = 200;
+const NAME_CHARS_MAX: usize = 100;
+const DESCRIPTION_CHARS_MAX: usize = 300;
+/// Clusters are asked as long as somebody used the endpoint within this time.
+const INTEREST: Duration = Duration::from_secs(15 * 60);
+/// Longest wait of a request for the first look at its clusters.
+const FIRST_LOOK_WAIT: Duration = Duration::from_secs(5);
+/// Longest look at one cluster.
+const LOOK_WAIT: Duration = Duration::from_secs(20);
+/// First pause after a look that failed; it doubles up to the interval.
+const RETRY: Duration = Duration::from_secs(1);
+/// Shortest time between two looks, however often components change.
+const BREATH: Duration = Duration::from_millis(250);
 
 /// One agent, team or workflow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,89 +48,296 @@ pub(super) struct Found {
     pub(super) description: String,
 }
 
+/// One list of a cluster as the last look left it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct List {
+    /// By id.
+    pub(super) found: Vec<Arc<Found>>,
+    /// The same as AgentOS would list it, for `Call::known`.
+    pub(super) body: Bytes,
+    /// Why the last look failed; what is kept is then older.
+    pub(super) failure: Option<&'static str>,
+}
+
+/// Everything that is known, for all callers: filter it before anybody sees it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    lists: BTreeMap<(Arc<str>, Kind), List>,
+}
+
 /// What the last looks showed.
-#[derive(Default)]
 pub(super) struct Discovery {
-    tables: Mutex<Tables>,
+    seen: watch::Sender<Arc<Seen>>,
+    /// When each cluster was last looked at, with or without success.
+    looked: watch::Sender<HashMap<Arc<str>, Instant>>,
+    /// When somebody last wanted to know.
+    wanted: watch::Sender<Option<Instant>>,
+    /// The clusters that are looked at.
+    followed: Mutex<HashSet<Arc<str>>>,
+    interval: Duration,
 }
 
-#[derive(Default)]
-struct Tables {
-    /// By principal version.
-    views: HashMap<u64, View>,
-    /// Ids that policy is asked about when it allows no whole collection. Never shown.
-    known: Vec<(Kind, String)>,
-}
-
-struct View {
-    at: Instant,
-    found: Arc<[Found]>,
-}
+// === impl Discovery ===
 
 impl Discovery {
-    /// Remembers a whole look: all kinds on all clusters of the caller.
-    pub(super) fn remember(&self, principal: &Principal, found: &[Found]) {
-        let mut tables = self.tables.lock();
-        if tables.views.len() >= CALLERS_MAX && !tables.views.contains_key(&principal.version) {
-            let oldest = tables.views.iter().min_by_key(|(_, view)| view.at).map(|(version, _)| *version);
-            oldest.and_then(|version| tables.views.remove(&version));
-        }
-        tables.views.insert(principal.version, View { at: Instant::now(), found: found.into() });
-        for item in found {
-            let known = tables.known.iter().any(|(kind, id)| *kind == item.kind && *id == item.id);
-            if !known && tables.known.len() < KNOWN_MAX {
-                tables.known.push((item.kind, item.id.clone()));
+    /// Nothing is known yet; each of the clusters is to be looked at this often.
+    pub(super) fn new(interval: Duration, clusters: Vec<Arc<str>>) -> Self {
+        let (seen, looked, wanted) = (watch::Sender::default(), watch::Sender::default(), watch::Sender::new(None));
+        Self { seen, looked, wanted, followed: Mutex::new(clusters.into_iter().collect()), interval }
+    }
+
+    /// What is known now.
+    pub(super) fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen.borrow())
+    }
+
+    /// Tells of every change of what is known.
+    pub(super) fn changes(&self) -> watch::Receiver<Arc<Seen>> {
+        self.seen.subscribe()
+    }
+
+    /// Says that somebody uses the endpoint: a gateway without MCP clients asks nobody anything.
+    pub(super) fn want(&self) {
+        let now = Instant::now();
+        // Written at most once a second: every request comes here.
+        let stale = |at: &Option<Instant>| at.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1));
+        self.wanted.send_if_modified(|at| {
+            let stale = stale(at);
+            if stale {
+                *at = Some(now);
+            }
+            stale
+        });
+    }
+
+    /// Waits until these clusters have been looked at, but not for long.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn settled(&self, clusters: &[Arc<str>]) {
+        self.want();
+        let mut looked = self.looked.subscribe();
+        let recent = |at: &Instant| at.elapsed() < INTEREST + self.interval;
+        let followed: Vec<&Arc<str>> = {
+            let followed = self.followed.lock();
+            clusters.iter().filter(|cluster| followed.contains(*cluster)).collect()
+        };
+        let all = |looked: &HashMap<Arc<str>, Instant>| followed.iter().all(|c| looked.get(*c).is_some_and(recent));
+        // A cluster that takes longer shows as one that does not answer.
+        let _ = tokio::time::timeout(FIRST_LOOK_WAIT, looked.wait_for(all)).await;
+    }
+
+    /// Looks at every cluster, again and again, for ever. Clusters come and go with the configuration.
+    pub(super) async fn follow(&self, path: &Arc<dyn Path>) {
+        let mut followed = HashSet::new();
+        let mut following = FuturesUnordered::new();
+        loop {
+            let fresh = path.clusters_to_ask().into_iter().filter(|cluster| followed.insert(Arc::clone(cluster)));
+            following.extend(fresh.map(|cluster| self.follow_one(path, cluster)));
+            self.followed.lock().clone_from(&followed);
+            tokio::select! {
+                Some(gone) = following.next() => {
+                    followed.remove(&gone);
+                    self.forget(&gone);
+                }
+                () = tokio::time::sleep(self.interval) => {}
             }
         }
     }
 
-    /// What the caller saw lately.
-    pub(super) fn fresh(&self, principal: &Principal) -> Option<Arc<[Found]>> {
-        let tables = self.tables.lock();
-        let view = tables.views.get(&principal.version).filter(|view| view.at.elapsed() < FRESH)?;
-        Some(Arc::clone(&view.found))
+    /// Looks at one cluster until the configuration has it no more.
+    async fn follow_one(&self, path: &Arc<dyn Path>, cluster: Arc<str>) -> Arc<str> {
+        let (mut changes, mut wanted) = (path.changes(), self.wanted.subscribe());
+        let mut failed = 0_u32;
+        loop {
+            // The sender lives in `self`: the wait can only end with somebody who wants to know.
+            let _ = wanted.wait_for(|at| at.is_some_and(|at| at.elapsed() < INTEREST)).await;
+            changes.mark_unchanged();
+            if !path.clusters_to_ask().contains(&cluster) {
+                return cluster;
+            }
+            failed = if self.look(path, &cluster).await { 0 } else { failed.saturating_add(1) };
+            let pause = match failed {
+                0 => self.interval,
+                n => RETRY.saturating_mul(1 << (n - 1).min(10)).min(self.interval),
+            };
+            tokio::time::sleep(BREATH).await;
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => {}
+                // Without its sender the gateway is gone, and so is this task.
+                Ok(()) = changes.changed() => {}
+            }
+        }
     }
 
-    /// Ids of a kind worth asking policy about: some that anybody saw, and those that the caller's scopes name.
-    pub(super) fn candidates(&self, principal: &Principal, kind: Kind) -> Vec<String> {
-        let scoped = principal.scopes.iter().filter_map(|scope| {
-            let (family, rest) = scope.split_once(':')?;
-            let (id, _) = rest.rsplit_once(':')?;
-            (family == kind.plural() && id != "*").then(|| id.to_owned())
+    /// Looks at one cluster; says whether it answered.
+    async fn look(&self, path: &Arc<dyn Path>, cluster: &Arc<str>) -> bool {
+        let deadline = Instant::now() + LOOK_WAIT;
+        let mut whole = true;
+        for kind in Kind::ALL {
+            let asked = Arc::clone(path).components(Arc::clone(cluster), *kind);
+            let answer = tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err("upstream_timeout"));
+            whole &= answer.is_ok();
+            self.learn(cluster, *kind, answer);
+        }
+        self.looked.send_modify(|looked| {
+            looked.insert(Arc::clone(cluster), Instant::now());
         });
-        let mut ids: Vec<String> = scoped.take(KNOWN_MAX).collect();
-        let tables = self.tables.lock();
-        ids.extend(tables.known.iter().filter(|(known, _)| *known == kind).map(|(_, id)| id.clone()));
-        ids
+        whole
     }
+
+    fn forget(&self, cluster: &Arc<str>) {
+        self.seen.send_modify(|seen| {
+            let left = seen.lists.iter().filter(|((of, _), _)| of != cluster);
+            *seen = Arc::new(Seen { lists: left.map(|(key, list)| (key.clone(), list.clone())).collect() });
+        });
+        self.looked.send_modify(|looked| {
+            looked.remove(cluster);
+        });
+    }
+
+    fn learn(&self, cluster: &Arc<str>, kind: Kind, answer: Result<Value, &'static str>) {
+        let key = (Arc::clone(cluster), kind);
+        let seen = self.seen();
+        let old = seen.lists.get(&key);
+        let new = match answer {
+            Ok(list) => read(cluster, kind, &list),
+            Err(code) => {
+                List { failure: Some(code), ..old.cloned().unwrap_or_else(|| read(cluster, kind, &json!([]))) }
+            }
+        };
+        if old == Some(&new) {
+            return;
+        }
+        if old.map(|old| old.failure) != Some(new.failure)
+            && let Some(code) = new.failure
+        {
+            tracing::info!(%cluster, kind = kind.as_str(), code, "components cannot be listed for MCP clients");
+        }
+        self.seen.send_modify(|seen| {
+            let mut lists = seen.lists.clone();
+            lists.insert(key, new);
+            *seen = Arc::new(Seen { lists });
+        });
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// One list of a cluster, if there was a look at it.
+    pub(super) fn list(&self, cluster: &Arc<str>, kind: Kind) -> Option<&List> {
+        self.lists.get(&(Arc::clone(cluster), kind))
+    }
+
+    /// Everything on these clusters, by cluster, kind and id.
+    pub(super) fn on<'a>(&'a self, clusters: &'a [Arc<str>]) -> impl Iterator<Item = &'a Arc<Found>> {
+        let own = self.lists.iter().filter(|((cluster, _), _)| clusters.contains(cluster));
+        own.flat_map(|(_, list)| &list.found)
+    }
+}
+
+/// A pause of up to a fifth more or less, so that instances do not ask in step.
+fn jittered(pause: Duration) -> Duration {
+    let random = u32::try_from(RandomState::new().build_hasher().finish() % 401).unwrap_or(200);
+    pause.saturating_mul(800 + random) / 1_000
+}
+
+fn read(cluster: &Arc<str>, kind: Kind, list: &Value) -> List {
+    let items = list.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    let mut bytes = 0;
+    let mut found: Vec<Arc<Found>> = items
+        .filter_map(|item| component(cluster, kind, item))
+        .take_while(|found| {
+            bytes += found.id.len() + found.name.len() + found.description.len();
+            bytes <= LIST_BYTES_MAX
+        })
+        .take(LISTED_MAX)
+        .map(Arc::new)
+        .collect();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    found.dedup_by(|a, b| a.id == b.id);
+    let rows = found.iter().map(|f| json!({"id": f.id, "name": f.name, "description": f.description}));
+    let body = Value::Array(rows.collect()).to_string().into();
+    List { found, body, failure: None }
+}
+
+fn component(cluster: &Arc<str>, kind: Kind, item: &Value) -> Option<Found> {
+    let field = |name: &str, chars: usize| {
+        let text = item.get(name).and_then(Value::as_str).unwrap_or_default();
+        text::head(&text::line(text), chars)
+    };
+    let id = item.get("id")?.as_str()?;
+    // What cannot be named in a path cannot be run either.
+    let usable = (1..=ID_CHARS_MAX).contains(&id.chars().count())
+        && !id.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'))
+        && !matches!(id, "." | "..");
+    usable.then(|| Found {
+        cluster: Arc::clone(cluster),
+        kind,
+        id: id.to_owned(),
+        name: field("name", NAME_CHARS_MAX),
+        description: field("description", DESCRIPTION_CHARS_MAX),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::principal::{PrincipalKind, TenantId};
 
-    fn principal(subject: &str, scopes: &[&str]) -> Principal {
-        let scopes = scopes.iter().map(|s| Arc::from(*s)).collect();
-        Principal::new(PrincipalKind::User, subject, TenantId::new("acme").unwrap(), vec![], scopes, None, None)
+    fn ids(list: &List) -> Vec<&str> {
+        list.found.iter().map(|found| found.id.as_str()).collect()
     }
 
-    fn found(id: &str) -> Found {
-        let text = String::new;
-        Found { cluster: "main".into(), kind: Kind::Agent, id: id.into(), name: text(), description: text() }
+    #[test]
+    fn what_agentos_says_is_cut_sorted_and_clean() {
+        let list = json!([
+            {"id": "web", "name": "Web\u{7}\nSearch", "description": "x".repeat(400), "tools": {}},
+            {"id": "a/b"}, {"id": ""}, {"id": ".."}, {"id": 7}, {"name": "no id"}, {"id": "arc"}, {"id": "arc"}]);
+        let read = read(&"main".into(), Kind::Agent, &list);
+        assert_eq!(ids(&read), ["arc", "web"]);
+        assert_eq!(read.found[1].name, "Web Search");
+        assert_eq!(read.found[1].description.chars().count(), 300);
+        let body: Value = serde_json::from_slice(&read.body).unwrap();
+        assert_eq!(body[0], json!({"id": "arc", "name": "", "description": ""}));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_view_is_the_callers_own_and_ages() {
-        let discovery = Discovery::default();
-        let (alice, bob) =
-            (principal("alice", &[]), principal("bob", &["agents:own:run", "agents:*:run", "agents:run"]));
-        discovery.remember(&alice, &[found("web")]);
-        assert_eq!(discovery.fresh(&alice).as_deref(), Some(&[found("web")][..]));
-        assert_eq!(discovery.fresh(&bob), None);
-        assert_eq!(discovery.candidates(&bob, Kind::Agent), ["own", "web"]);
-        assert_eq!(discovery.candidates(&bob, Kind::Team), Vec::<String>::new());
-        tokio::time::advance(FRESH).await;
-        assert_eq!(discovery.fresh(&alice), None);
+    #[test]
+    fn lists_are_bounded_in_number_and_bytes() {
+        let many: Vec<Value> = (0..2_000).map(|n| json!({"id": format!("a{n:05}")})).collect();
+        assert_eq!(read(&"main".into(), Kind::Agent, &json!(many)).found.len(), LISTED_MAX);
+        let large =
+            |n: usize| json!({"id": format!("a{n:05}"), "description": "ä".repeat(300), "name": "ö".repeat(100)});
+        let large: Vec<Value> = (0..1_000).map(large).collect();
+        let read = read(&"main".into(), Kind::Agent, &json!(large));
+        assert!((600..1_000).contains(&read.found.len()), "{}", read.found.len());
+    }
+
+    #[test]
+    fn a_failed_look_keeps_what_was_known() {
+        let discovery = Discovery::new(Duration::from_secs(30), vec![]);
+        let cluster: Arc<str> = "main".into();
+        let mut changes = discovery.changes();
+        discovery.learn(&cluster, Kind::Agent, Ok(json!([{"id": "web"}])));
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        discovery.learn(&cluster, Kind::Agent, Ok(json!([{"id": "web", "tools": "new"}])));
+        assert!(!changes.has_changed().unwrap(), "nothing that anybody sees has changed");
+        discovery.learn(&cluster, Kind::Agent, Err("no_endpoint"));
+        discovery.learn(&cluster, Kind::Team, Err("no_endpoint"));
+        let seen = discovery.seen();
+        let list = |kind| seen.list(&cluster, kind).unwrap();
+        assert_eq!((ids(list(Kind::Agent)), list(Kind::Agent).failure), (vec!["web"], Some("no_endpoint")));
+        assert_eq!((ids(list(Kind::Team)), list(Kind::Team).body.as_ref()), (vec![], &b"[]"[..]));
+        assert_eq!(seen.on(&["other".into()]).count(), 0);
+        assert_eq!(seen.on(&[cluster]).count(), 1);
+    }
+
+    #[test]
+    fn pauses_differ_by_a_fifth_at_most() {
+        for _ in 0..100 {
+            let pause = jittered(Duration::from_secs(10));
+            assert!((8..=12).contains(&pause.as_secs()), "{pause:?}");
+        }
     }
 }

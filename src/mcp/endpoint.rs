@@ -15,15 +15,21 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::ask::Asker;
 use super::narrowing::Narrowing;
+use super::notices::{Listening, Lists, Stream, WATCHED_MAX, Wanted};
 use super::reader::{Reader, Watched};
-use super::sessions::{InUse, Opened, Use};
-use super::{BODY_BYTES_MAX, Shared};
-use crate::gateway::{AnswerBody, StreamBody};
+use super::resources;
+use super::sessions::{InUse, Opened, Session, Use};
+use super::viewer::Viewer;
+use super::{BODY_BYTES_MAX, Shared, step_up};
+use crate::gateway::{Answer, AnswerBody, Carrier, StreamBody};
 use crate::principal::Principal;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+/// Opens a listening stream of the stateless revision.
+const LISTEN: &str = "subscriptions/listen";
 /// The first stateless revision.
 const STATELESS: &str = "2026-07-28";
 /// Longest wait for a request body.
@@ -56,6 +62,9 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         tracing::error!("a request reached the MCP endpoint without a principal");
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
+    if !service.resource.is_for(&principal) {
+        return from_answer(service.resource.refuse_foreign());
+    }
     let base = &service.settings.path;
     let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
@@ -71,18 +80,73 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         Err(refusal) => return *refusal,
     };
     count(service, &parts, peek.as_ref());
-    if is_stateless(&parts.headers, peek.as_ref()) {
+    if let Some(refusal) = step_up::refusal(service, &principal, &parts, &bytes) {
+        return refusal;
+    }
+    let mut bytes = bytes;
+    let mut place = None;
+    let stateless = is_stateless(&parts.headers, peek.as_ref());
+    if stateless {
         parts.headers.remove(SESSION_ID);
     }
-    within_session(service, &principal, parts, bytes).await
+    let listens = stateless && peek.as_ref().is_some_and(|peek| peek.method.as_deref() == Some(LISTEN));
+    if listens || parts.method == Method::GET {
+        place = service.listeners.enter(&principal);
+        if place.is_none() {
+            return busy("Too many listening streams");
+        }
+    }
+    if listens {
+        bytes = watchable(service, &principal, &parts, &bytes).await.unwrap_or(bytes);
+    }
+    within_session(service, &principal, parts, bytes, place).await
+}
+
+/// A `subscriptions/listen` without the resources that the caller cannot watch: the library confirms what it is given.
+async fn watchable(service: &Arc<Shared>, principal: &Arc<Principal>, parts: &Parts, bytes: &Bytes) -> Option<Bytes> {
+    let viewer = viewer(service, principal, parts)?;
+    let mut message: Value = serde_json::from_slice(bytes).ok()?;
+    let uris = message.pointer_mut("/params/notifications/resourceSubscriptions")?.as_array_mut()?;
+    service.inner.discovery.settled(&viewer.clusters).await;
+    uris.truncate(WATCHED_MAX);
+    uris.retain(|uri| uri.as_str().is_some_and(|uri| resources::can_be_watched(&viewer, uri)));
+    Some(Bytes::from(message.to_string()))
+}
+
+/// The caller as lists see it.
+fn viewer(service: &Arc<Shared>, principal: &Arc<Principal>, parts: &Parts) -> Option<Viewer> {
+    let carrier = parts.extensions.get::<Carrier>()?;
+    let narrowing = parts.extensions.get::<Narrowing>()?.clone();
+    Some(Viewer::new(&service.inner, Arc::clone(principal), carrier.peer, narrowing))
+}
+
+/// What tells the client of a session about changes, as long as it listens.
+fn stream(
+    service: &Arc<Shared>,
+    principal: &Arc<Principal>,
+    parts: &Parts,
+    session: &Arc<Session>,
+    reader: &Arc<Reader>,
+) -> Option<Stream> {
+    let viewer = viewer(service, principal, parts)?;
+    let asker = Asker {
+        path: Arc::clone(&service.inner.path),
+        principal: Arc::clone(principal),
+        carrier: parts.extensions.get::<Carrier>()?.clone(),
+        trace: HeaderMap::new(),
+        tool: None,
+    };
+    let told = Lists::of(&viewer, Wanted::ALL);
+    Some(Stream { told, viewer, asker, session: Arc::clone(session), reader: Arc::clone(reader) })
 }
 
 /// Hands the request to the library, inside the session that it names if that is the caller's.
 async fn within_session(
     service: &Arc<Shared>,
-    principal: &Principal,
+    principal: &Arc<Principal>,
     mut parts: Parts,
     bytes: Bytes,
+    place: Option<Listening>,
 ) -> Response<StreamBody> {
     let id = parts.headers.get(SESSION_ID).map(|v| v.to_str().unwrap_or_default().to_owned());
     let session = id.as_deref().map(|id| service.sessions.of(id, principal));
@@ -99,6 +163,8 @@ async fn within_session(
     if let Some(in_use) = &in_use {
         parts.extensions.insert(in_use.clone());
     }
+    let listens = in_use.as_ref().filter(|_| parts.method == Method::GET);
+    let listens = listens.and_then(|used| stream(service, principal, &parts, used.session(), &reader));
     let deleted = id.filter(|_| parts.method == Method::DELETE);
     let response = service.transport.handle(Request::from_parts(parts, Full::new(bytes))).await;
     if let Some(id) = deleted.filter(|_| response.status().is_success()) {
@@ -109,7 +175,14 @@ async fn within_session(
     if let Err(refusal) = opened(service, principal, response.headers()).await {
         return *refusal;
     }
-    response.map(|body| Watched::new(body, reader, in_use).boxed_unsync())
+    let listens = listens.filter(|_| response.status().is_success());
+    response.map(|body| {
+        let body = Watched::new(body, reader, in_use).listening(place);
+        match listens {
+            Some(stream) => body.beside(Box::pin(stream.tell())).boxed_unsync(),
+            None => body.boxed_unsync(),
+        }
+    })
 }
 
 /// Binds a session that the library has just opened.
@@ -128,9 +201,7 @@ async fn opened(
         }
         Opened::Refused => {
             service.end_session(&id).await;
-            let mut refusal = plain(StatusCode::TOO_MANY_REQUESTS, "Too many sessions with calls in flight");
-            refusal.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("10"));
-            Err(Box::new(refusal))
+            Err(Box::new(busy("Too many sessions with calls in flight")))
         }
     }
 }
@@ -187,15 +258,24 @@ fn version(headers: &HeaderMap, peek: Option<&Peek>) -> Option<String> {
 }
 
 fn count(service: &Shared, parts: &Parts, peek: Option<&Peek>) {
-    const METHODS: [&str; 10] = [
+    const METHODS: [&str; 19] = [
+        "completion/complete",
         "initialize",
         "notifications/cancelled",
         "notifications/initialized",
         "ping",
+        "prompts/get",
         "prompts/list",
         "resources/list",
+        "resources/read",
+        "resources/subscribe",
+        "resources/templates/list",
+        "resources/unsubscribe",
         "server/discover",
-        "subscriptions/listen",
+        LISTEN,
+        "tasks/cancel",
+        "tasks/get",
+        "tasks/update",
         "tools/call",
         "tools/list",
     ];
@@ -211,16 +291,29 @@ fn count(service: &Shared, parts: &Parts, peek: Option<&Peek>) {
     (service.counted)(method, version);
 }
 
+fn from_answer(answer: Answer) -> Response<StreamBody> {
+    let mut response = Response::new(answer.body.into_stream());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response
+}
+
 fn rpc_error(code: i32, message: &str) -> Response<StreamBody> {
     let body = json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}).to_string();
     respond(StatusCode::BAD_REQUEST, "application/json", body)
+}
+
+fn busy(text: &'static str) -> Response<StreamBody> {
+    let mut refusal = plain(StatusCode::TOO_MANY_REQUESTS, text);
+    refusal.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from_static("10"));
+    refusal
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<StreamBody> {
     respond(status, "text/plain; charset=utf-8", text)
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<StreamBody> {
+pub(super) fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<StreamBody> {
     let mut response = Response::new(AnswerBody::full(body).into_stream());
     *response.status_mut() = status;
     if status != StatusCode::NO_CONTENT {

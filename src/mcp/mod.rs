@@ -7,23 +7,37 @@
 mod path;
 pub mod settings;
 
+mod authorization;
 mod endpoint;
 mod narrowing;
 mod reader;
 mod sessions;
+mod step_up;
 
 mod bridge;
+mod notices;
 mod progress;
 mod visit;
 
 mod ask;
+mod client;
 mod discovery;
+mod flights;
 mod handle;
+mod pages;
+mod refused;
 mod routes;
+mod slug;
 mod text;
+mod viewer;
 
+mod pause;
 mod run;
+mod tasks;
 mod tools;
+
+mod prompts;
+mod resources;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -36,22 +50,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use rmcp::transport::streamable_http_server::session::SessionManager as _;
 use rmcp::transport::streamable_http_server::session::local::{LocalSessionManager, SessionConfig};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::gateway::{LocalService, StreamBody};
+use crate::gateway::{Answer, LocalService, StreamBody};
 pub use narrowing::Toolset;
 pub use path::Path;
-pub use settings::Settings;
+pub use settings::{Authorization, Decisions, Leaving, RunSettings, Settings};
 
+use authorization::{Challenge, Resource};
 use bridge::Bridge;
 use discovery::Discovery;
+use flights::Flights;
 use narrowing::Narrowing;
+use notices::Listeners;
 use sessions::Sessions;
+use tasks::Pending;
 
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -85,11 +104,14 @@ pub struct McpService {
 /// What all requests of the endpoint share.
 struct Shared {
     settings: Settings,
+    resource: Resource,
     sessions: Sessions,
+    listeners: Arc<Listeners>,
     transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
     counted: Counted,
     stop: CancellationToken,
+    inner: Arc<Inner>,
 }
 
 /// What all tool calls share.
@@ -97,6 +119,9 @@ struct Inner {
     path: Arc<dyn Path>,
     discovery: Discovery,
     detach: Detach,
+    runs: RunSettings,
+    pending: Pending,
+    flights: Arc<Flights>,
 }
 
 // === impl McpService ===
@@ -105,15 +130,19 @@ impl McpService {
     /// Builds the endpoint.
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
-        let bridge = Bridge(Arc::new(Inner { path, discovery: Discovery::default(), detach }));
+        let discovery = Discovery::new(settings.discovery_interval, path.clusters_to_ask());
+        let (runs, pending, flights) = (settings.runs.clone(), Pending::default(), Arc::default());
+        let inner = Arc::new(Inner { path, discovery, detach, runs, pending, flights });
+        let bridge = Bridge(Arc::clone(&inner));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();
         let manager = Arc::new(manager);
         let config = transport_config(&settings.public_url, &stop);
         let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
-        let sessions = Sessions::default();
-        let shared = Shared { settings, sessions, transport, manager, counted, stop };
+        let (sessions, listeners) = (Sessions::default(), Arc::default());
+        let resource = Resource::new(&settings.public_url, &settings.path, settings.authorization.as_ref());
+        let shared = Shared { settings, resource, sessions, listeners, transport, manager, counted, stop, inner };
         Arc::new(Self { shared: Arc::new(shared) })
     }
 
@@ -125,6 +154,12 @@ impl McpService {
                 self.shared.end_session(&id).await;
             }
         }
+    }
+
+    /// Looks at the components of every cluster, for ever. The server runs it and drops it at drain.
+    pub async fn discovery_loop(self: Arc<Self>) {
+        let inner = &self.shared.inner;
+        inner.discovery.follow(&inner.path).await;
     }
 
     /// Ends every session and listening stream: the server drains.
@@ -145,7 +180,20 @@ impl Shared {
 
 impl LocalService for McpService {
     fn owns(&self, path: &str) -> bool {
-        self.shared.settings.enabled && Narrowing::owns(&self.shared.settings.path, path)
+        let Shared { settings, resource, .. } = &*self.shared;
+        settings.enabled && (Narrowing::owns(&settings.path, path) || resource.owns(path))
+    }
+
+    fn answer_anyone(&self, method: &Method, path: &str, query: Option<&str>) -> Option<Answer> {
+        self.shared.resource.answer_anyone(method, path, query)
+    }
+
+    fn challenge(&self, refusal: &mut Answer, headers: &HeaderMap) {
+        if refusal.status == StatusCode::UNAUTHORIZED {
+            let presented = headers.contains_key(AUTHORIZATION);
+            let challenge = if presented { Challenge::Invalid } else { Challenge::Missing };
+            self.shared.resource.challenge(&mut refusal.headers, challenge);
+        }
     }
 
     fn call(&self, request: Request<StreamBody>) -> BoxFuture<'static, Response<StreamBody>> {

@@ -82,6 +82,16 @@ impl Narrowing {
         in_set && (tool.reads() || !self.read_only)
     }
 
+    /// Says whether a toolset is left.
+    pub(super) fn has(&self, toolset: Toolset) -> bool {
+        self.toolsets.contains(&toolset)
+    }
+
+    /// Says whether only what changes nothing is left.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     fn read_headers(&mut self, headers: &HeaderMap) {
         if let Some(names) = headers.get("x-mcp-toolsets").map(|v| v.to_str().unwrap_or_default()) {
             let named: Vec<Toolset> = names.split(',').filter_map(|name| Toolset::parse(name.trim())).collect();

@@ -1,13 +1,16 @@
 //! Owns the one seam between the bridge and the gateway: what the bridge may ask of it.
 //! Does not know MCP, and gives no way around `serve`: every tool call is admitted like any other call.
-//! Invariant: nothing here reaches AgentOS except `serve`.
+//! Invariant: of what a caller asks for, nothing here reaches AgentOS except by `serve`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
-use crate::gateway::{Answer, Call, Gateway};
+use crate::agentos::Kind;
+use crate::gateway::{Answer, Call, Gateway, Once};
 use crate::principal::Principal;
 use crate::telemetry::Door;
 
@@ -32,6 +35,39 @@ pub trait Path: Send + Sync + 'static {
     /// Safe.
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>>;
 
+    /// Waits until the caller's credential has ended or is revoked.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()>;
+
+    /// The clusters whose components can be learned without a caller.
+    fn clusters_to_ask(&self) -> Vec<Arc<str>>;
+
+    /// The components of a kind on a cluster, as AgentOS lists them, for the background only. Else a code.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn components(
+        self: Arc<Self>,
+        cluster: Arc<str>,
+        kind: Kind,
+    ) -> BoxFuture<'static, Result<serde_json::Value, &'static str>>;
+
+    /// Counts what may change lists: policies, and components that are written through the gateway.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// Says whether a call would be admitted as things stand; nothing is spent and nothing is sent but look-ups.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool>;
+
+    /// Takes a name that may be taken once, in all instances that share a store, until the time is over.
+    ///
+    /// # Cancel safety
+    /// The name may have been taken.
+    fn take_once(self: Arc<Self>, name: String, lasts: Duration) -> BoxFuture<'static, Once>;
+
     /// Seals bytes for a purpose; only [`Path::open`] with the same purpose gives them back.
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String;
 
@@ -54,6 +90,37 @@ impl Path for Gateway {
 
     fn limits_of(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, Option<serde_json::Value>> {
         Box::pin(async move { Gateway::limits_of(&self, &principal).await })
+    }
+
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()> {
+        Box::pin(Gateway::ended(self, principal))
+    }
+
+    fn clusters_to_ask(&self) -> Vec<Arc<str>> {
+        Gateway::clusters_to_ask(self)
+    }
+
+    fn components(
+        self: Arc<Self>,
+        cluster: Arc<str>,
+        kind: Kind,
+    ) -> BoxFuture<'static, Result<serde_json::Value, &'static str>> {
+        Box::pin(async move { Gateway::components(&self, &cluster, kind).await })
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        Gateway::changes(self)
+    }
+
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool> {
+        Box::pin(async move {
+            let explained = self.explain(call).await;
+            explained.refused.is_none() && !explained.is_uncertain()
+        })
+    }
+
+    fn take_once(self: Arc<Self>, name: String, lasts: Duration) -> BoxFuture<'static, Once> {
+        Box::pin(async move { Gateway::take_once(&self, &name, lasts).await })
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::BoxBody;
 
+use super::notices::Listening;
 use super::sessions::InUse;
 use crate::gateway::BodyBroken;
 
@@ -32,6 +34,10 @@ pub(super) struct Watched {
     inner: BoxBody<Bytes, Infallible>,
     reader: Arc<Reader>,
     _session: Option<InUse>,
+    _listening: Option<Listening>,
+    /// What goes on as long as the client reads; its end is the end of the body.
+    work: Option<BoxFuture<'static, ()>>,
+    over: bool,
 }
 
 // === impl Reader ===
@@ -52,7 +58,19 @@ impl Reader {
 
 impl Watched {
     pub(super) fn new(inner: BoxBody<Bytes, Infallible>, reader: Arc<Reader>, session: Option<InUse>) -> Self {
-        Self { inner, reader, _session: session }
+        Self { inner, reader, _session: session, _listening: None, work: None, over: false }
+    }
+
+    /// A body that holds a place among the listeners.
+    pub(super) fn listening(mut self, place: Option<Listening>) -> Self {
+        self._listening = place;
+        self
+    }
+
+    /// A body beside which work goes on, driven by the client's reading; the body ends with it.
+    pub(super) fn beside(mut self, work: BoxFuture<'static, ()>) -> Self {
+        self.work = Some(work);
+        self
     }
 }
 
@@ -67,6 +85,15 @@ impl Body for Watched {
     type Error = BodyBroken;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+        if let Some(work) = &mut self.work
+            && work.as_mut().poll(cx).is_ready()
+        {
+            self.work = None;
+            self.over = true;
+        }
+        if self.over {
+            return Poll::Ready(None);
+        }
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
         // Comment lines are keep-alives of the transport, not messages.
         if let Poll::Ready(Some(Ok(frame))) = &polled
@@ -78,7 +105,7 @@ impl Body for Watched {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.over || self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

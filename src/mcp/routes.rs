@@ -37,6 +37,8 @@ pub(super) const APPROVAL: Route = to("get_approval");
 pub(super) const RESOLVE: Route = to("resolve_approval");
 pub(super) const SESSIONS: Route = to("get_sessions");
 pub(super) const SESSION: Route = to("get_session_by_id");
+pub(super) const CONTENT: Route = to("get_content_by_id");
+pub(super) const CONTENTS: Route = to("get_content");
 
 /// The route to a shipped row. A row that does not exist does not compile.
 const fn to(operation: &'static str) -> Route {
@@ -62,6 +64,15 @@ pub(super) const fn of(kind: Kind, deed: Deed) -> Route {
         (Kind::Workflow, Deed::Read) => const { to("get_workflow_run") },
         (Kind::Workflow, Deed::Cancel) => const { to("cancel_workflow_run") },
         (Kind::Workflow, Deed::Continue) => const { to("continue_workflow_run") },
+    }
+}
+
+/// The route to what a component is.
+pub(super) const fn show(kind: Kind) -> Route {
+    match kind {
+        Kind::Agent => const { to("get_agent") },
+        Kind::Team => const { to("get_team") },
+        Kind::Workflow => const { to("get_workflow") },
     }
 }
 

@@ -9,8 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rmcp::RoleServer;
+use rmcp::service::Peer;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::notices::WATCHED_MAX;
 use crate::principal::{Principal, TenantId};
 
 /// A session that nobody used for this long is closed.
@@ -34,6 +38,10 @@ pub(super) struct Session {
     calls: AtomicUsize,
     streams: AtomicUsize,
     used: Mutex<Instant>,
+    /// The way to the client, once it has said that it is ready.
+    peer: watch::Sender<Option<Peer<RoleServer>>>,
+    /// Addresses of the resources that the client watches.
+    watched: watch::Sender<Vec<String>>,
 }
 
 /// Keeps a session from being reaped. Held by the handler of a call and by the body of its response.
@@ -134,7 +142,58 @@ impl Session {
             calls: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             used: Mutex::new(Instant::now()),
+            peer: watch::Sender::new(None),
+            watched: watch::Sender::default(),
         }
+    }
+
+    /// The client is ready.
+    pub(super) fn ready(&self, peer: Peer<RoleServer>) {
+        self.peer.send_replace(Some(peer));
+    }
+
+    /// The way to the client, as soon as it is ready.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn peer(&self) -> Peer<RoleServer> {
+        let mut peers = self.peer.subscribe();
+        loop {
+            let peer = peers.borrow_and_update().clone();
+            match peer {
+                Some(peer) => return peer,
+                // The sender lives in `self`: this ends with a change only.
+                None => drop(peers.changed().await),
+            }
+        }
+    }
+
+    /// Watches one more resource; `false` when there are too many.
+    pub(super) fn watch(&self, uri: &str) -> bool {
+        let mut fits = true;
+        self.watched.send_if_modified(|watched| {
+            let known = watched.iter().any(|other| other == uri);
+            fits = known || watched.len() < WATCHED_MAX;
+            if fits && !known {
+                watched.push(uri.to_owned());
+            }
+            fits && !known
+        });
+        fits
+    }
+
+    /// Watches a resource no more.
+    pub(super) fn unwatch(&self, uri: &str) {
+        self.watched.send_if_modified(|watched| {
+            let before = watched.len();
+            watched.retain(|other| other != uri);
+            watched.len() != before
+        });
+    }
+
+    /// What is watched, and every change of it.
+    pub(super) fn watched(&self) -> watch::Receiver<Vec<String>> {
+        self.watched.subscribe()
     }
 
     fn belongs_to(&self, principal: &Principal) -> bool {
@@ -156,6 +215,11 @@ impl Session {
 // === impl InUse ===
 
 impl InUse {
+    /// The session.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     /// Marks a session as in use until the value and all its clones are dropped.
     pub(super) fn mark(session: &Arc<Session>, by: Use) -> Self {
         session.count(by).fetch_add(1, Ordering::Relaxed);

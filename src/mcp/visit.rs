@@ -3,32 +3,27 @@
 //! Invariant: a visit lives for one request; nothing of it is kept for the next one.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use rmcp::ErrorData;
 use rmcp::RoleServer;
-use rmcp::service::RequestContext;
+use rmcp::model::InputResponses;
+use rmcp::service::{Peer, RequestContext};
 use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use super::ask::{Asker, Failure};
+use super::client::Client;
 use super::handle::RunHandle;
 use super::narrowing::Narrowing;
 use super::progress::Progress;
 use super::reader::Reader;
+use super::viewer::Viewer;
 use crate::gateway::Carrier;
 use crate::principal::Principal;
 
 /// Longest id of a component, session, run, approval or knowledge base.
 const ID_CHARS_MAX: usize = 200;
-/// How long a run is followed before it is handed back as a handle, for clients that give up after a minute.
-const BUDGET: Duration = Duration::from_secs(50);
-/// The same for clients that are known to wait.
-const BUDGET_PATIENT: Duration = Duration::from_secs(240);
-/// Clients that wait for five minutes and take progress as a sign of life.
-const PATIENT: [&str; 2] = ["claude-code", "codex"];
-
 /// One request.
 pub(super) struct Visit {
     pub(super) inner: Arc<Inner>,
@@ -37,15 +32,31 @@ pub(super) struct Visit {
     /// Never empty.
     pub(super) clusters: Vec<Arc<str>>,
     pub(super) ct: CancellationToken,
-    /// How long a run is followed unless the call says otherwise.
-    pub(super) budget: Duration,
+    pub(super) client: Client,
+    /// Where an older client is asked something.
+    pub(super) peer: Peer<RoleServer>,
+    /// What the call says besides its tool.
+    pub(super) turn: Turn,
+}
+
+/// What a tool call brings besides the arguments that its tool reads.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// The tool's name, as it was called.
+    pub(super) tool: String,
+    /// A digest of the arguments.
+    pub(super) arguments: String,
+    /// The state of a question that this call answers.
+    pub(super) state: Option<String>,
+    /// The answers.
+    pub(super) responses: InputResponses,
 }
 
 impl Visit {
     /// Reads the request.
     ///
     /// # Errors
-    /// An internal error when the door put no principal or carrier into it.
+    /// An internal error when the door put no principal or carrier into it, and what is wrong with its headers.
     pub(super) fn of(inner: &Arc<Inner>, cx: &RequestContext<RoleServer>) -> Result<(Self, Progress), ErrorData> {
         let missing = || ErrorData::internal_error("the request has no caller", None);
         let parts = cx.extensions.get::<http::request::Parts>().ok_or_else(missing)?;
@@ -54,8 +65,8 @@ impl Visit {
         let narrowing = parts.extensions.get::<Narrowing>().cloned().ok_or_else(missing)?;
         let reader = parts.extensions.get::<Arc<Reader>>().cloned().ok_or_else(missing)?;
         let clusters = inner.path.clusters_for(&principal);
-        let client = cx.client_info().map(|info| info.name.to_ascii_lowercase()).unwrap_or_default();
-        let patient = PATIENT.iter().any(|name| client.starts_with(name));
+        inner.discovery.want();
+        let client = Client::of(&inner.runs, parts, cx)?;
         let path = Arc::clone(&inner.path);
         let visit = Self {
             inner: Arc::clone(inner),
@@ -63,10 +74,23 @@ impl Visit {
             narrowing,
             clusters,
             ct: cx.ct.clone(),
-            budget: if patient { BUDGET_PATIENT } else { BUDGET },
+            client,
+            peer: cx.peer.clone(),
+            turn: Turn::default(),
         };
         let progress = Progress::new(cx.peer.clone(), cx.meta.get_progress_token(), reader);
         Ok((visit, progress))
+    }
+
+    /// The caller as lists see it.
+    pub(super) fn viewer(&self) -> Viewer {
+        Viewer {
+            inner: Arc::clone(&self.inner),
+            principal: Arc::clone(&self.asker.principal),
+            peer: self.asker.carrier.peer,
+            narrowing: self.narrowing.clone(),
+            clusters: self.clusters.clone(),
+        }
     }
 
     /// The caller.

@@ -44,7 +44,10 @@ impl Origin {
     }
 
     /// The origin of a parsed URL; path and query are ignored.
-    pub(super) fn of_url(url: &url::Url) -> Result<Self, &'static str> {
+    ///
+    /// # Errors
+    /// What the URL must not be or lacks.
+    pub fn of_url(url: &url::Url) -> Result<Self, &'static str> {
         let tls = match url.scheme() {
             "http" => false,
             "https" => true,

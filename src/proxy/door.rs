@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::connection::{Connection, Transport};
-use super::head::{self, BadHead, Head, HeadLimits};
+use super::head::{self, BadHead, Head, HeadLimits, Silence};
 use super::pump::{self, Gone, Upload};
 use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
@@ -113,14 +113,17 @@ impl HttpDoor {
     async fn serve_http1(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
         let mut stream: Stream = Box::new(connection);
         let mut ahead = BytesMut::new();
+        let mut silence = Silence::new();
+        // One wait for all heads: each would join and leave the list of those who wait.
+        let mut stopping = shutdown.clone();
+        let mut stopped = std::pin::pin!(stopping.wait_for(|stop| *stop));
         loop {
             let limits = self.head_limits();
-            let mut stopping = shutdown.clone();
             let read = tokio::select! {
                 biased;
-                read = head::read(stream.as_mut(), &mut ahead, limits) => read,
+                read = head::read(stream.as_mut(), &mut ahead, limits, &mut silence) => read,
                 // An idle connection has nothing to lose; one that has begun a head is answered first.
-                _ = stopping.wait_for(|stop| *stop), if ahead.is_empty() => return,
+                _ = &mut stopped, if ahead.is_empty() => return,
             };
             match read {
                 Ok(Head::Http1) => {}
@@ -243,6 +246,7 @@ impl HttpDoor {
                     cluster: None,
                     human: false,
                     tool: None,
+                    known: None,
                     body,
                 };
                 // Boxed: what admission needed is freed before an answer streams for hours.
@@ -282,9 +286,15 @@ impl HttpDoor {
         carrier: Carrier,
         body: Inbound,
     ) -> Answer {
+        if let Some(answer) = service.answer_anyone(&method, &path, query.as_deref()) {
+            return self.gateway.guard(Door::Mcp, &carrier, &method).unwrap_or(answer);
+        }
         let principal = match self.gateway.authenticate(Door::Mcp, &headers, &carrier, &method).await {
             Ok(principal) => principal,
-            Err(answer) => return answer,
+            Err(mut refused) => {
+                service.challenge(&mut refused, &headers);
+                return refused;
+            }
         };
         let target = query.map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
         let mut request = http::Request::new(body.into_stream());

@@ -51,7 +51,10 @@ pub async fn echo(stream: TcpStream, peer: SocketAddr) {
     let mut stream: Stream = Box::new(Connection::new(Transport::Plain(stream), peer));
     let (wait, mut ahead) = (Duration::from_secs(10), BytesMut::new());
     let limits = HeadLimits { bytes_max: 32 << 10, timeout: wait, idle: wait };
-    if !matches!(head::read(stream.as_mut(), &mut ahead, limits).await, Ok(head::Head::Http1)) {
+    if !matches!(
+        head::read(stream.as_mut(), &mut ahead, limits, &mut head::Silence::new()).await,
+        Ok(head::Head::Http1)
+    ) {
         return;
     }
     let mut session = ServerSession::new_http1(stream);

@@ -381,6 +381,7 @@ impl Conversation {
             cluster: None,
             human: false,
             tool: None,
+            known: None,
             body: Inbound::Full(body.into()),
         };
         let (gateway, events) = (Arc::clone(&self.gateway), self.events.clone());

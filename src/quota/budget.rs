@@ -2,20 +2,21 @@
 //! Does not estimate runs (`estimate`) and reads no clock: callers pass wall-clock seconds.
 //! Invariant: a reservation is never larger than what is left when it is made.
 
+mod rolling;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
+use self::rolling::{DAYS, HOUR_SECS, HOURS, Rolling};
 use super::calendar::{DAY_SECS, Day, Month};
 use super::limit::{LimitState, Scope};
 use super::money::Amount;
 use super::settings::{Budget, Period, Unit};
+use crate::store::Correction;
 
 /// When a budget is only reserved, not used up: a run in flight may end at any moment.
 const RESERVED_WAIT: Duration = Duration::from_secs(5);
-const HOUR_SECS: u64 = 3_600;
-/// The hours that a rolling day touches, the current one included: never fewer than 24 whole ones.
-const HOURS: usize = 25;
-/// The same for 30 days.
-const DAYS: usize = 31;
 
 /// Who counts with us, and how far we may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,13 +42,6 @@ pub(super) struct Ledger {
     rolling: Option<Box<Rolling>>,
     /// What others have in each period, corrections by hand included. Absent is nothing.
     others: Option<Box<Others>>,
-}
-
-/// Rings of hours and days.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rolling {
-    hours: [Amount; HOURS],
-    days: [Amount; DAYS],
 }
 
 /// By period: tokens and millionths.
@@ -163,14 +157,8 @@ impl Ledger {
         self.reserved = self.reserved.minus(reserved);
         self.in_day = self.in_day.plus(used);
         self.in_month = self.in_month.plus(used);
-        let (hour, day) = (ring(now / HOUR_SECS, HOURS), ring(now / DAY_SECS, DAYS));
         if let Some(rolling) = &mut self.rolling {
-            if let Some(slot) = rolling.hours.get_mut(hour) {
-                *slot = slot.plus(used);
-            }
-            if let Some(slot) = rolling.days.get_mut(day) {
-                *slot = slot.plus(used);
-            }
+            rolling.charge(used, now);
         }
     }
 
@@ -188,16 +176,14 @@ impl Ledger {
     }
 
     /// Corrects what is used in all periods by hand, in this process alone.
-    pub(super) fn correct(&mut self, unit: Unit, correction: crate::store::Correction, now: u64) {
+    pub(super) fn correct(&mut self, unit: Unit, correction: Correction, now: u64) {
         self.turn(now);
         for period in Period::ALL {
-            let (others, mine) = (
-                self.others(period, unit),
-                i64::try_from(unit.of(self.mine(period, Reach::Alone))).unwrap_or(i64::MAX),
-            );
+            let others = self.others(period, unit);
+            let mine = i64::try_from(unit.of(self.mine(period, Reach::Alone))).unwrap_or(i64::MAX);
             let others = match correction {
-                crate::store::Correction::By(by) => others.saturating_add(by),
-                crate::store::Correction::To(sum) => sum.saturating_sub(mine),
+                Correction::By(by) => others.saturating_add(by),
+                Correction::To(sum) => sum.saturating_sub(mine),
             };
             self.know(period, unit, others);
         }
@@ -205,9 +191,7 @@ impl Ledger {
 
     /// Keeps rings from now on: a plan has a rolling budget.
     pub(super) fn roll(&mut self) {
-        self.rolling.get_or_insert_with(|| {
-            Box::new(Rolling { hours: [Amount::default(); HOURS], days: [Amount::default(); DAYS] })
-        });
+        self.rolling.get_or_insert_default();
     }
 
     /// The states of the budgets, in their order.
@@ -274,29 +258,12 @@ impl Ledger {
 
     /// Empties the slots of hours and days that begin.
     fn roll_on(&mut self, now: u64) {
-        let latest = self.latest;
         let Some(rolling) = &mut self.rolling else { return };
-        let mut left = [(0_i64, 0_i64); 2];
-        for (i, (slots, secs)) in
-            [(&mut rolling.hours[..], HOUR_SECS), (&mut rolling.days[..], DAY_SECS)].into_iter().enumerate()
-        {
-            let (from, to) = (latest / secs, now / secs);
-            if to > from
-                && let (Some(slot), Some(left)) = (slots.get(ring(from, slots.len())), left.get_mut(i))
-            {
-                *left = signed(*slot);
-            }
-            for number in from + 1..=to.min(from + slots.len() as u64) {
-                let at = ring(number, slots.len());
-                if let Some(slot) = slots.get_mut(at) {
-                    *slot = Amount::default();
-                }
-            }
-        }
+        let ended = rolling.begin(self.latest, now);
         // What we stated about the slot that ended stands in the store beside our next one.
         if let Some(others) = &mut self.others {
-            for (known, left) in others.known.iter_mut().skip(2).zip(left) {
-                *known = (known.0.saturating_add(left.0), known.1.saturating_add(left.1));
+            for (known, ended) in others.known.iter_mut().skip(2).zip(ended.map(signed)) {
+                *known = (known.0.saturating_add(ended.0), known.1.saturating_add(ended.1));
             }
         }
     }
@@ -316,18 +283,18 @@ impl Ledger {
     /// What this process used in a period. Among others, a rolling period is the current slot: the others' sum has
     /// the earlier ones.
     fn mine(&self, period: Period, reach: Reach) -> Amount {
-        let sum = |slots: &[Amount], secs: u64| match reach {
-            Reach::Alone => slots.iter().fold(Amount::default(), |sum, slot| sum.plus(*slot)),
-            Reach::Among | Reach::Cut { .. } => {
-                slots.get(ring(self.latest / secs, slots.len())).copied().unwrap_or_default()
+        match (period, &self.rolling, reach) {
+            (Period::Day, _, _) => self.in_day,
+            (Period::Month, _, _) => self.in_month,
+            (Period::Last24Hours, Some(rolling), Reach::Alone) => rolling.hours.sum(),
+            (Period::Last30Days, Some(rolling), Reach::Alone) => rolling.days.sum(),
+            (Period::Last24Hours, Some(rolling), Reach::Among | Reach::Cut { .. }) => {
+                rolling.hours.slot(self.latest / HOUR_SECS)
             }
-        };
-        match (period, &self.rolling) {
-            (Period::Day, _) => self.in_day,
-            (Period::Month, _) => self.in_month,
-            (Period::Last24Hours, Some(rolling)) => sum(&rolling.hours, HOUR_SECS),
-            (Period::Last30Days, Some(rolling)) => sum(&rolling.days, DAY_SECS),
-            (Period::Last24Hours | Period::Last30Days, None) => Amount::default(),
+            (Period::Last30Days, Some(rolling), Reach::Among | Reach::Cut { .. }) => {
+                rolling.days.slot(self.latest / DAY_SECS)
+            }
+            (Period::Last24Hours | Period::Last30Days, None, _) => Amount::default(),
         }
     }
 
@@ -391,164 +358,7 @@ impl Ledger {
     }
 }
 
-/// The slot of a number; a ring is never empty.
-fn ring(number: u64, slots: usize) -> usize {
-    usize::try_from(number % (slots.max(1) as u64)).unwrap_or(0)
-}
-
 fn signed(amount: Amount) -> (i64, i64) {
     let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     (signed(amount.tokens), signed(amount.micros))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOON: u64 = 1_735_646_400; // 2024-12-31T12:00:00Z
-    const MIDNIGHT: u64 = 1_735_689_600; // 2025-01-01T00:00:00Z
-
-    fn budget(period: Period, limit: u64) -> Budget {
-        Budget { unit: Unit::Tokens, period, limit }
-    }
-
-    fn budgets(per_day: u64, per_month: u64) -> [Budget; 2] {
-        [budget(Period::Day, per_day), budget(Period::Month, per_month)]
-    }
-
-    fn tokens(tokens: u64) -> Amount {
-        Amount { tokens, micros: 0 }
-    }
-
-    fn reserve(ledger: &mut Ledger, budgets: &[Budget], estimate: u64, now: u64) -> Result<u64, Spent> {
-        if let Some(spent) = ledger.spent(budgets, Scope::Tenant, Reach::Alone, now) {
-            return Err(spent);
-        }
-        let reserved = estimate.min(ledger.left(budgets, Reach::Alone, now).tokens);
-        ledger.reserve(tokens(reserved));
-        Ok(reserved)
-    }
-
-    fn settle(ledger: &mut Ledger, reserved: u64, used: u64, now: u64) {
-        ledger.settle(tokens(reserved), tokens(used), now);
-    }
-
-    fn used(ledger: &mut Ledger, now: u64) -> (u64, u64) {
-        let states = ledger.states(&budgets(1_000, 1_000), Scope::Tenant, Reach::Alone, now);
-        match states.as_slice() {
-            [day, month] => (day.used, month.used),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_reservation_takes_no_more_than_is_left() {
-        let mut ledger = Ledger::default();
-        let both = budgets(800, 10_000);
-        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(500));
-        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(300));
-        let spent = reserve(&mut ledger, &both, 500, NOON).expect_err("all is reserved");
-        assert_eq!((spent.limit.name, spent.limit.remaining, spent.wait), ("tokens_per_day", 0, RESERVED_WAIT));
-        settle(&mut ledger, 500, 20, NOON);
-        assert_eq!(reserve(&mut ledger, &both, 500, NOON), Ok(480));
-    }
-
-    #[test]
-    fn a_spent_budget_names_the_period_that_ends_last() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 900, NOON - 86_400);
-        let spent = reserve(&mut ledger, &budgets(900, 900), 1, NOON - 86_400).expect_err("both are spent");
-        let left = Duration::from_secs(MIDNIGHT - NOON);
-        assert_eq!((spent.limit.name, spent.wait), ("tokens_per_month", left + Duration::from_secs(86_400)));
-        let spent = reserve(&mut ledger, &budgets(900, 1_000), 1, NOON - 86_400).expect_err("the day is spent");
-        assert_eq!((spent.limit.name, spent.wait), ("tokens_per_day", left));
-    }
-
-    #[test]
-    fn midnight_begins_a_day_and_a_month_and_keeps_reservations() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 100, NOON - 86_400);
-        settle(&mut ledger, 0, 10, NOON);
-        assert_eq!(used(&mut ledger, NOON), (10, 110));
-        assert_eq!(reserve(&mut ledger, &budgets(1_000, 1_000), 7, NOON), Ok(7));
-        assert_eq!(used(&mut ledger, MIDNIGHT), (7, 7));
-        settle(&mut ledger, 7, 9, MIDNIGHT);
-        assert_eq!(used(&mut ledger, MIDNIGHT), (9, 9));
-    }
-
-    #[test]
-    fn a_clock_that_jumps_back_gives_no_budget_back() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 5, MIDNIGHT);
-        for back in [MIDNIGHT - 1, MIDNIGHT - 86_400, MIDNIGHT - 90 * 86_400, 0] {
-            assert_eq!(used(&mut ledger, back), (5, 5), "{back}");
-        }
-    }
-
-    #[test]
-    fn a_step_back_across_midnight_does_not_begin_the_day_twice() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 5, MIDNIGHT + 1);
-        settle(&mut ledger, 0, 6, MIDNIGHT - 2);
-        assert_eq!(used(&mut ledger, MIDNIGHT), (11, 11));
-    }
-
-    #[test]
-    fn a_wrong_future_clock_does_not_freeze_the_budget_once_corrected() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 5, NOON + 365 * 86_400);
-        settle(&mut ledger, 0, 6, NOON);
-        assert_eq!(used(&mut ledger, NOON), (11, 11));
-        assert_eq!(used(&mut ledger, MIDNIGHT), (0, 0));
-    }
-
-    #[test]
-    fn unlimited_reserves_the_estimate_and_never_refuses() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, u64::MAX, NOON);
-        assert_eq!(reserve(&mut ledger, &[], 500, NOON), Ok(500));
-    }
-
-    #[test]
-    fn a_rolling_day_gives_back_hour_by_hour_and_never_early() {
-        let mut ledger = Ledger::default();
-        ledger.roll();
-        let day = [budget(Period::Last24Hours, 100)];
-        settle(&mut ledger, 0, 60, NOON);
-        settle(&mut ledger, 0, 40, NOON + 3_600);
-        for (hours, left) in [(1, 0), (23, 0), (24, 0), (25, 60), (26, 100)] {
-            assert_eq!(ledger.left(&day, Reach::Alone, NOON + hours * 3_600).tokens, left, "after {hours} hours");
-        }
-    }
-
-    #[test]
-    fn a_share_of_what_is_left_is_all_that_is_granted_while_others_are_out_of_sight() {
-        let mut ledger = Ledger::default();
-        let day = [budget(Period::Day, 1_000)];
-        settle(&mut ledger, 0, 100, NOON);
-        ledger.know(Period::Day, Unit::Tokens, 300);
-        assert_eq!(ledger.left(&day, Reach::Among, NOON).tokens, 600);
-        ledger.lose(1, NOON);
-        let cut = Reach::Cut { parts: 3, loss: 1 };
-        assert_eq!(ledger.left(&day, cut, NOON).tokens, 200);
-        settle(&mut ledger, 0, 150, NOON);
-        ledger.lose(1, NOON);
-        assert_eq!(ledger.left(&day, cut, NOON).tokens, 50);
-        settle(&mut ledger, 0, 70, NOON);
-        assert_eq!(ledger.left(&day, cut, NOON).tokens, 0);
-    }
-
-    #[test]
-    fn corrections_last_until_the_period_ends() {
-        let mut ledger = Ledger::default();
-        settle(&mut ledger, 0, 900, NOON);
-        ledger.correct(Unit::Tokens, crate::store::Correction::By(-500), NOON);
-        assert_eq!(used(&mut ledger, NOON), (400, 400));
-        ledger.correct(Unit::Tokens, crate::store::Correction::To(0), NOON);
-        assert_eq!(used(&mut ledger, NOON), (0, 0));
-        settle(&mut ledger, 0, 7, NOON);
-        assert_eq!(used(&mut ledger, NOON), (7, 7));
-        settle(&mut ledger, 0, 9, MIDNIGHT);
-        assert_eq!(used(&mut ledger, MIDNIGHT), (9, 9));
-    }
 }

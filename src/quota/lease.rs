@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::State;
 use super::account::Account;
-use super::budget::Reach;
 use super::calendar::DAY_SECS;
 use super::clock::Clock;
+use super::limit::{LimitState, Scope};
 use super::link::Link;
 use super::money::{Amount, ModelSpent};
-use super::plans::{CompiledPlan, Limits};
+use super::plans::CompiledPlan;
 use super::settings::Exhausted;
 use crate::principal::TenantId;
 
@@ -152,18 +152,17 @@ impl Lease {
         first
     }
 
+    /// The states of the tenant's own budgets, as far as this instance knows them. Those of its parts are held at the
+    /// start of runs only.
+    pub fn budgets(&self) -> Vec<LimitState> {
+        let Some(account) = self.accounts.first() else { return Vec::new() };
+        let (reach, now) = (self.link.mode(&self.plan).reach(), self.link.now(&*self.clock));
+        account.runs().ledger().states(&self.plan.tenant.budgets, Scope::Tenant, reach, now)
+    }
+
     /// Says whether a budget has less than nothing left.
     fn overdrawn(&self) -> bool {
-        let reach = match self.link.mode(&self.plan) {
-            super::link::Mode::Own { reach, .. } => reach,
-            super::link::Mode::Shared { .. } | super::link::Mode::Closed => Reach::Among,
-        };
-        let now = self.link.now(&*self.clock);
-        // The tenant's own budgets come first; those of its parts are held at the start of runs.
-        let Some(account) = self.accounts.first() else { return false };
-        let limits: &Limits = &self.plan.tenant;
-        let states = account.runs().ledger().states(&limits.budgets, super::Scope::Tenant, reach, now);
-        states.iter().any(|state| state.used > state.limit)
+        self.budgets().iter().any(|state| state.used > state.limit)
     }
 }
 

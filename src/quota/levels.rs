@@ -38,6 +38,18 @@ pub(super) enum Spent {
     Unknown,
 }
 
+// === impl Level ===
+
+impl Level<'_> {
+    /// How the level's rates are held: what no store knows is counted here, as one of the instances' shares.
+    pub(super) fn buckets(&self, by: Buckets) -> Buckets {
+        match by {
+            Buckets::Leased { instances } if self.account.shared.is_none() => Buckets::Own { parts: instances },
+            Buckets::Leased { .. } | Buckets::Own { .. } => by,
+        }
+    }
+}
+
 // === impl Levels ===
 
 impl<'p> Levels<'p> {
@@ -55,7 +67,7 @@ impl<'p> Levels<'p> {
         let mut longest: Option<(LimitState, u64)> = None;
         let mut unknown = false;
         for (level, rates) in locked.iter_mut().flatten() {
-            match rates.look(&level.limits.rates, level.scope, by, now) {
+            match rates.look(&level.limits.rates, level.scope, level.buckets(by), now) {
                 Verdict::Room => {}
                 Verdict::Full(state, wait) if longest.is_none_or(|(_, longest)| wait > longest) => {
                     longest = Some((state, wait));
@@ -71,17 +83,33 @@ impl<'p> Levels<'p> {
         }
         let mut states = Vec::new();
         for (level, rates) in locked.iter_mut().flatten() {
-            if rates.take(&level.limits.rates, by, now) {
+            if rates.take(&level.limits.rates, level.buckets(by), now) {
                 low(&level.account);
             }
-            states.append(&mut rates.states(&level.limits.rates, level.scope, by, now));
+            states.append(&mut rates.states(&level.limits.rates, level.scope, level.buckets(by), now));
         }
         Spent::Passed(states)
     }
 
     /// Takes a run slot of every level and reserves, or neither. Returns what is reserved.
     pub(super) fn start(&self, estimate: Amount, reach: Reach, now: u64) -> Result<Amount, NoRun> {
-        let mut locked = self.0.each_ref().map(|level| level.as_ref().map(|level| (level, level.account.runs())));
+        self.start_of(estimate, reach, now, |_| true)
+    }
+
+    /// The same at the levels that no store knows.
+    pub(super) fn start_unshared(&self, estimate: Amount, now: u64) -> Result<Amount, NoRun> {
+        self.start_of(estimate, Reach::Alone, now, |account| account.shared.is_none())
+    }
+
+    fn start_of(
+        &self,
+        estimate: Amount,
+        reach: Reach,
+        now: u64,
+        which: impl Fn(&Account) -> bool,
+    ) -> Result<Amount, NoRun> {
+        let levels = self.0.each_ref().map(|level| level.as_ref().filter(|level| which(&level.account)));
+        let mut locked = levels.map(|level| level.map(|level| (level, level.account.runs())));
         for (level, runs) in locked.iter_mut().flatten() {
             if let Some(no_run) = runs.look(level.limits, level.scope, reach, now) {
                 return Err(no_run);
@@ -100,7 +128,7 @@ impl<'p> Levels<'p> {
     pub(super) fn states(&self, by: Buckets, reach: Reach, now: u64, wall_secs: u64) -> Vec<LimitState> {
         let mut states = Vec::new();
         for level in self.iter() {
-            states.extend(level.account.rates().states(&level.limits.rates, level.scope, by, now));
+            states.extend(level.account.rates().states(&level.limits.rates, level.scope, level.buckets(by), now));
             states.extend(level.account.runs().states(level.limits, level.scope, reach, wall_secs));
         }
         states

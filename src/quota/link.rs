@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as Turn, Notify};
+use tokio::sync::{Mutex as Turn, Notify, watch};
 
 use super::account::{About, Account, NoRun, RUN_WAIT, Shared, slots};
 use super::budget::{Reach, Spent};
@@ -19,7 +19,7 @@ use super::money::Amount;
 use super::plans::{CompiledPlan, Limits};
 use super::rates::{Buckets, Want};
 use super::settings::WhenLost;
-use crate::store::{Cells, Held, Part, Share, Store, StoreError};
+use crate::store::{ANSWER_TIMEOUT, Cells, Held, Part, Share, Store, StoreError};
 
 /// Locks that keep statements about one tenant in order.
 pub(super) const STRIPES: usize = 64;
@@ -47,8 +47,18 @@ pub(super) struct Link {
     stripes: Box<[Turn<()>]>,
     todo: Mutex<Todo>,
     pub(super) wake: Notify,
+    rounds: Rounds,
     /// Why the store was lost, for whoever tells of it.
     why: Mutex<Option<StoreError>>,
+}
+
+/// Rounds of the upkeep, which whoever wants something to be kept waits for.
+#[derive(Debug)]
+struct Rounds {
+    begun: AtomicU64,
+    ended: watch::Sender<u64>,
+    /// Somebody waits for the next one.
+    wanted: AtomicBool,
 }
 
 /// Accounts that the upkeep has to look at.
@@ -106,6 +116,7 @@ impl Link {
             stripes: (0..STRIPES).map(|_| Turn::new(())).collect(),
             todo: Mutex::default(),
             wake: Notify::new(),
+            rounds: Rounds { begun: AtomicU64::new(0), ended: watch::Sender::new(0), wanted: AtomicBool::new(false) },
             why: Mutex::default(),
         }
     }
@@ -175,6 +186,34 @@ impl Link {
         self.why.lock().as_ref().map(ToString::to_string).unwrap_or_default()
     }
 
+    /// Waits until the store has everything that was counted before, or is out of reach.
+    ///
+    /// # Cancel safety
+    /// Safe: what was counted is said whether anybody waits or not.
+    pub(super) async fn kept(&self) {
+        if !self.shares || !self.is_up() {
+            return;
+        }
+        let mut ended = self.rounds.ended.subscribe();
+        // In this order: a round that begins between the two writes, and another one is waited for.
+        self.rounds.wanted.store(true, Ordering::SeqCst);
+        let next = self.rounds.begun.load(Ordering::SeqCst) + 1;
+        self.wake.notify_one();
+        // Whoever waits in vain is not told: what was counted stays to be said.
+        let _ = tokio::time::timeout(ANSWER_TIMEOUT, ended.wait_for(|round| *round >= next)).await;
+    }
+
+    /// A round begins; says whether somebody waits for what it keeps. [`Link::end_round`] must follow.
+    pub(super) fn begin_round(&self) -> (u64, bool) {
+        let round = self.rounds.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        (round, self.rounds.wanted.swap(false, Ordering::SeqCst))
+    }
+
+    /// A round has ended, or with `u64::MAX` all of them.
+    pub(super) fn end_round(&self, round: u64) {
+        self.rounds.ended.send_modify(|ended| *ended = round.max(*ended));
+    }
+
     /// Something is to be said about an account.
     pub(super) fn dirty(&self, account: &Arc<Account>) {
         if let Some(shared) = account.shared.as_ref().filter(|_| self.shares)
@@ -203,7 +242,7 @@ impl Link {
         let Some(_turn) = self.turn(levels).await else { return };
         // Whoever had the turn before may have leased enough for us.
         let short = |level: &&super::levels::Level<'_>| {
-            let by = Buckets::Leased { instances };
+            let by = level.buckets(Buckets::Leased { instances });
             let verdict = level.account.rates().look(&level.limits.rates, level.scope, by, monotonic_ns(clock));
             matches!(verdict, super::rates::Verdict::Unknown)
         };
@@ -260,6 +299,9 @@ impl Link {
         estimate: Amount,
         clock: &dyn Clock,
     ) -> Result<Option<Amount>, NoRun> {
+        if levels.iter().all(|level| level.account.shared.is_none()) {
+            return levels.start_unshared(estimate, self.now(clock)).map(Some);
+        }
         let Some(_turn) = self.turn(levels).await else { return Ok(None) };
         let now = self.now(clock);
         let mut asked: Vec<(&Arc<Account>, &Limits, Scope, About)> = Vec::new();
@@ -280,12 +322,12 @@ impl Link {
                 return Ok(None);
             }
         };
-        forgotten.told();
         let held = held.into_iter().next().unwrap_or(Held { granted: false, shares: Vec::new() });
         for ((account, _, _, about), share) in asked.iter().zip(&held.shares) {
             account.runs().know(*about, *share);
         }
         if !held.granted {
+            forgotten.told();
             let full = asked
                 .iter()
                 .zip(parts.iter().zip(&held.shares))
@@ -305,9 +347,13 @@ impl Link {
                 About::Slots => {}
             }
         }
+        // Refused here, the store is told that nothing was taken there.
+        let granted = reserved;
+        let reserved = levels.start_unshared(granted, now)?;
+        forgotten.told();
         let exact = |(part, share): (&Part, &Share)| part.cap.is_some() && share.granted == part.want;
-        let exact = parts.iter().zip(&held.shares).all(exact);
-        for level in levels.iter() {
+        let exact = reserved == granted && parts.iter().zip(&held.shares).all(exact);
+        for level in levels.iter().filter(|level| level.account.shared.is_some()) {
             level.account.runs().begin(reserved);
             self.keep_active(&level.account);
             // More was granted of one sum than of another, or a sum without a limit is not stated yet.
@@ -326,9 +372,12 @@ impl Link {
         }
     }
 
+    /// The turn to speak about a tenant; `None` where nothing is shared and once the store is lost.
     async fn turn(&self, levels: &Levels<'_>) -> Option<tokio::sync::MutexGuard<'_, ()>> {
         let stripe = levels.iter().find_map(|level| level.account.shared.as_ref())?.stripe;
-        Some(self.stripes.get(stripe)?.lock().await)
+        let turn = self.stripes.get(stripe)?.lock().await;
+        // Whoever had it before may have waited in vain: nobody does so after it.
+        self.is_up().then_some(turn)
     }
 
     /// States sums of accounts now, and learns what others have.

@@ -85,7 +85,8 @@ pub struct Quota {
 #[derive(Debug)]
 struct State {
     accounts: Table<Holder, Arc<Account>>,
-    overflow: Arc<Account>,
+    /// One per level of a call, which locks the accounts of its levels together.
+    overflow: [Arc<Account>; 4],
     flood: Flood,
     estimates: Estimates,
     book: Book,
@@ -182,6 +183,13 @@ impl Quota {
         let flood = settings.flood.as_ref().map(|rate| NamedRate::new("flood", rate));
         let (prices, legacy_headers) = (Arc::new(Prices::new(settings.prices)), settings.legacy_headers);
         Ok(Self { plans, flood, prices, legacy_headers, known, state, link, clock })
+    }
+
+    /// Waits until the store has what was counted before, as long as it is in reach; not longer than it may take to
+    /// answer.
+    pub fn kept(&self) -> impl Future<Output = ()> + Send + use<> {
+        let link = Arc::clone(&self.link);
+        async move { link.kept().await }
     }
 
     /// The work that has to be done between calls.
@@ -451,9 +459,14 @@ impl Holder {
 
 impl State {
     fn new() -> Self {
+        Self::with_room(ACCOUNTS_MAX)
+    }
+
+    /// Counters of at most so many accounts.
+    fn with_room(accounts: usize) -> Self {
         Self {
-            accounts: Table::new(ACCOUNTS_MAX),
-            overflow: Arc::default(),
+            accounts: Table::new(accounts),
+            overflow: Default::default(),
             flood: Flood::new(),
             estimates: Estimates::default(),
             book: Book::default(),
@@ -462,8 +475,8 @@ impl State {
         }
     }
 
-    /// The account of a holder. When the table is full of busy accounts, new holders share one:
-    /// together they never get more than one of them was promised.
+    /// The account of a holder. When the table is full of busy accounts, new holders share one, counted in this process
+    /// alone: together they never get more here than one of them was promised.
     fn account(&self, holder: Holder, link: &Link, clock: &dyn Clock) -> Arc<Account> {
         let now = monotonic_ns(clock);
         // An account that somebody else holds (a lease, a tenant of the table) is never idle.
@@ -475,19 +488,27 @@ impl State {
             let stripe = usize::try_from(self.hasher.hash_one(&holder.tenant) % STRIPES as u64).unwrap_or(0);
             Arc::new(Account::shared(Shared::new(holder.prefix(), stripe)))
         };
+        let [whole, users, components, tools] = &self.overflow;
+        let overflow = match holder.part {
+            TenantPart::Whole => whole,
+            TenantPart::User(_) => users,
+            TenantPart::Component(_) => components,
+            TenantPart::Tool(_) => tools,
+        };
         let found = self.accounts.with(holder, now, idle, create, |account| account.clone());
-        found.unwrap_or_else(|| self.overflow.clone())
+        found.unwrap_or_else(|| overflow.clone())
     }
 
     /// Shows every account that there is.
     fn each_account(&self, show: impl Fn(&Arc<Account>)) {
         self.accounts.each(|_, account| show(account));
-        show(&self.overflow);
+        self.overflow.iter().for_each(show);
     }
 
     /// Runs that hold a slot in this process, of all tenants.
     fn runs_in_flight(&self) -> u64 {
-        let mut runs = u64::from(self.overflow.runs_in_flight());
+        let [whole, ..] = &self.overflow;
+        let mut runs = u64::from(whole.runs_in_flight());
         self.accounts.each(|holder, account| {
             runs += if holder.part == TenantPart::Whole { u64::from(account.runs_in_flight()) } else { 0 };
         });

@@ -11,6 +11,8 @@ use crate::store::Taken;
 
 /// An instance leases at most this part of the burst that is its share.
 const BATCHES_PER_BURST: u64 = 20;
+/// How long a bucket that was found empty is taken for empty: others may give cells back, and operators fill it.
+const BELIEVED_EMPTY_NS: u64 = 1_000_000_000;
 
 /// How requests are held against rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +46,10 @@ struct Leased {
     batch: u32,
     interval_us: u64,
     depth_us: u64,
-    /// The bucket has no cell before this time.
+    /// The bucket has no cell before this time, if nobody gives one back.
     empty_until: u64,
+    /// The bucket is not asked again before this time.
+    ask_again_at: u64,
     /// Spent from since it was last looked at.
     touched: bool,
 }
@@ -90,8 +94,8 @@ impl Rates {
             let wait = match (by, self.bucket(index, rate)) {
                 (Buckets::Own { parts }, Some((cell, _))) => rate.gcra.shared(parts).take(cell.full_at, now).err(),
                 (Buckets::Leased { .. }, Some((_, Some(leased)))) if leased.stock > 0 => None,
-                (Buckets::Leased { .. }, Some((_, Some(leased)))) if leased.empty_until > now => {
-                    Some(leased.empty_until - now)
+                (Buckets::Leased { .. }, Some((_, Some(leased)))) if leased.ask_again_at > now => {
+                    Some(leased.empty_until.saturating_sub(now))
                 }
                 (Buckets::Leased { .. }, _) => {
                     verdict = if let Verdict::Full(..) = verdict { verdict } else { Verdict::Unknown };
@@ -122,7 +126,7 @@ impl Rates {
                 (Buckets::Leased { .. }, Some((_, Some(leased)))) => {
                     leased.stock = leased.stock.saturating_sub(1);
                     leased.touched = true;
-                    low |= leased.stock <= leased.batch / 2 && leased.empty_until <= now;
+                    low |= leased.stock <= leased.batch / 2 && leased.ask_again_at <= now;
                 }
                 (Buckets::Leased { .. }, _) => {}
             }
@@ -199,9 +203,11 @@ impl Rates {
         if want.cells > 0 && granted == settled {
             let interval = leased.interval_us.saturating_mul(1_000);
             let depth = leased.depth_us.saturating_mul(1_000);
-            leased.empty_until = now.saturating_add(debt.saturating_add(interval).saturating_sub(depth).max(1));
+            let wait = debt.saturating_add(interval).saturating_sub(depth).max(1);
+            leased.empty_until = now.saturating_add(wait);
+            leased.ask_again_at = now.saturating_add(wait.min(BELIEVED_EMPTY_NS));
         } else if want.cells > 0 {
-            leased.empty_until = 0;
+            leased.ask_again_at = 0;
         }
     }
 
@@ -209,7 +215,7 @@ impl Rates {
     pub(super) fn refill(&mut self) {
         self.cells = Default::default();
         for leased in self.leased.iter_mut().flat_map(|leased| leased.iter_mut()) {
-            (leased.empty_until, leased.owed) = (0, 0);
+            (leased.ask_again_at, leased.owed) = (0, 0);
         }
     }
 
@@ -238,7 +244,7 @@ impl Rates {
         if cell.window != window {
             *cell = Cell { window, full_at: 0 };
             if let Some(leased) = &mut leased {
-                (leased.stock, leased.owed, leased.empty_until) = (0, 0, 0);
+                (leased.stock, leased.owed, leased.ask_again_at) = (0, 0, 0);
             }
         }
         Some((cell, leased))

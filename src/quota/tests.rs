@@ -314,6 +314,35 @@ fn a_flood_from_one_address_is_refused_before_anything_else() {
     assert!(quota.flood(address).is_ok());
 }
 
+/// Quotas whose tables are full from the beginning.
+fn crowded(plan: Plan, link: Link) -> Quota {
+    let settings =
+        Settings { plans: [("p".to_owned(), plan)].into(), default_plan: Some("p".into()), ..Settings::default() };
+    Quota::build(settings, Arc::new(State::with_room(0)), Arc::new(link), ManualClock::at(NOON)).unwrap()
+}
+
+#[test]
+fn a_call_whose_parts_have_no_account_of_their_own_is_decided_and_limited() {
+    let (tell, hear) = std::sync::mpsc::channel();
+    for shares in [false, true] {
+        let tell = tell.clone();
+        std::thread::spawn(move || {
+            let of = |limit| Limits { concurrent_runs: Some(1), ..requests(vec![rate(limit, MINUTE, limit)]).limits };
+            let plan = Plan { user: of(2), component: of(5), ..requests(vec![rate(9, MINUTE, 9)]) };
+            let quota = crowded(plan, Link::new(Arc::new(MemoryStore::new()), shares));
+            let work = Work { cluster: "main", component: Some(("agents", "a")), tool: None };
+            let who = principal("globex", None);
+            let passed = (0..3).filter(|_| now(quota.spend(&who, &work)).is_ok()).count();
+            let first = lease(&quota, &who, "a");
+            let second = exceeded(lease(&quota, &who, "a")).kind;
+            tell.send((passed, first.is_ok(), second)).unwrap();
+        });
+        // A lock that is taken twice is never free.
+        let heard = hear.recv_timeout(Duration::from_secs(20)).expect("an answer");
+        assert_eq!(heard, (2, true, ExceededKind::Runs), "shared: {shares}");
+    }
+}
+
 #[test]
 fn bad_settings_do_not_load() {
     let broken = Settings { default_plan: Some("fre".into()), ..settings() };

@@ -136,6 +136,7 @@ impl Upkeep {
     /// One round of everything that is due.
     pub async fn round(&mut self, changed: &impl Fn(Change)) {
         let now = Instant::now();
+        let (round, wanted) = self.link.begin_round();
         if self.link.shares() {
             self.tell_loss(changed);
             if now >= self.due.beat {
@@ -155,10 +156,11 @@ impl Upkeep {
                 self.link.renew();
             }
         }
-        if now >= self.due.write {
+        if wanted || now >= self.due.write {
             self.due.write = now + WRITE;
             self.write().await;
         }
+        self.link.end_round(round);
     }
 
     /// From now on everything is due.
@@ -176,6 +178,7 @@ impl Upkeep {
             self.link.flush(&*self.clock).await;
         }
         self.write().await;
+        self.link.end_round(u64::MAX);
     }
 
     fn tell_loss(&mut self, changed: &impl Fn(Change)) {

@@ -216,6 +216,13 @@ fn mcp(
             () = Arc::clone(&reaped).reap_loop() => {}
         }
     });
+    let (looking, draining) = (Arc::clone(&service), tasks.clone());
+    tasks.spawn("mcp discovery", async move {
+        tokio::select! {
+            () = draining.stopped() => {}
+            () = looking.discovery_loop() => {}
+        }
+    });
     service
 }
 

@@ -69,16 +69,22 @@ impl FileStore {
     ) -> Outcome<'a, T> {
         let (done, written) = oneshot::channel();
         // Queued under the lock of the tables: changes reach the disk in the order in which they were made.
-        let mut queued = true;
+        let (mut changed, mut queued) = (true, true);
         let (answer, _) = self.memory.with(|tables, time, changes| {
             let answer = work(tables, time, changes);
-            let write = Write { changes: std::mem::take(changes), done };
-            queued = self.queue.as_ref().is_some_and(|queue| queue.try_send(write).is_ok());
+            changed = !changes.is_empty();
+            if changed {
+                let write = Write { changes: std::mem::take(changes), done };
+                queued = self.queue.as_ref().is_some_and(|queue| queue.try_send(write).is_ok());
+            }
             answer
         });
         async move {
             if !queued {
                 return Err(StoreError("too many calls wait for the disk".to_owned()));
+            }
+            if !changed {
+                return Ok(answer);
             }
             written.await.map_err(|_| StoreError("the store's writer has ended".to_owned()))??;
             Ok(answer)
@@ -177,7 +183,10 @@ fn write<'a>(database: &Database, changes: impl Iterator<Item = &'a Change>) -> 
                 Change::Claim(name, None) => drop(claims.remove(name.as_str())?),
                 Change::Usage(instance, row) => {
                     let key = (row.day, row.tenant.as_str(), row.agent.as_str(), row.model.as_str(), instance.as_str());
-                    usage.insert(key, (row.runs, row.input, row.output, row.micros))?;
+                    match row.counts() {
+                        [0, 0, 0, 0] => drop(usage.remove(key)?),
+                        [runs, input, output, micros] => drop(usage.insert(key, (runs, input, output, micros))?),
+                    }
                 }
             }
         }
@@ -225,6 +234,9 @@ impl Store for FileStore {
     }
 
     fn beat<'a>(&'a self, instance: &'a str, lasts: Duration) -> Outcome<'a, Beat> {
-        self.memory.beat(instance, lasts)
+        self.durable(move |tables, time, _| {
+            let now = time.wall_secs();
+            tables.beat(instance, now.saturating_add(lasts.as_secs()), now)
+        })
     }
 }

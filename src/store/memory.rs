@@ -55,7 +55,7 @@ pub(super) enum Change {
     Cell(String, u64),
     /// A part of a sum, or that it is gone.
     Part(String, String, Option<Field>),
-    /// What an instance counted.
+    /// What an instance counted; nothing when it is too old to be kept.
     Usage(String, UsageRow),
     /// A claim: owner and end, or that it is gone.
     Claim(String, Option<(String, u64)>),
@@ -295,7 +295,13 @@ impl Tables {
             kept
         });
         let oldest = u32::try_from(now / 86_400).unwrap_or(u32::MAX).saturating_sub(DAYS_KEPT);
-        self.usage = self.usage.split_off(&(oldest, String::new()));
+        let kept = self.usage.split_off(&(oldest, String::new()));
+        for ((day, tenant), counted) in std::mem::replace(&mut self.usage, kept) {
+            for (agent, model, instance) in counted.into_keys() {
+                let row = UsageRow { day, tenant: tenant.clone(), agent, model, ..UsageRow::default() };
+                changes.push(Change::Usage(instance, row));
+            }
+        }
     }
 }
 

@@ -10,12 +10,12 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use super::event::{CacheResult, Door, ExchangeFinished, ModelTokens};
-use super::labels::{FirstNames, OTHER};
+use super::labels::{FirstNames, Handles, OTHER};
 use super::writer::Lost;
 use crate::principal::TenantId;
 
@@ -143,6 +143,8 @@ pub(super) struct Metrics {
     models: FirstNames,
     policies: FirstNames,
     endpoints: FirstNames,
+    decided: Handles<IntCounter>,
+    used: Handles<Gauge>,
     exchanges: RwLock<HashMap<ExchangeSet, Arc<ExchangeHandles>, foldhash::fast::RandomState>>,
 }
 
@@ -198,6 +200,8 @@ impl Metrics {
             models: FirstNames::new(MODELS_MAX),
             policies: FirstNames::new(POLICIES_MAX),
             endpoints: FirstNames::new(ENDPOINTS_MAX),
+            decided: Handles::new(),
+            used: Handles::new(),
             exchanges: RwLock::default(),
             registry,
         };
@@ -272,7 +276,16 @@ impl Metrics {
     }
 
     pub(super) fn policy_decision(&self, policy: &str, decision: &'static str) {
-        self.policy_decisions.with_label_values(&[self.policies.label(policy), decision]).inc();
+        if self.decided.with(policy, decision, |counter| counter.inc()) {
+            return;
+        }
+        let label = self.policies.label(policy);
+        let counter = self.policy_decisions.with_label_values(&[label, decision]);
+        counter.inc();
+        // Names without a label of their own stay without a bound: they are looked up each time.
+        if label == policy {
+            self.decided.keep(policy, decision, counter);
+        }
     }
 
     pub(super) fn runs_active(&self, tenant: &TenantId, delta: i64) {
@@ -280,7 +293,14 @@ impl Metrics {
     }
 
     pub(super) fn quota_used(&self, tenant: &TenantId, limit: &'static str, ratio: f64) {
-        self.with_tenant(Some(tenant), |tenant| self.quota_used.with_label_values(&[tenant, limit]).set(ratio));
+        if self.used.with(tenant.as_str(), limit, |gauge| gauge.set(ratio)) {
+            return;
+        }
+        let gauge = self.with_tenant(Some(tenant), |tenant| self.quota_used.with_label_values(&[tenant, limit]));
+        gauge.set(ratio);
+        if self.tenants.load().contains(tenant) {
+            self.used.keep(tenant.as_str(), limit, gauge);
+        }
     }
 
     pub(super) fn store_up(&self, store: &'static str, up: bool) {
@@ -291,13 +311,14 @@ impl Metrics {
         self.tenants.store(Arc::new(tenants));
         // Handles were chosen under the old names.
         self.exchanges.write().clear();
+        self.used.clear();
     }
 
     pub(super) fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 
-    fn tokens(&self, tenant: Option<&TenantId>, used: &ModelTokens) {
+    pub(super) fn tokens(&self, tenant: Option<&TenantId>, used: &ModelTokens) {
         let model = self.models.label(&used.model);
         self.with_tenant(tenant, |tenant| {
             self.tokens.with_label_values(&[tenant, model, "input"]).inc_by(used.input);

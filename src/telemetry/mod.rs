@@ -7,6 +7,7 @@ pub mod event;
 mod labels;
 mod line;
 mod metrics;
+mod queue;
 mod timestamp;
 mod tracing_setup;
 mod writer;
@@ -95,14 +96,14 @@ impl Telemetry {
     pub fn exchange_finished(&self, event: &ExchangeFinished) {
         self.metrics.exchange_finished(event);
         if let Some(access) = &self.access {
-            access.write(line::access(event, SystemTime::now()));
+            access.write(&line::access(event, SystemTime::now()));
         }
     }
 
     /// Writes a line of the audit log.
     pub fn audit(&self, event: &AuditEvent) {
         if let Some(audit) = &self.audit {
-            audit.write(line::audit(event, SystemTime::now()));
+            audit.write(&line::audit(event, SystemTime::now()));
         }
     }
 
@@ -118,7 +119,7 @@ impl Telemetry {
     /// Dropping the future does not take the line back.
     pub async fn audit_surely(&self, event: &AuditEvent) -> bool {
         match &self.audit {
-            Some(audit) => audit.write_surely(line::audit(event, SystemTime::now())).await,
+            Some(audit) => audit.write_surely(&line::audit(event, SystemTime::now())).await,
             None => true,
         }
     }
@@ -191,6 +192,11 @@ impl Telemetry {
     /// Says how much of a limit a tenant has used, from 0 to 1.
     pub fn quota_used(&self, tenant: &TenantId, limit: &'static str, ratio: f64) {
         self.metrics.quota_used(tenant, limit, ratio);
+    }
+
+    /// Counts tokens that a tenant used outside of an exchange: in a run that went on after its answer.
+    pub fn tokens(&self, tenant: &TenantId, used: &ModelTokens) {
+        self.metrics.tokens(Some(tenant), used);
     }
 
     /// Replaces the tenants that may become a label, after a reload. Series of tenants that went stay until restart.

@@ -5,8 +5,10 @@ use tracing_log::{AsLog as _, LogTracer};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Libraries that tell per-connection troubles: only what a person should see.
-const LIBRARIES: &str = "pingora=warn,pingora_core=warn,pingora_proxy=warn,pingora_pool=warn,hyper=warn,rmcp=warn";
+/// Libraries that tell per-connection troubles: only what a person should see. `rmcp::service` reports an error whenever
+/// a listening client leaves.
+const LIBRARIES: &str = "pingora=warn,pingora_core=warn,pingora_proxy=warn,pingora_pool=warn,hyper=warn,rmcp=warn,\
+    rmcp::service=off";
 
 /// The process log could not be set up.
 #[derive(Debug, thiserror::Error)]

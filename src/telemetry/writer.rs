@@ -6,21 +6,19 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::sync::oneshot;
 
 use super::LogTarget;
+use super::queue::{Batch, Queue};
 
-/// Most lines that wait for the thread.
-const QUEUE_LINES: usize = 8192;
-/// Bytes that are gathered before they are written, while more lines wait.
-const BATCH_BYTES: usize = 64 * 1024;
-/// How long the thread lets lines gather. Woken for each of them it would cost the exchanges a third of their time.
-const GATHER: Duration = Duration::from_millis(10);
+/// A buffer beyond this size is given back when its lines are written.
+const SPARE_BYTES_MAX: usize = 1 << 20;
 /// Longest wait for the thread at a flush and at the end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// Readable for the group: log collectors.
@@ -39,7 +37,7 @@ pub struct OpenError {
 
 /// One log with its thread.
 pub(super) struct LogWriter {
-    queue: Option<SyncSender<Message>>,
+    queue: Arc<Queue>,
     lost: Lost,
     thread: Option<JoinHandle<()>>,
     /// Disconnected when the thread has ended.
@@ -55,14 +53,6 @@ pub(super) struct Lost {
     pub(super) alarms: Option<[IntCounter; 2]>,
 }
 
-enum Message {
-    Line(Vec<u8>),
-    /// A line whose sender waits to hear whether it was written.
-    Sure(Vec<u8>, oneshot::Sender<bool>),
-    Reopen,
-    Flush(SyncSender<()>),
-}
-
 /// Where the thread writes.
 enum Sink {
     Stdout,
@@ -73,9 +63,6 @@ enum Sink {
 struct Drain {
     log: &'static str,
     sink: Sink,
-    batch: Vec<u8>,
-    lines: u64,
-    waiting: Vec<oneshot::Sender<bool>>,
     lost: Lost,
     failing: bool,
 }
@@ -90,22 +77,21 @@ impl LogWriter {
             LogTarget::Stdout => (Sink::Stdout, PathBuf::from("-")),
             LogTarget::File(path) => (Sink::File { path: path.clone(), file: open_file(path)? }, path.clone()),
         };
-        let (queue, lines) = sync_channel(QUEUE_LINES);
-        let (end, ended) = sync_channel(0);
-        let mut drain =
-            Drain { log, sink, batch: Vec::new(), lines: 0, waiting: Vec::new(), lost: lost.clone(), failing: false };
+        let (queue, (end, ended)) = (Arc::new(Queue::default()), sync_channel(0));
+        let mut drain = Drain { log, sink, lost: lost.clone(), failing: false };
+        let taken = Arc::clone(&queue);
         let body = move || {
-            drain.run(&lines);
+            drain.run(&taken);
             drop(end);
         };
         let thread = std::thread::Builder::new().name(format!("log-{log}")).spawn(body);
         let thread = thread.map_err(|source| OpenError { path, source })?;
-        Ok(Some(Self { queue: Some(queue), lost, thread: Some(thread), ended: ended.into() }))
+        Ok(Some(Self { queue, lost, thread: Some(thread), ended: ended.into() }))
     }
 
     /// Hands a whole line to the thread, or drops and counts it when too many wait.
-    pub(super) fn write(&self, line: Vec<u8>) {
-        if !self.send(Message::Line(line)) {
+    pub(super) fn write(&self, line: &[u8]) {
+        if !self.queue.push(line, None) {
             self.lost.waiting_too_long();
         }
     }
@@ -114,9 +100,9 @@ impl LogWriter {
     ///
     /// # Cancel safety
     /// Dropping the future does not take the line back.
-    pub(super) async fn write_surely(&self, line: Vec<u8>) -> bool {
+    pub(super) async fn write_surely(&self, line: &[u8]) -> bool {
         let (done, wait) = oneshot::channel();
-        if !self.send(Message::Sure(line, done)) {
+        if !self.queue.push(line, Some(done)) {
             self.lost.waiting_too_long();
             return false;
         }
@@ -124,30 +110,20 @@ impl LogWriter {
     }
 
     pub(super) fn reopen(&self) {
-        // A full queue means a stuck target: reopening would wait behind it.
-        let _queued = self.send(Message::Reopen);
+        self.queue.reopen();
     }
 
     pub(super) fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.send(Message::Flush(done)) {
-            let _ = wait.recv_timeout(DRAIN_DEADLINE);
-        }
-    }
-
-    fn send(&self, message: Message) -> bool {
-        let Some(queue) = &self.queue else { return false };
-        match queue.try_send(message) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
-        }
+        self.queue.flush(done);
+        let _ = wait.recv_timeout(DRAIN_DEADLINE);
     }
 }
 
 impl Drop for LogWriter {
     /// Lets the thread write what waits. A target that stays stuck loses it: the process must be able to end.
     fn drop(&mut self) {
-        self.queue = None;
+        self.queue.close();
         let ended = self.ended.get_mut().recv_timeout(DRAIN_DEADLINE);
         if let (Err(RecvTimeoutError::Disconnected), Some(thread)) = (ended, self.thread.take()) {
             let _ = thread.join();
@@ -172,76 +148,47 @@ impl Lost {
 // === impl Drain ===
 
 impl Drain {
-    fn run(&mut self, queue: &Receiver<Message>) {
-        // Waits for the first line; then lets more of them gather, and writes when nothing waits any more.
-        while let Ok(first) = queue.recv() {
-            self.take(first);
-            let until = Instant::now() + GATHER;
-            // The channel parks and unparks this thread too: a token that it left behind must not end the wait.
-            while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-                std::thread::park_timeout(left);
-            }
-            while let Ok(next) = queue.try_recv() {
-                self.take(next);
-            }
-            self.write_batch();
-        }
-    }
-
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Line(line) => self.gather(&line),
-            Message::Sure(line, done) => {
-                // Before the line: a full batch is written, and answered, inside.
-                self.waiting.push(done);
-                self.gather(&line);
-            }
-            Message::Reopen => {
-                self.write_batch();
+    fn run(&mut self, queue: &Queue) {
+        let mut spare = Vec::new();
+        while let Some(batch) = queue.take(std::mem::take(&mut spare)) {
+            let Batch { mut bytes, reopen_at, sure, flushes, .. } = batch;
+            let (before, behind) = bytes.split_at(reopen_at.unwrap_or(bytes.len()));
+            let mut written = self.write(before);
+            if reopen_at.is_some() {
                 self.reopen();
+                written &= self.write(behind);
             }
-            Message::Flush(done) => {
-                self.write_batch();
+            // Who waits no more has given up; the line stands all the same.
+            for done in sure {
+                let _ = done.send(written);
+            }
+            for done in flushes {
                 let _ = done.try_send(());
             }
+            bytes.clear();
+            bytes.shrink_to(SPARE_BYTES_MAX);
+            spare = bytes;
         }
     }
 
-    fn gather(&mut self, line: &[u8]) {
-        self.batch.extend_from_slice(line);
-        self.lines += 1;
-        if self.batch.len() >= BATCH_BYTES {
-            self.write_batch();
-        }
-    }
-
-    fn write_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
+    /// Writes whole lines; says whether they are written.
+    fn write(&mut self, lines: &[u8]) -> bool {
         let written = match &mut self.sink {
+            _ if lines.is_empty() => return true,
             Sink::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(&self.batch).and_then(|()| out.flush())
+                out.write_all(lines).and_then(|()| out.flush())
             }
-            Sink::File { file, .. } => file.write_all(&self.batch),
+            Sink::File { file, .. } => file.write_all(lines),
         };
-        // Who waits no more has given up; the line stands all the same.
-        self.waiting.drain(..).for_each(|done| {
-            let _ = done.send(written.is_ok());
-        });
-        match written {
-            Ok(()) => self.failing = false,
-            Err(error) => {
-                self.lost.not_written(self.lines);
-                if !self.failing {
-                    tracing::error!(log = self.log, %error, "log lines lost");
-                }
-                self.failing = true;
+        if let Err(error) = &written {
+            self.lost.not_written(memchr::memchr_iter(b'\n', lines).count() as u64);
+            if !self.failing {
+                tracing::error!(log = self.log, %error, "log lines lost");
             }
         }
-        self.batch.clear();
-        self.lines = 0;
+        self.failing = written.is_err();
+        written.is_ok()
     }
 
     fn reopen(&mut self) {

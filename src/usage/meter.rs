@@ -24,6 +24,8 @@ pub struct Meter {
 
 #[derive(Debug, Default)]
 struct Tally {
+    /// A run that goes on, as it was stored before; empty for others.
+    before: Box<str>,
     record: UsageRecord,
     run: Option<RunSeen>,
     runs: Vec<RunCalls>,
@@ -57,6 +59,12 @@ impl Meter {
     pub fn following(run_id: &str) -> Self {
         let run = Some(RunSeen { run_id: run_id.to_owned(), session_id: None });
         Self { events: SseEvents::new(EVENT_BYTES_MAX), tally: Tally { run, ..Tally::default() } }
+    }
+
+    /// A meter of a run that goes on after a pause. AgentOS's last word reports such a run from its beginning: what the
+    /// stored run had used before is not counted again.
+    pub fn continuing(stored: Box<str>) -> Self {
+        Self { tally: Tally { before: stored, ..Tally::default() }, ..Self::default() }
     }
 
     /// Reads the next bytes of an event stream, cut anywhere.
@@ -102,7 +110,9 @@ impl Meter {
     /// Returns what was used. An event that was cut off by the end of the stream is not counted.
     pub fn finish(self) -> UsageRecord {
         let Tally { mut record, runs, .. } = self.tally;
-        record.incomplete |= runs.iter().any(|run| run.open > 0);
+        // What the cancel cut off is reported by nobody.
+        let cancelled = record.terminal == Some(Terminal::Cancelled);
+        record.incomplete |= cancelled || runs.iter().any(|run| run.open > 0);
         record
     }
 }
@@ -184,16 +194,27 @@ impl Tally {
     /// Counts what a run's last event reports and no event of its own did: silent models, and the
     /// runs within it when their events are not streamed.
     fn count_the_rest(&mut self, terminal: Terminal, run_id: &str, node: &Node<'_>) {
-        if terminal == Terminal::Completed {
-            self.record.merge(&silent_usage(node.metrics));
-        }
-        let full = self.runs.len() >= RUNS_MAX;
-        if self.owns(run_id) && !full {
-            let counted: Counted<'_> = &|id| self.runs.iter().any(|run| run.counted && run.run_id == id);
-            let (members, steps) = (members_usage(node, counted), steps_usage(node, counted));
-            self.record.merge(&members);
-            self.record.merge(&steps);
-        }
+        let owned = self.owns(run_id);
+        let within = owned && self.runs.len() < RUNS_MAX;
+        let counted: Counted<'_> = &|id| self.runs.iter().any(|run| run.counted && run.run_id == id);
+        let rest = |node: &Node<'_>| {
+            let mut rest = UsageRecord::default();
+            if terminal == Terminal::Completed {
+                rest.merge(&silent_usage(node.metrics));
+            }
+            if within {
+                rest.merge(&members_usage(node, counted));
+                rest.merge(&steps_usage(node, counted));
+            }
+            rest
+        };
+        let rest = if owned { rest(node).since(&self.before(rest)) } else { rest(node) };
+        self.record.merge(&rest);
+    }
+
+    /// Sums the run as it was stored before it went on.
+    fn before(&self, sum: impl FnOnce(&Node<'_>) -> UsageRecord) -> UsageRecord {
+        Node::parse(&self.before).map(|node| sum(&node)).unwrap_or_default()
     }
 
     fn ended(&mut self, terminal: Terminal, run_id: &str) {
@@ -241,9 +262,8 @@ impl Tally {
 
     fn reply(&mut self, reply: &Node<'_>) {
         self.meet(reply.run_id.text(), reply.session_id.text());
-        self.record.merge(&run_usage(reply, &|_| false));
-        let terminal = reply.status.text().and_then(|status| Terminal::of_status(&status));
-        self.record.terminal = terminal;
-        self.record.incomplete |= terminal == Some(Terminal::Cancelled) && self.record.tokens() == 0;
+        let sum = |run: &Node<'_>| run_usage(run, &|_| false);
+        self.record.merge(&sum(reply).since(&self.before(sum)));
+        self.record.terminal = reply.status.text().and_then(|status| Terminal::of_status(&status));
     }
 }

@@ -19,8 +19,8 @@ pub struct UsageRecord {
     pub output_tokens: u64,
     /// How the run ended; `None` while it was not seen to end.
     pub terminal: Option<Terminal>,
-    /// More was used than AgentOS reported: a model call was cut off, or the members of a team are
-    /// missing from its reply (agno 2.5.6, not streamed). Charge no less than was reserved.
+    /// More may have been used than AgentOS reported: the run was cancelled, a model call was cut off, or the members
+    /// of a team are missing from its reply (agno 2.5.6, not streamed). Charge no less than was reserved.
     pub incomplete: bool,
 }
 
@@ -42,9 +42,7 @@ impl UsageRecord {
     }
 
     /// What was used since an earlier state of the same run.
-    ///
-    /// The JSON reply of a continued run reports the run from its beginning, while a stream reports
-    /// only the continuation: subtract the paused run's record from the former, never from the latter.
+    #[must_use]
     pub fn since(mut self, earlier: &Self) -> Self {
         for before in &earlier.models {
             if let Some(model) = self.models.iter_mut().find(|model| model.model == before.model) {

@@ -1,6 +1,8 @@
 //! Owns what a run reply (JSON) used: an agent's metrics, a team's leader and members, a workflow's
 //! steps. Does not read streams (`meter`). Walks at most `DEPTH_MAX` levels of nested runs.
 
+use std::collections::HashMap;
+
 use super::node::{Field, Node};
 use super::record::UsageRecord;
 
@@ -72,15 +74,25 @@ fn sum_run(run: &Node<'_>, counted: Counted<'_>, depth: usize) -> UsageRecord {
     record
 }
 
+/// A workflow of 3.x that went on after a pause lists the run that had paused twice, the second time as it ended: of
+/// runs of one id the one that knows more counts.
 fn sum_runs(runs: Field<'_>, counted: Counted<'_>, depth: usize) -> UsageRecord {
     let mut record = UsageRecord::default();
+    let (mut sums, mut places) = (Vec::<UsageRecord>::new(), HashMap::new());
     for run in runs.nodes() {
         if depth == 0 {
             record.incomplete = true;
             break;
         }
-        record.merge(&sum_run(&run, counted, depth - 1));
+        let sum = sum_run(&run, counted, depth - 1);
+        let place = run.run_id.text().map_or(sums.len(), |id| *places.entry(id).or_insert(sums.len()));
+        match sums.get_mut(place) {
+            Some(known) if sum.tokens() >= known.tokens() => *known = sum,
+            Some(_) => {}
+            None => sums.push(sum),
+        }
     }
+    sums.iter().for_each(|sum| record.merge(sum));
     record
 }
 

@@ -84,8 +84,8 @@ fn captured_replies_are_summed_exactly() {
         // The model call that a cancel cut off used tokens that nobody reports.
         ("2.5.6-cancelled.sse", &[], Some(Cancelled), true),
         ("3.1.10-cancelled.sse", &[], Some(Cancelled), true),
-        ("2.5.6-cancelled.json", &[("echo-slow", 3, 20)], Some(Cancelled), false),
-        ("3.1.10-cancelled.json", &[("echo-slow", 3, 20)], Some(Cancelled), false),
+        ("2.5.6-cancelled.json", &[("echo-slow", 3, 20)], Some(Cancelled), true),
+        ("3.1.10-cancelled.json", &[("echo-slow", 3, 20)], Some(Cancelled), true),
         ("2.5.6-workflow_cancelled.sse", &[], Some(Completed), true),
         ("3.1.10-workflow_cancelled.sse", &[], Some(Cancelled), true),
         ("2.5.6-continued.sse", &[("echo-tool", 9, 8)], Some(Completed), false),
@@ -101,12 +101,43 @@ fn captured_replies_are_summed_exactly() {
 }
 
 #[test]
-fn a_continued_reply_pays_what_its_stream_pays() {
+fn a_continued_run_pays_what_was_used_after_its_pause() {
     for version in ["2.5.6", "3.1.10"] {
-        let whole = record(&format!("{version}-continued.json"));
-        let before = record(&format!("{version}-before_continue.json"));
-        assert_eq!(whole.since(&before), record(&format!("{version}-continued.sse")), "{version}");
+        let stored = || String::from_utf8(fixture(&format!("{version}-before_continue.json"))).unwrap().into();
+        let (mut whole, mut stream) = (Meter::continuing(stored()), Meter::continuing(stored()));
+        whole.json(&fixture(&format!("{version}-continued.json")));
+        stream.sse(&fixture(&format!("{version}-continued.sse")));
+        let expected = usage(&[("echo-tool", 9, 8)], Some(Terminal::Completed), false);
+        assert_eq!((whole.finish(), stream.finish()), (expected.clone(), expected), "{version}");
     }
+}
+
+#[test]
+fn a_run_that_a_workflow_lists_twice_counts_once_as_it_ended() {
+    let listed = |tokens: u64| format!(r#"{{"run_id":"s","model":"m","metrics":{{"input_tokens":{tokens}}}}}"#);
+    let reply = format!(
+        r#"{{"run_id":"w","workflow_id":"w","status":"COMPLETED","step_executor_runs":[{},{},{{"model":"m","metrics":{{"input_tokens":1}}}}]}}"#,
+        listed(8),
+        listed(59),
+    );
+    let mut meter = Meter::new();
+    meter.json(reply.as_bytes());
+    assert_eq!(meter.finish().tokens(), 60);
+}
+
+#[test]
+fn what_members_and_silent_models_used_before_a_pause_is_not_counted_again() {
+    let before = r#"{"run_id":"t","status":"PAUSED","metrics":{"details":{"memory_model":[{"id":"s","input_tokens":3,"output_tokens":1}]}},
+        "member_responses":[{"run_id":"x","model":"m","metrics":{"input_tokens":7,"output_tokens":3}}]}"#;
+    let mut meter = Meter::continuing(before.into());
+    meter.sse(&sse(&[
+        ("TeamRunContinued", r#"{"run_id":"t","session_id":"s"}"#),
+        (
+            "TeamRunCompleted",
+            r#"{"run_id":"t","session_id":"s","metrics":{"details":{"memory_model":[{"id":"s","input_tokens":5,"output_tokens":2}]}},"member_responses":[{"run_id":"x","model":"m","metrics":{"input_tokens":9,"output_tokens":4}}]}"#,
+        ),
+    ]));
+    assert_eq!(meter.finish(), usage(&[("s", 2, 1), ("m", 2, 1)], Some(Terminal::Completed), false));
 }
 
 #[test]

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 MAJOR = int(version("mcp").split(".")[0])
+LIBRARY = f"python mcp {version('mcp')}"
 CALL_DEADLINE_S = 60
 
 
@@ -72,6 +73,23 @@ async def searches(client: Any) -> None:
     assert "opens at dawn" in text_of(result), text_of(result)
 
 
+def field(result: Any, name: str) -> str:
+    """A field of the lines that a run's result ends with."""
+    lines = [line.removeprefix(f"{name}: ") for line in text_of(result).splitlines() if line.startswith(f"{name}: ")]
+    assert lines, text_of(result)
+    return lines[-1]
+
+
+async def cancels(client: Any) -> None:
+    arguments = {"agent": "researcher-slow", "message": "go", "background": True}
+    started = await client.call_tool("run_agent", arguments)
+    run = {"run": field(started, "run")}
+    cancelled = await client.call_tool("cancel_run", run)
+    assert not is_error(cancelled), text_of(cancelled)
+    ended = await client.call_tool("get_run", {**run, "wait_s": 20})
+    assert field(ended, "status") == "cancelled", text_of(ended)
+
+
 async def is_refused(client: Any) -> None:
     names = {tool.name for tool in (await client.list_tools()).tools}
     assert "run_agent" not in names, names
@@ -83,20 +101,35 @@ async def is_refused(client: Any) -> None:
     assert is_error(result) and "echo:" not in text_of(result), text_of(result)
 
 
-async def check(what: str, url: str, token: str, mode: str, test: Callable[[Any], Awaitable[None]]) -> bool:
+async def check(
+    what: str, url: str, token: str, mode: str, test: Callable[[Any], Awaitable[None]], shown: str = ""
+) -> bool:
     """Connects, runs one test, prints its line."""
-    name = f"python mcp {version('mcp')} ({mode}): {what}"
+
+    async def connect_and_test() -> None:
+        async with connected(url, token, mode) as client:
+            await test(client)
+
+    return await reported(f"{LIBRARY} ({shown or mode}): {what}", connect_and_test())
+
+
+async def reported(name: str, work: Awaitable[None]) -> bool:
+    """Does the work under a deadline and prints its line."""
     try:
         async with asyncio.timeout(CALL_DEADLINE_S) if sys.version_info >= (3, 11) else no_deadline():
-            async with connected(url, token, mode) as client:
-                await test(client)
+            await work
     except BaseException as error:
-        while isinstance(error, getattr(__builtins__, "BaseExceptionGroup", ())) and error.exceptions:
-            error = error.exceptions[0]
-        print(f"FAILED {name}: {type(error).__name__}: {error}", flush=True)
+        print(f"FAILED {name}: {innermost(error)}", flush=True)
         return False
     print(f"ok {name}", flush=True)
     return True
+
+
+def innermost(error: BaseException) -> str:
+    """What went wrong, out of the groups that task groups wrap it in."""
+    while getattr(error, "exceptions", None):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 @asynccontextmanager
@@ -105,16 +138,17 @@ async def no_deadline() -> AsyncIterator[None]:
     yield
 
 
-async def main(url: str) -> int:
+async def main(url: str, modes: list[str]) -> int:
     operator, viewer = os.environ["MCP_TOKEN"], os.environ["MCP_VIEWER_TOKEN"]
     good = True
-    for mode in ["session"] if MAJOR == 1 else ["auto", "legacy"]:
+    for mode in modes:
         good &= await check("lists tools", url, operator, mode, lists_tools)
         good &= await check("runs an agent with progress", url, operator, mode, runs_with_progress)
         good &= await check("searches knowledge", url, operator, mode, searches)
+        good &= await check("cancels a run", url, operator, mode, cancels)
         good &= await check("is refused as a viewer", url, viewer, mode, is_refused)
     return 0 if good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(sys.argv[1])))
+    sys.exit(asyncio.run(main(sys.argv[1], ["session"] if MAJOR == 1 else ["auto", "legacy"])))

@@ -1,16 +1,15 @@
 """Runs every official MCP client against a Tollbridge that is up.
 
 Prints `ok …` or `FAILED …` for each check; the status is 1 when one failed. Python clients run in the environments
-`.venv-mcp-1` and `.venv-mcp-2`, the others in the system's Node.js or, where it has none of 20 or newer, in `.venv-node`.
-Tokens may stand in MCP_TOKEN and MCP_VIEWER_TOKEN instead of on the command line.
+`.venv-mcp-1` and `.venv-mcp-2`, the others in the system's Node.js or, where it has none of 22 or newer, in `.venv-node`.
+Tokens may stand in MCP_TOKEN and MCP_VIEWER_TOKEN instead of on the command line. Where TOLLBRIDGE_BIN names the binary, the
+Python clients also connect through `tollbridge mcp`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent / "scripts"))
 
+import node  # noqa: E402
 import venvs  # noqa: E402
 
-NODE_MAJOR_MIN = 20
 CLIENT_DEADLINE_S = 180
-INSTALL_DEADLINE_S = 600
 
 
 def report(good: bool, what: str, why: str = "") -> bool:
@@ -59,50 +57,22 @@ def inspector(what: str, url: str, token: str, arguments: list[str], wanted: str
     return report(good, name, f"status {done.returncode}: {(done.stderr + done.stdout).strip()[-500:]!r}")
 
 
-def system_has_node() -> bool:
-    """Whether the system's Node.js will do."""
-    if not shutil.which("npm") or not shutil.which("node"):
-        return False
-    done = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=30, check=False)
-    major = done.stdout.strip().removeprefix("v").split(".")[0]
-    return major.isdigit() and int(major) >= NODE_MAJOR_MIN
-
-
-def install_node_packages() -> str:
-    """Installs the pinned packages once; returns why it could not."""
-    if not system_has_node():
-        try:
-            folder = venvs.ensure("node").parent
-        except venvs.VenvError as error:
-            return str(error)
-        # Everything that runs from here on finds this one first.
-        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
-    pins = hashlib.sha256((HERE / "package.json").read_bytes()).hexdigest()
-    stamp = HERE / "node_modules" / "tollbridge.stamp"
-    if stamp.is_file() and stamp.read_text() == pins:
-        return ""
-    # No lock file: it would carry the address of whatever registry this machine uses.
-    command = ["npm", "install", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    for attempt in (1, 2):
-        done = subprocess.run(command, cwd=HERE, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              timeout=INSTALL_DEADLINE_S, check=False)
-        if done.returncode == 0:
-            stamp.write_text(pins)
-            return ""
-        print(f"clients: npm install failed, attempt {attempt} of 2", file=sys.stderr, flush=True)
-    return done.stderr.strip()[-500:]
-
-
 def node_clients(url: str, token: str) -> bool:
     """The TypeScript libraries and the inspector."""
-    if problem := install_node_packages():
-        return report(False, "typescript clients", problem)
+    try:
+        node.ensure(HERE)
+    except node.NodeError as error:
+        return report(False, "typescript clients", str(error))
     good = True
     for library in ("sdk", "client"):
         good &= run(f"typescript {library}", ["node", str(HERE / "typescript_client.mjs"), library, url])
     run_agent = ["--method", "tools/call", "--tool-name", "run_agent"]
     run_agent += ["--tool-arg", "agent=assistant", "--tool-arg", "message=hello inspector"]
-    good &= inspector("lists tools", url, token, ["--method", "tools/list"], "run_agent")
+    lists = ["--method", "tools/list", "--strict"]
+    good &= inspector("lists tools, strictly", url, token, lists, "run_agent")
+    good &= inspector("lists tools, strictly, 2026-07-28", url, token, [*lists, "--protocol-era", "modern"], "run_agent")
+    search = ["--method", "tools/call", "--tool-name", "search_knowledge", "--tool-arg", "query=when does the tollbridge open"]
+    good &= inspector("searches knowledge", url, token, search, "opens at dawn")
     good &= inspector("runs an agent", url, token, run_agent, "echo: hello inspector")
     good &= inspector("runs an agent, 2026-07-28", url, token, [*run_agent, "--protocol-era", "modern"], "hello inspector")
     return good
@@ -127,6 +97,17 @@ def main() -> int:
             good = report(False, f"python {name}", str(error))
             continue
         good &= run(f"python {name}", [str(python), str(HERE / "python_client.py"), arguments.url])
+        good &= run(f"python {name}, asked", [str(python), str(HERE / "elicitation_client.py"), arguments.url])
+        if os.environ.get("TOLLBRIDGE_BIN"):
+            good &= run(f"python {name} stdio", [str(python), str(HERE / "stdio_client.py"), arguments.url])
+    # The environments of the two agno releases hold fastmcp 2 and 4.
+    for name in ("agno-2.5.6", "agno-3.1.10"):
+        try:
+            python = venvs.ensure(name)
+        except venvs.VenvError as error:
+            good = report(False, f"fastmcp of {name}", str(error))
+            continue
+        good &= run(f"fastmcp of {name}", [str(python), str(HERE / "fastmcp_client.py"), arguments.url])
     if not arguments.no_node:
         good &= node_clients(arguments.url, arguments.token)
     print("clients: all passed" if good else "clients: some failed", flush=True)

@@ -49,6 +49,25 @@ async function searches(client) {
   assert.ok(text(result).includes('opens at dawn'), text(result));
 }
 
+async function cancels(client) {
+  const started = text(await call(client, 'run_agent', { agent: 'researcher-slow', message: 'go', background: true }));
+  const run = /^run: (.*)$/m.exec(started)?.[1];
+  const cancelled = await call(client, 'cancel_run', { run });
+  assert.ok(!cancelled.isError, text(cancelled));
+  const ended = text(await call(client, 'get_run', { run, wait_s: 20 }));
+  assert.match(ended, /^status: cancelled$/m);
+}
+
+async function leavesACall(client) {
+  const leaving = new AbortController();
+  const call_ = call(client, 'run_agent', { agent: 'researcher-slow', message: 'go' }, {
+    onprogress: () => leaving.abort('enough'),
+    signal: leaving.signal,
+  });
+  await assert.rejects(call_);
+  assert.ok((await client.listTools()).tools.length > 0);
+}
+
 async function isRefused(client) {
   const names = (await client.listTools()).tools.map((tool) => tool.name);
   assert.ok(!names.includes('run_agent'), `${names}`);
@@ -81,6 +100,8 @@ for (const mode of library === 'sdk' ? ['session'] : ['legacy', 'auto']) {
   await check('lists tools', process.env.MCP_TOKEN, mode, listsTools);
   await check('runs an agent with progress', process.env.MCP_TOKEN, mode, runsWithProgress);
   await check('searches knowledge', process.env.MCP_TOKEN, mode, searches);
+  await check('cancels a run', process.env.MCP_TOKEN, mode, cancels);
+  await check('leaves a call that is under way', process.env.MCP_TOKEN, mode, leavesACall);
   await check('is refused as a viewer', process.env.MCP_VIEWER_TOKEN, mode, isRefused);
 }
 process.exit(failed ? 1 : 0);

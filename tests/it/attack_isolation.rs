@@ -336,6 +336,29 @@ async fn the_first_to_ask_for_a_new_session_makes_it() {
 }
 
 #[tokio::test]
+async fn naming_a_session_does_not_keep_its_owner_out() {
+    let stack = Stack::start().await;
+    let row = json!({"session_id": "mine", "user_id": "acme~alice"});
+    let (reply, gate) = Reply::json(200, &row).stalled();
+    stack.os().pin("GET", "/sessions/mine", reply);
+    let ask = |who: Who| Ask::run("assistant").field("message", "hi").field("session_id", "mine").by(&who);
+    let owner = async {
+        // The other one's look-up is on its way.
+        stack.os().wait_for_request("/sessions/mine", 1).await;
+        stack.send(ask(Who::alice())).await
+    };
+    let opened = async {
+        stack.os().wait_for_request("/sessions/mine", 2).await;
+        gate.open();
+    };
+    let (other, (owner, ())) = tokio::join!(stack.send(ask(Who::new("gina").of("globex").role("operator"))), async {
+        tokio::join!(owner, opened)
+    });
+    assert_eq!(owner.status, 200, "{owner:?}");
+    assert_not_found("another tenant's session", &other);
+}
+
+#[tokio::test]
 async fn files_of_the_same_name_stay_two_contents() {
     for (line, description) in [(Line::V2, Some("ours [acme]")), (Line::V3, Some("ours"))] {
         let stack = Stack::before(vec![FakeAgentOs::start_as(line).await], Settings::new()).await;

@@ -1,6 +1,7 @@
 //! Proves the command line on the built binary: what goes to stdout and stderr, and the exit codes.
 //! Does not test what the modules behind it decide.
 
+mod bridge;
 mod cases;
 mod check;
 mod explain;

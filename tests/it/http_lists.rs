@@ -92,6 +92,33 @@ async fn knowledge_is_kept_per_caller_and_forgotten_after_an_upload() {
 }
 
 #[tokio::test]
+async fn a_large_configuration_is_narrowed_also_when_it_is_not_kept() {
+    let narrow = Who::new("narrow").scope("config:read").scope("agents:assistant:read");
+    let padding = "x".repeat(100 << 10);
+    let config = json!({"os_id": padding, "agents": [{"id": "assistant"}, {"id": "records"}], "teams": [{"id": "t"}]});
+    for rule in [None, Some("\"0s\"")] {
+        let mut settings = Settings::new();
+        if let Some(ttl) = rule {
+            settings = settings.add("[[cache.rules]]", &[("operation", "\"get_config\""), ("ttl", ttl)]);
+        }
+        let stack = Stack::with(settings).await;
+        stack.os().pin("GET", "/config", Reply::json(200, &config));
+        let got = stack.send(Ask::get("/config").by(&narrow)).await;
+        let shown = (got.json()["agents"].clone(), got.json()["teams"].clone());
+        assert_eq!(shown, (json!([{"id": "assistant"}]), json!([])), "ttl {rule:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_names_of_other_tenants_metadata_are_not_told() {
+    let stack = Stack::start().await;
+    let config = json!({"readers": {"pdf": {"id": "pdf"}}, "filters": ["project-zebra", "tenant"]});
+    stack.os().pin("GET", "/knowledge/config", Reply::json(200, &config));
+    let got = stack.send(Ask::get("/knowledge/config").by(&Who::new("viewer").role("viewer"))).await;
+    assert_eq!(got.json(), json!({"readers": {"pdf": {"id": "pdf"}}, "filters": []}), "{got:?}");
+}
+
+#[tokio::test]
 async fn rows_of_others_do_not_exist() {
     let stack = Stack::start().await;
     let session = |id: &str, user: Value| {

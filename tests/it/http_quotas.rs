@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::fake::{Event, Reply};
-use crate::stack::{Ask, Settings, Stack, Who};
+use crate::stack::{Ask, Got, Settings, Stack, Who};
 
 fn plan(key: &str, value: &str) -> Settings {
     Settings::new().set("[plans.open]", key, value)
@@ -98,6 +98,32 @@ async fn a_background_run_keeps_its_slot_when_its_caller_leaves_the_stream() {
     stack.os().pin("GET", path, row("COMPLETED"));
     stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
     assert_eq!(stack.os().requests_to(path)[0].query(), "session_id=s");
+    assert_eq!(stack.metric_sum("tollbridge_tokens_total", &["tenant=\"acme\""]).await, 5.0);
+}
+
+#[tokio::test]
+async fn a_background_run_keeps_its_place_at_a_busy_endpoint() {
+    let settings = Settings::new().set("[clusters.load]", "runs_per_endpoint", "1");
+    let stack = Stack::with(settings.set("[clusters.load]", "queue_timeout", "\"50ms\"")).await;
+    let events = [Event::new("RunStarted", json!({"run_id": "r", "session_id": "s"}))];
+    let (streamed, gate) = Reply::paced_sse(&events);
+    gate.open_once();
+    let row = |status: &str| Reply::json(200, &json!({"run_id": "r", "session_id": "s", "status": status}));
+    let accepted = Reply::json(202, &json!({"run_id": "r", "session_id": "s", "status": "PENDING"}));
+    let path = "/agents/assistant/runs/r";
+    for reply in [accepted, streamed] {
+        stack.os().pin("GET", path, row("RUNNING"));
+        stack.os().script(reply);
+        let mut flow = stack.open(run().field("background", "true")).await;
+        flow.until("\"r\"").await;
+        drop(flow);
+        stack.wait_for_metric("tollbridge_in_flight", &["door=\"http\""], 0.0).await;
+        let got = stack.send(run()).await;
+        assert_eq!((got.status, got.code()), (503, "overloaded".to_owned()));
+        stack.os().pin("GET", path, row("COMPLETED"));
+        stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
+        assert_eq!(stack.send(run()).await.status, 200);
+    }
 }
 
 #[tokio::test]
@@ -117,6 +143,60 @@ async fn an_exhausted_budget_stops_runs_and_nothing_else() {
         stack.send(Ask::run("assistant").field("message", "hi").by(&Who::alice().of("globex"))).await.status,
         200
     );
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_is_left_of_the_rate_that_it_spent() {
+    let stack = Stack::with(plan("requests", "{ per_hour = 60 }").set("[plans.open]", "concurrent_runs", "0")).await;
+    let rate = "\"requests\";q=60;w=3600";
+    let told = |got: &Got| ["ratelimit-policy", "ratelimit"].map(|name| got.header(name).unwrap_or("").to_owned());
+
+    let got = stack.send(Ask::run("assistant").field("message", "hi").by(&Who::new("vera").role("viewer"))).await;
+    let [policy, left] = told(&got);
+    assert_eq!((got.status, policy.as_str()), (403, rate));
+    assert!(left.starts_with("\"requests\";r=59;"), "{left}");
+
+    let got = stack.send(run()).await;
+    let [policy, left] = told(&got);
+    assert_eq!((got.status, got.code()), (429, "too_many_runs".to_owned()));
+    assert_eq!(policy, format!("{rate}, \"concurrent_runs\";q=0;qu=\"concurrent-requests\""));
+    assert!(left.starts_with("\"requests\";r=58;") && left.ends_with("\"concurrent_runs\";r=0"), "{left}");
+
+    stack.os().pin("GET", "/sessions", Reply::detail(401, "who are you?"));
+    let got = stack.send(Ask::get("/sessions").by(&Who::alice())).await;
+    let [policy, left] = told(&got);
+    assert_eq!((got.status, policy.as_str()), (502, rate));
+    assert!(left.starts_with("\"requests\";r=57;"), "{left}");
+}
+
+#[tokio::test]
+async fn callers_see_their_own_limits_and_nobody_elses() {
+    let settings = plan("requests", "{ per_hour = 60 }").set("[plans.open]", "tokens", "{ per_day = 1_000 }");
+    let settings = settings.set("[plans.open]", "user", "{ requests = { per_hour = 10 } }");
+    let stack = Stack::with(settings).await;
+    let quota = async |who: &Who| stack.send(Ask::get("/quota").by(who)).await.json();
+    let bob = Who::new("bob").role("operator");
+    // Five tokens.
+    assert_eq!(stack.send(run()).await.status, 200);
+    assert_eq!(stack.send(Ask::get("/agents").by(&bob)).await.status, 200);
+    let shown = quota(&bob).await;
+    assert_eq!((&shown["tenant"], &shown["plan"]), (&json!("acme"), &json!("open")));
+    let limits: Vec<(&str, u64, u64)> = shown["limits"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|limit| {
+            let number = |name: &str| limit[name].as_u64().unwrap();
+            (limit["name"].as_str().unwrap(), number("limit"), number("used"))
+        })
+        .collect();
+    // Its own looking is one request; `bob` is not told what `alice` did as herself.
+    assert_eq!(limits, [("requests", 60, 3), ("tokens_per_day", 1_000, 5), ("user_requests", 10, 2)]);
+    let foreign = quota(&bob.of("globex")).await;
+    assert_eq!((&foreign["tenant"], &foreign["limits"][0]["used"]), (&json!("globex"), &json!(1)));
+    assert_eq!(stack.send(Ask::get("/quota")).await.status, 401);
+    let ratio = stack.metric("tollbridge_quota_used_ratio{limit=\"tokens_per_day\",tenant=\"acme\"}").await;
+    assert!((ratio - 0.005).abs() < 1e-9, "{ratio}");
 }
 
 #[tokio::test]

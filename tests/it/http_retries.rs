@@ -180,6 +180,7 @@ async fn a_run_that_nobody_can_take_over_is_logged_as_it_was_answered() {
         cluster: None,
         human: false,
         tool: None,
+        known: None,
         body: Inbound::Full("message=hi&stream=false".into()),
     };
     let answer = full.serve(call).await;

@@ -33,6 +33,8 @@ pub(crate) struct McpClient<'a> {
     pub(crate) session: Option<String>,
     /// Where it connects.
     pub(crate) path: &'static str,
+    /// What it declares it can do.
+    pub(crate) able: Value,
     ids: AtomicU64,
 }
 
@@ -67,13 +69,29 @@ impl Era {
 impl<'a> McpClient<'a> {
     /// A client of the stateless revision.
     pub(crate) fn modern(stack: &'a Stack, who: &Who) -> Self {
-        Self { stack, token: who.token(), session: None, path: "/mcp", ids: AtomicU64::new(1) }
+        Self::with_token(stack, &who.token())
+    }
+
+    /// The same with a token of the test's own.
+    pub(crate) fn with_token(stack: &'a Stack, token: &str) -> Self {
+        Self { stack, token: token.to_owned(), session: None, path: "/mcp", able: json!({}), ids: AtomicU64::new(1) }
     }
 
     /// A client with a session.
     pub(crate) async fn legacy(stack: &'a Stack, who: &Who) -> Self {
+        Self::able(stack, Era::Legacy, who, json!({})).await
+    }
+
+    /// A client of an era that declares what it can do.
+    pub(crate) async fn able(stack: &'a Stack, era: Era, who: &Who, able: Value) -> Self {
         let mut client = Self::modern(stack, who);
-        let got = stack.send(client.post(&initialize())).await;
+        client.able = able;
+        if era == Era::Modern {
+            return client;
+        }
+        let mut opening = initialize();
+        opening["params"]["capabilities"] = client.able.clone();
+        let got = stack.send(client.post(&opening)).await;
         assert_eq!(got.status, 200, "{}", got.text());
         client.session = Some(got.header("mcp-session-id").unwrap().to_owned());
         let ready = client.post(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
@@ -110,10 +128,11 @@ impl<'a> McpClient<'a> {
         if let Some(token) = token {
             meta["progressToken"] = json!(token);
         }
-        let name = params["name"].as_str().unwrap_or_default().to_owned();
+        let names = ["name", "uri", "taskId"];
+        let name = names.iter().find_map(|name| params[*name].as_str()).unwrap_or_default().to_owned();
         if self.session.is_none() {
             meta["io.modelcontextprotocol/protocolVersion"] = json!(MODERN);
-            meta["io.modelcontextprotocol/clientCapabilities"] = json!({});
+            meta["io.modelcontextprotocol/clientCapabilities"] = self.able.clone();
             meta["io.modelcontextprotocol/clientInfo"] = json!({"name": "test", "version": "1"});
         }
         params["_meta"] = meta;
@@ -141,6 +160,12 @@ impl<'a> McpClient<'a> {
     /// Sends a request and gives its last message.
     pub(crate) async fn ask(&self, method: &str, params: Value) -> Value {
         self.open(self.request(method, params, None)).await.last().await
+    }
+
+    /// Answers a question of the server in a session.
+    pub(crate) async fn answer(&self, id: &Value, result: &Value) {
+        let message = json!({"jsonrpc": "2.0", "id": id, "result": result});
+        assert_eq!(self.stack.send(self.post(&message)).await.status, 202);
     }
 
     /// Calls a tool and gives its result.

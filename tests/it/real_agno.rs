@@ -141,9 +141,9 @@ async fn the_log_counts_the_tokens_that_agno_reports(real: &Real) {
     }
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
+pub(crate) type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
-async fn socket(real: &Real, who: Option<&Who>) -> Result<Socket, Error> {
+pub(crate) async fn socket(real: &Real, who: Option<&Who>) -> Result<Socket, Error> {
     let mut request: Request<()> = format!("ws://{}/workflows/ws", real.stack.address()).into_client_request().unwrap();
     if let Some(who) = who {
         request.headers_mut().insert("authorization", format!("Bearer {}", who.token()).parse().unwrap());
@@ -153,7 +153,7 @@ async fn socket(real: &Real, who: Option<&Who>) -> Result<Socket, Error> {
 }
 
 /// Asks for a workflow and reads until it has ended, was refused, or the socket closed.
-async fn start_workflow(mut socket: Socket) -> Vec<String> {
+pub(crate) async fn start_workflow(mut socket: Socket) -> Vec<String> {
     let start = json!({"action": "start-workflow", "workflow_id": "daily-report", "message": "by socket"});
     socket.send(Message::text(start.to_string())).await.unwrap();
     let mut said = Vec::new();

@@ -47,7 +47,7 @@ async fn read(store: &dyn Store, key: &str) -> i64 {
 }
 
 /// Every rule, on one empty store.
-async fn keeps_its_promises(store: Arc<dyn Store>) {
+pub(crate) async fn keeps_its_promises(store: Arc<dyn Store>) {
     buckets(&*store).await;
     sums(&*store).await;
     corrections(&*store).await;
@@ -156,6 +156,23 @@ async fn a_file_keeps_its_promises_and_remembers_them() {
     assert_eq!(store.cells(vec![cells("tb:{acme}:r", 1)]).await.unwrap()[0].granted, 0, "the bucket is still empty");
     assert!(!granted(&store, vec![part("runs", "new", 0, 1, Some(9))]).await, "the slots are still taken");
     assert_eq!(store.claim("run", "f", Duration::from_secs(60)).await, Ok(false));
+}
+
+#[tokio::test]
+async fn a_file_forgets_what_is_too_old() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("store.redb");
+    let store = FileStore::open(&path).unwrap();
+    let today = u32::try_from(now() / 86_400).unwrap();
+    let recent = row(today - 399, "acme", "main/a", 1, 1);
+    store.record("one", vec![row(today - 401, "acme", "main/a", 1, 1), recent.clone()]).await.unwrap();
+    // What has expired is looked for every 4,096 calls.
+    for _ in 0..4_096 {
+        store.beat("one", Duration::from_secs(60)).await.unwrap();
+    }
+    assert_eq!(store.usage(None, 0, today).await.unwrap(), std::slice::from_ref(&recent));
+    drop(store);
+    assert_eq!(FileStore::open(&path).unwrap().usage(None, 0, today).await.unwrap(), [recent]);
 }
 
 #[tokio::test]

@@ -195,6 +195,7 @@ fn references(row: &Operation, rows: &[Operation], texts: &mut Vec<String>) {
     }
     let holds_mark = match row.mark {
         None => true,
+        Some(Mark::Mixed(_)) => row.reply == Reply::Json && row.body == Body::None,
         Some(Mark::Filter(name)) => matches!(row.body, Body::Json(fields) if fields.contains(&name)),
         Some(Mark::Metadata(name) | Mark::MetadataIfGiven(name)) => {
             matches!(row.body, Body::Form(fields) if fields.contains(&name))

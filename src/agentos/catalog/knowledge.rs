@@ -15,7 +15,9 @@ pub(super) static ROWS: &[Operation] = &[
         .json(&["query", "db_id", "knowledge_id", "vector_db_ids", "search_type", "max_results", "filters", "meta"])
         .per_principal().mark(Mark::Filter("filters")).tool("search_knowledge"),
     get("get_knowledge_config", "/knowledge/config")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"]),
+        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"])
+        // The names of all metadata that anybody's content has.
+        .mark(Mark::Mixed("filters")),
 
     get("get_content", "/knowledge/content")
         .on(Resource::Knowledge).component().scopes(&["knowledge:read"])

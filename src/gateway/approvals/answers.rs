@@ -273,10 +273,12 @@ fn fill(tool: &mut Value, given: Given<'_>, prefilled: Prefilled) -> Result<(), 
         let declared = declared.ok_or_else(|| Wrong::Undeclared(name.to_owned()))?;
         let Some(value) = field.get("value").filter(|value| !value.is_null()) else { continue };
         let stands = declared.get("value").filter(|stands| !stands.is_null());
-        if prefilled == Prefilled::Fixed && stands.is_some_and(|stands| !same(stands, value)) {
-            return Err(Wrong::Changed(name.to_owned()));
+        match stands.filter(|_| prefilled == Prefilled::Fixed) {
+            Some(stands) if !same(stands, value) => return Err(Wrong::Changed(name.to_owned())),
+            // As it was approved: what is the same may be spelled otherwise, or rounded.
+            Some(_) => {}
+            None => set(declared, "value", value.clone()),
         }
-        set(declared, "value", value.clone());
     }
     for question in given.schema("user_feedback_schema") {
         let text = string(question, "question").ok_or(Wrong::Malformed("each question needs its `question`"))?;

@@ -221,6 +221,15 @@ fn declared_fields_are_the_callers() {
     check(approved(), room("room", json!("blue")), &row("approved", json!({})), filled("monday", "blue"));
     // What stood there was approved.
     refused(approved(), room("day", json!("friday")), &row("approved", json!({})), Wrong::Changed("day".into()));
+    // Nor does a number that a reader rounds stand for the one that was approved.
+    let account =
+        |number: Value| json!([{"name": "account", "field_type": "int", "description": null, "value": number}]);
+    let approved_number = booking(json!({
+        "approval_type": "required", "approval_id": "a-1", "user_input_schema": account(json!(9_007_199_254_740_993_u64)),
+    }));
+    let rounded = room("account", json!(9_007_199_254_740_992_u64));
+    let stays = json!({"answered": true, "user_input_schema": account(json!(9_007_199_254_740_993_u64))});
+    check(approved_number, rounded, &row("approved", json!({})), stays);
     let chosen = json!({"resolution_data": {"values": {"room": "red", "door": "open"}}});
     for given in [json!([]), room("room", json!("blue"))] {
         check(approved(), given, &row("approved", chosen.clone()), filled("monday", "red"));

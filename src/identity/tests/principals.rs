@@ -65,7 +65,11 @@ fn every_algorithm_family_makes_a_round_trip() {
             Some("pro".into()),
             Some(NOW + 600),
         );
-        expected.credential = Some(CredentialId { id: None, sha256: Sha256::digest(token.as_bytes()).into() });
+        expected.credential = Some(CredentialId {
+            id: None,
+            sha256: Sha256::digest(token.as_bytes()).into(),
+            audiences: vec!["tollbridge".into()],
+        });
         assert_eq!(verify(&identity, &token).as_deref(), Ok(&expected), "{algorithm}");
     }
 }
@@ -246,7 +250,7 @@ fn api_keys_are_services() {
     let ci = verify(&identity, "tb_one").unwrap();
     let mut expected =
         Principal::new(PrincipalKind::Service, "key:ci", tenant("acme"), vec!["operator".into()], vec![], None, None);
-    expected.credential = Some(CredentialId { id: None, sha256: Sha256::digest(b"tb_one").into() });
+    expected.credential = Some(CredentialId { id: None, sha256: Sha256::digest(b"tb_one").into(), audiences: vec![] });
     assert_eq!(*ci, expected);
     assert_eq!(verify(&identity, "tb_two"), Err(Refused::Expired));
     assert_eq!(verify(&identity, "tb_three").unwrap().expires_at, Some(NOW + 1));

@@ -1,7 +1,7 @@
 //! Owns the following of one run: from the request that starts it to its end, its pause, or the end of patience.
 //! Does not write results (`report`).
-//! Invariants: progress goes out while the run is under way; a client's cancellation cancels the run; a run that is
-//! handed back unfinished keeps being read elsewhere, within a bound.
+//! Invariants: progress goes out while the run is under way; a client that leaves ends its run or not, as configured; a
+//! run that is handed back unfinished keeps being read elsewhere, within a bound.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,11 @@ use crate::agentos::operation::Kind;
 use crate::gateway::{Answer, AnswerBody};
 use crate::mcp::Detach;
 use crate::mcp::ask::{Ask, Failure, body_json, failure};
+use crate::mcp::client::Era;
 use crate::mcp::handle::RunHandle;
 use crate::mcp::progress::Progress;
 use crate::mcp::routes::{self, Deed};
+use crate::mcp::settings::Leaving;
 use crate::mcp::visit::Visit;
 
 /// Largest event that is read. A terminal event repeats the whole answer of a run.
@@ -41,7 +43,7 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Follows one run.
 pub(crate) struct Follow<'a> {
     pub(crate) visit: &'a Visit,
-    pub(crate) progress: Progress,
+    pub(crate) progress: &'a mut Progress,
     pub(crate) cluster: Arc<str>,
     pub(crate) kind: Kind,
     pub(crate) component: String,
@@ -101,11 +103,16 @@ impl Follow<'_> {
     }
 
     async fn head(&mut self, ask: &Ask<'_>) -> Option<Answer> {
-        let mut serve: BoxFuture<'_, Answer> = Box::pin(self.visit.asker.serve(ask));
+        let mut serve = self.visit.asker.begin(ask);
         loop {
             tokio::select! {
                 answer = &mut serve => return Some(answer),
-                () = self.visit.ct.cancelled() => return None,
+                () = self.visit.ct.cancelled() => {
+                    if self.leaving() == Leaving::Keep {
+                        self.keep(serve);
+                    }
+                    return None;
+                }
                 () = sleep_until(self.progress.due()) => self.progress.tick().await,
             }
         }
@@ -123,7 +130,10 @@ impl Follow<'_> {
                 }
                 Stop::Drained => return Followed::Stands(view),
                 Stop::Cancelled => {
-                    self.cancel(&view).await;
+                    if self.leaving() == Leaving::Keep || !self.cancel(&view).await {
+                        // Where nobody takes it the stream is dropped, which ends the run.
+                        let _ = hand_over(&self.visit.inner.detach, body, DRAIN_MAX);
+                    }
                     return Followed::Abandoned;
                 }
                 Stop::Budget => match hand_over(&self.visit.inner.detach, body, DRAIN_MAX) {
@@ -194,15 +204,34 @@ impl Follow<'_> {
         }
     }
 
-    /// Tells AgentOS that nobody waits any more. The stream is dropped afterwards.
-    async fn cancel(&self, view: &RunView) {
-        let Some(handle) = Self::handle(self.kind, &self.cluster, &self.component, view) else { return };
+    /// Tells AgentOS that nobody waits any more; the stream is dropped afterwards. `false` when policy refuses it.
+    async fn cancel(&self, view: &RunView) -> bool {
+        let Some(handle) = Self::handle(self.kind, &self.cluster, &self.component, view) else { return true };
         let query = [("session_id", handle.session_id.as_str())];
         let ids = [handle.component.as_str(), handle.run_id.as_str()];
         let route = routes::of(handle.kind, Deed::Cancel);
         let ask = Ask { query: &query, ..Ask::plain(route, &handle.cluster, &ids) };
-        // Whatever the answer is, dropping the stream is the second way to say it.
-        let _ = timeout(CANCEL_WAIT, self.visit.asker.json(&ask)).await;
+        // Whatever else the answer is, dropping the stream is the second way to say it.
+        let said = timeout(CANCEL_WAIT, self.visit.asker.json(&ask)).await;
+        !matches!(said, Ok(Err(failure)) if failure.is_forbidden())
+    }
+
+    /// What becomes of the run when the client leaves. An older client says so; one of the stateless revision hangs up.
+    fn leaving(&self) -> Leaving {
+        match self.visit.client.era {
+            Era::Stateless => self.visit.inner.runs.on_disconnect,
+            Era::Sessions => self.visit.inner.runs.on_cancel,
+        }
+    }
+
+    /// Lets a run that has not answered yet go on by itself.
+    fn keep(&self, serve: BoxFuture<'static, Answer>) {
+        let task = async move {
+            if let Ok(answer) = timeout(DRAIN_MAX, serve).await {
+                drain(answer.body, DRAIN_MAX).await;
+            }
+        };
+        (self.visit.inner.detach)(Box::pin(task));
     }
 }
 
@@ -227,6 +256,13 @@ fn hand_over(detach: &Detach, body: AnswerBody, limit: Duration) -> Result<(), A
     }
     let returned = slot.lock().take();
     returned.map_or(Ok(()), Err)
+}
+
+/// Lets somebody read a stream to its end; reads a little of it where nobody can.
+pub(crate) async fn read_on(detach: &Detach, body: AnswerBody) {
+    if let Err(body) = hand_over(detach, body, DRAIN_MAX) {
+        drain(body, TAIL_MAX).await;
+    }
 }
 
 async fn drain(mut body: AnswerBody, limit: Duration) {

@@ -2,6 +2,7 @@
 //! Does not start runs by itself (`tools::runs` asks for that).
 //! Invariant: a run that outlives its call keeps being read, so AgentOS does not take it for abandoned.
 
+pub(crate) mod media;
 pub(crate) mod view;
 pub(crate) mod waiting;
 

@@ -1,9 +1,10 @@
-//! Owns what a client reads about a run: text blocks only, the run's handle last.
+//! Owns what a client reads about a run: its text, its media, the run's handle last.
 //! Does not ask anything.
 //! Invariant: no structured content: clients that get it show the model nothing else.
 
 use rmcp::model::{CallToolResult, ContentBlock};
 
+use super::media;
 use super::view::{RunView, Status};
 use super::waiting::{Need, Waiting};
 use crate::mcp::handle::RunHandle;
@@ -25,8 +26,13 @@ pub(crate) struct Report<'a> {
 impl Report<'_> {
     /// The result of a run as it stands; `seconds` is how long it was followed.
     pub(crate) fn of(&self, view: &RunView, seconds: u64) -> CallToolResult {
+        self.part_of(view, seconds, 0)
+    }
+
+    /// The same, with the answer from a place on.
+    pub(crate) fn part_of(&self, view: &RunView, seconds: u64, offset: usize) -> CallToolResult {
         let (word, body, error) = match &view.status {
-            Status::Completed => ("completed", text::capped(view.answer()), false),
+            Status::Completed => ("completed", self.page(view.answer(), offset), false),
             Status::Running => ("running", still_running(seconds), false),
             Status::Paused => ("paused", paused(view), false),
             Status::Cancelled => ("cancelled", with_answer("The run was cancelled.", view), true),
@@ -37,6 +43,9 @@ impl Report<'_> {
         if !body.is_empty() {
             content.push(ContentBlock::text(body));
         }
+        if offset == 0 {
+            content.extend(media::blocks(&view.media, |at| self.address_of(at)));
+        }
         content.push(ContentBlock::text(self.trailer(word)));
         if error { CallToolResult::error(content) } else { CallToolResult::success(content) }
     }
@@ -44,6 +53,28 @@ impl Report<'_> {
     /// A sentence about the run, with its handle.
     pub(crate) fn say(&self, word: &str, sentence: &str) -> CallToolResult {
         CallToolResult::success(vec![ContentBlock::text(sentence), ContentBlock::text(self.trailer(word))])
+    }
+
+    /// A part of a long answer, and how to get the next one.
+    fn page(&self, answer: &str, offset: usize) -> String {
+        let total = || answer.chars().count();
+        match text::page(answer, offset) {
+            ("", None) if offset > 0 => {
+                format!("[the answer has {} characters: there is nothing at {offset}]", total())
+            }
+            (part, None) => part.to_owned(),
+            (part, Some(next)) => {
+                let left = total() - next;
+                let hint = if self.handle.is_some() { "; call get_run with `offset` " } else { "; next part at " };
+                format!("{part}\n[truncated: {left} more characters{hint}{next}]")
+            }
+        }
+    }
+
+    /// Where a medium of the run can be read.
+    fn address_of(&self, at: usize) -> Option<String> {
+        let handle = self.handle?.seal(self.path, self.principal);
+        Some(format!("agno://runs/{handle}/media/{at}"))
     }
 
     fn trailer(&self, word: &str) -> String {
@@ -84,7 +115,7 @@ fn paused(view: &RunView) -> String {
 }
 
 fn line(waiting: &Waiting) -> String {
-    let Waiting { id, name, detail, approval_id, need } = waiting;
+    let Waiting { id, name, detail, approval_id, need, .. } = waiting;
     let what = match (need, approval_id) {
         (Need::Confirmation, Some(approval)) => format!("approval `{approval}`"),
         (Need::Confirmation, None) => "confirmation".to_owned(),

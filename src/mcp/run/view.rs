@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use super::media::{self, Media};
 use super::waiting::{self, Waiting};
 use crate::agentos::Event;
 use crate::agentos::operation::Kind;
@@ -26,6 +27,10 @@ pub(crate) struct RunView {
     pub(crate) status: Status,
     /// What a paused run waits for.
     pub(crate) waiting: Vec<Waiting>,
+    /// What it made besides text.
+    pub(crate) media: Vec<Media>,
+    /// The last event was too large to be read: the stored run knows more.
+    pub(crate) cut: bool,
     /// The answer as the terminal event or the stored run gives it.
     content: Option<String>,
     /// The answer as its deltas give it.
@@ -73,6 +78,8 @@ impl RunView {
             session_id: None,
             status: Status::Running,
             waiting: Vec::new(),
+            media: Vec::new(),
+            cut: false,
             content: None,
             text: String::new(),
         }
@@ -83,6 +90,7 @@ impl RunView {
         let mut view = Self::new(kind);
         view.learn_ids(run);
         view.content = content_of(run);
+        view.media = media::of(run);
         let word = run.get("status").and_then(Value::as_str).unwrap_or_default().to_ascii_uppercase();
         view.status = match word.as_str() {
             "COMPLETED" => Status::Completed,
@@ -120,7 +128,11 @@ impl RunView {
         }
         let word = self.own_word(name, &data);
         match word {
-            Some(word) => self.apply_own(word, &data),
+            Some(word) => {
+                let note = self.apply_own(word, &data);
+                self.cut |= event.oversized && self.ended();
+                note
+            }
             None => self.apply_any(name, &data),
         }
     }
@@ -197,6 +209,7 @@ impl RunView {
         }
         self.status = status;
         self.content = content_of(data);
+        self.media = media::of(data);
     }
 
     fn broken(&mut self, data: &Value) {

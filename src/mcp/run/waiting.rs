@@ -2,6 +2,8 @@
 //! Does not decide whether an answer is allowed: the gateway guards `continue`.
 //! Invariant: an answer changes decisions and inputs only; tool names and arguments go back as AgentOS stored them.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::agentos::operation::Kind;
@@ -20,10 +22,23 @@ pub(crate) struct Waiting {
     pub(crate) name: String,
     /// Arguments as JSON, cut; or the step's question.
     pub(crate) detail: String,
+    /// The same in full.
+    pub(crate) whole: String,
     /// The approval row that decides, if any.
     pub(crate) approval_id: Option<String>,
     /// What is wanted.
     pub(crate) need: Need,
+    /// The fields of an input, as they are declared.
+    pub(crate) fields: Vec<Field>,
+}
+
+/// A field that an input asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Field {
+    pub(crate) name: String,
+    /// A type of Python: `str`, `int`, `float`, `bool` and others.
+    pub(crate) of_type: String,
+    pub(crate) description: String,
 }
 
 /// What would let a run go on.
@@ -44,6 +59,27 @@ pub(crate) struct Answers {
     pub(crate) confirm: Option<bool>,
     /// By field name, or by id of the tool call for results.
     pub(crate) inputs: Map<String, Value>,
+    /// By id of the tool call or step, before the others.
+    pub(crate) each: BTreeMap<String, Answer>,
+}
+
+/// The answer to one thing that a run waits for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) confirm: Option<bool>,
+    pub(crate) inputs: Map<String, Value>,
+}
+
+// === impl Answers ===
+
+impl Answers {
+    fn confirm(&self, id: &str) -> Option<bool> {
+        self.each.get(id).and_then(|answer| answer.confirm).or(self.confirm)
+    }
+
+    fn input(&self, id: &str, name: &str) -> Option<&Value> {
+        self.each.get(id).and_then(|answer| answer.inputs.get(name)).or_else(|| self.inputs.get(name))
+    }
 }
 
 /// Everything that an event or a stored run says it waits for.
@@ -76,12 +112,15 @@ pub(crate) fn of_step(step: &Value) -> Vec<Waiting> {
     };
     if let Some(need) = need {
         let question = string(step, "confirmation_message").or_else(|| string(step, "user_input_message"));
+        let question = question.unwrap_or_default();
         all.push(Waiting {
             id: string(step, "step_id").unwrap_or_default(),
-            name: format!("step {}", string(step, "step_name").unwrap_or_default()),
-            detail: text::head(&text::line(&question.unwrap_or_default()), MESSAGE_CHARS_MAX),
+            name: text::line(&format!("step {}", string(step, "step_name").unwrap_or_default())),
+            detail: text::head(&text::line(&question), MESSAGE_CHARS_MAX),
+            whole: question,
             approval_id: None,
             need,
+            fields: fields(step),
         });
     }
     all
@@ -103,8 +142,10 @@ fn of_tool(tool: &Value) -> Option<Waiting> {
         id: string(tool, "tool_call_id").unwrap_or_default(),
         name: text::line(&string(tool, "tool_name").unwrap_or_default()),
         detail: text::head(&text::line(&arguments), ARGUMENTS_CHARS_MAX),
+        whole: arguments,
         approval_id: string(tool, "approval_id"),
         need,
+        fields: fields(tool),
     })
 }
 
@@ -129,16 +170,16 @@ pub(crate) fn answered(kind: Kind, run: &Value, answers: &Answers) -> (&'static 
 fn answer_tool(tool: &mut Value, answers: &Answers) {
     let Some(waiting) = of_tool(tool) else { return };
     // An approval decides for itself: the gateway writes what its row says.
-    let confirm = answers.confirm.filter(|_| waiting.approval_id.is_none());
+    let confirm = answers.confirm(&waiting.id).filter(|_| waiting.approval_id.is_none());
     match (waiting.need, confirm) {
         (Need::Confirmation, Some(confirm)) => set(tool, "confirmed", json!(confirm)),
         (Need::Input(_), _) => {
-            if fill_inputs(tool, answers) {
+            if fill_inputs(tool, &waiting.id, answers) {
                 set(tool, "answered", json!(true));
             }
         }
         (Need::Result, _) => {
-            if let Some(result) = answers.inputs.get(&waiting.id) {
+            if let Some(result) = answers.input(&waiting.id, &waiting.id) {
                 set(tool, "result", json!(as_text(result)));
             }
         }
@@ -166,9 +207,10 @@ fn answer_step(step: &mut Value, answers: &Answers) {
     if let Some(Value::Array(nested)) = step.get_mut("executor_requirements") {
         nested.iter_mut().for_each(|requirement| answer_requirement(requirement, answers));
     }
+    let id = string(step, "step_id").unwrap_or_default();
     if is(step, "requires_user_input") {
         let names = input_names(step);
-        let given = names.into_iter().filter_map(|name| answers.inputs.get(&name).map(|value| (name, value.clone())));
+        let given = names.into_iter().filter_map(|name| answers.input(&id, &name).cloned().map(|value| (name, value)));
         let given: Map<String, Value> = given.collect();
         if !given.is_empty() {
             set(step, "user_input", Value::Object(given));
@@ -176,18 +218,18 @@ fn answer_step(step: &mut Value, answers: &Answers) {
         }
     } else if is(step, "requires_confirmation")
         && step.get("confirmed").is_none_or(Value::is_null)
-        && let Some(confirm) = answers.confirm
+        && let Some(confirm) = answers.confirm(&id)
     {
         set(step, "confirmed", json!(confirm));
     }
 }
 
 /// Writes given values into the fields that ask for them; says whether any was written.
-fn fill_inputs(tool: &mut Value, answers: &Answers) -> bool {
+fn fill_inputs(tool: &mut Value, id: &str, answers: &Answers) -> bool {
     let Some(Value::Array(fields)) = tool.get_mut("user_input_schema") else { return false };
     let mut filled = false;
     for field in fields {
-        let given = field.get("name").and_then(Value::as_str).and_then(|name| answers.inputs.get(name)).cloned();
+        let given = field.get("name").and_then(Value::as_str).and_then(|name| answers.input(id, name)).cloned();
         if let Some(given) = given {
             set(field, "value", given);
             filled = true;
@@ -198,6 +240,19 @@ fn fill_inputs(tool: &mut Value, answers: &Answers) -> bool {
 
 fn input_names(data: &Value) -> Vec<String> {
     items(data, "user_input_schema").filter_map(|field| string(field, "name")).collect()
+}
+
+/// The fields that nobody has filled in: AgentOS lists those that the model has as well.
+fn fields(data: &Value) -> Vec<Field> {
+    let open = |field: &&Value| field.get("value").is_none_or(Value::is_null);
+    let read = |field: &Value| {
+        Some(Field {
+            name: string(field, "name")?,
+            of_type: string(field, "field_type").unwrap_or_else(|| "str".to_owned()),
+            description: text::head(&text::line(&string(field, "description").unwrap_or_default()), MESSAGE_CHARS_MAX),
+        })
+    };
+    items(data, "user_input_schema").filter(open).filter_map(read).collect()
 }
 
 fn items<'a>(data: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
@@ -245,8 +300,10 @@ mod tests {
             id: "c1".to_owned(),
             name: "rm".to_owned(),
             detail: r#"{"path":"/x"}"#.to_owned(),
+            whole: r#"{"path":"/x"}"#.to_owned(),
             approval_id: None,
             need: Need::Confirmation,
+            fields: vec![],
         };
         assert_eq!(of(&paused), [expected]);
         let mut decided = call("c1");
@@ -307,5 +364,14 @@ mod tests {
         assert_eq!(sent[0]["user_input_schema"][0], json!({"name": "city", "value": "Rome"}));
         assert_eq!((&sent[0]["answered"], &sent[0]["tool_args"]), (&json!(true), &json!({"day": 1})));
         assert_eq!(sent[1]["result"], json!("{\"exit\":0}"));
+    }
+
+    #[test]
+    fn what_is_said_of_one_call_goes_before_what_is_said_of_all() {
+        let run = json!({"tools": [call("c1"), call("c2")]});
+        let mut answers = confirm(true);
+        answers.each.insert("c2".to_owned(), Answer { confirm: Some(false), ..Answer::default() });
+        let (_, sent) = answered(Kind::Agent, &run, &answers);
+        assert_eq!((&sent[0]["confirmed"], &sent[1]["confirmed"]), (&json!(true), &json!(false)));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -14,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound};
+use crate::agentos::Kind;
+use crate::gateway::{Answer, AnswerBody, BodyBroken, Call, Inbound, Once};
 use crate::mcp::Path;
 use crate::principal::Principal;
 
@@ -25,6 +27,8 @@ pub(super) struct Asked {
     pub(super) line: String,
     pub(super) body: String,
     pub(super) headers: Vec<(String, String)>,
+    /// A person is said to have confirmed it.
+    pub(super) human: bool,
 }
 
 type Script1 = Box<dyn FnMut(&Asked) -> Answer + Send>;
@@ -36,6 +40,15 @@ pub(super) struct Script {
     denied: HashSet<&'static str>,
     allowed_ids: HashSet<&'static str>,
     clusters: Vec<Arc<str>>,
+    /// Subjects and the ids that they may not see.
+    hidden: Mutex<HashSet<(String, String)>>,
+    /// A cluster that cannot be asked without a caller.
+    unasked: Option<&'static str>,
+    changed: watch::Sender<u64>,
+    /// Subjects whose credentials have ended.
+    ended: watch::Sender<HashSet<String>>,
+    taken: Mutex<HashSet<String>>,
+    afterwards: Mutex<HashMap<String, Box<dyn FnOnce() + Send>>>,
 }
 
 impl Script {
@@ -46,6 +59,12 @@ impl Script {
             denied: HashSet::new(),
             allowed_ids: HashSet::new(),
             clusters: vec!["main".into()],
+            hidden: Mutex::default(),
+            unasked: None,
+            changed: watch::Sender::new(0),
+            ended: watch::Sender::default(),
+            taken: Mutex::default(),
+            afterwards: Mutex::default(),
         }
     }
 
@@ -63,6 +82,23 @@ impl Script {
     pub(super) fn allow_id(mut self, id: &'static str) -> Self {
         self.allowed_ids.insert(id);
         self
+    }
+
+    /// The cluster cannot be asked without a caller.
+    pub(super) fn unasked(mut self, cluster: &'static str) -> Self {
+        self.unasked = Some(cluster);
+        self
+    }
+
+    /// Hides an id from a subject.
+    pub(super) fn hide(self, subject: &str, id: &str) -> Self {
+        self.hidden.lock().insert((subject.to_owned(), id.to_owned()));
+        self
+    }
+
+    /// Hides nothing from a subject any more.
+    pub(super) fn unhide(&self, subject: &str) {
+        self.hidden.lock().retain(|(who, _)| who != subject);
     }
 
     /// Answers a line with a function.
@@ -89,7 +125,51 @@ impl Script {
         self.routes.lock().insert(line.to_owned(), Box::new(script));
     }
 
+    /// Answers a line anew from now on, and says that something has changed.
+    pub(super) fn change(&self, line: &str, value: Value) {
+        let script = move |_: &Asked| answer(200, "application/json", value.to_string());
+        self.routes.lock().insert(line.to_owned(), Box::new(script));
+        self.touch();
+    }
+
+    /// Says that something has changed, such as a policy.
+    pub(super) fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Ends the credentials of a subject.
+    pub(super) fn end(&self, subject: &str) {
+        self.ended.send_modify(|ended| {
+            ended.insert(subject.to_owned());
+        });
+    }
+
+    /// Answers a line in another way from now on.
+    pub(super) fn replace(&self, line: &str, answer: impl FnMut(&Asked) -> Answer + Send + 'static) {
+        self.routes.lock().insert(line.to_owned(), Box::new(answer));
+    }
+
+    /// Answers a line with other JSON from now on.
+    pub(super) fn replace_json(&self, line: &str, value: Value) {
+        self.replace(line, move |_| answer(200, "application/json", value.to_string()));
+    }
+
+    /// Does something once, when a line has been answered.
+    pub(super) fn after(&self, line: &str, then: impl FnOnce() + Send + 'static) {
+        self.afterwards.lock().insert(line.to_owned(), Box::new(then));
+    }
+
     /// Every call so far.
+    pub(super) fn all(&self) -> Vec<Asked> {
+        self.asked.borrow().clone()
+    }
+
+    /// The lines of the calls that a person is said to have confirmed.
+    pub(super) fn humans(&self) -> Vec<String> {
+        self.asked.borrow().iter().filter(|asked| asked.human).map(|asked| asked.line.clone()).collect()
+    }
+
+    /// The lines of every call so far.
     pub(super) fn lines(&self) -> Vec<String> {
         self.asked.borrow().iter().map(|asked| asked.line.clone()).collect()
     }
@@ -120,16 +200,62 @@ impl Path for Script {
                 line: format!("{} {cluster} {}{query}", call.method, call.path),
                 body: String::from_utf8(body.to_vec()).unwrap(),
                 headers: headers.collect(),
+                human: call.human,
             };
             self.asked.send_modify(|all| all.push(asked.clone()));
-            match self.routes.lock().get_mut(&asked.line) {
-                Some(script) => script(&asked),
-                None => refusal(404, "not_found", "there is no such thing", None),
+            let answer = match self.routes.lock().get_mut(&asked.line) {
+                // What the door knows is answered as the gateway answers it, unless the script refuses.
+                Some(script) => match (script(&asked), call.known) {
+                    (said, Some(known)) if said.status.is_success() => {
+                        answer(200, "application/json", String::from_utf8(known.to_vec()).unwrap())
+                    }
+                    (said, _) => said,
+                },
+                None => match call.known {
+                    Some(known) => answer(200, "application/json", String::from_utf8(known.to_vec()).unwrap()),
+                    None => refusal(404, "not_found", "there is no such thing", None),
+                },
+            };
+            let then = self.afterwards.lock().remove(&asked.line);
+            if let Some(then) = then {
+                then();
+            }
+            answer
+        })
+    }
+
+    fn clusters_to_ask(&self) -> Vec<Arc<str>> {
+        self.clusters.iter().filter(|name| self.unasked != Some(&***name)).cloned().collect()
+    }
+
+    fn components(self: Arc<Self>, cluster: Arc<str>, kind: Kind) -> BoxFuture<'static, Result<Value, &'static str>> {
+        Box::pin(async move {
+            let line = format!("GET {cluster} /{}", kind.plural());
+            let asked = Asked { line, body: String::new(), headers: vec![], human: false };
+            let said = self.routes.lock().get_mut(&asked.line).map(|script| script(&asked));
+            let said = said.ok_or("not_found")?;
+            match said.refused {
+                Some(code) => Err(code),
+                None => Ok(serde_json::from_slice(&said.body.collect().await.unwrap().to_bytes()).unwrap()),
             }
         })
     }
 
-    fn may(&self, _: IpAddr, _: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn ended(self: Arc<Self>, principal: Arc<Principal>) -> BoxFuture<'static, ()> {
+        let mut ended = self.ended.subscribe();
+        Box::pin(async move {
+            let _ = ended.wait_for(|ended| ended.contains(&*principal.subject)).await;
+        })
+    }
+
+    fn may(&self, _: IpAddr, principal: &Principal, _: &str, operation: &str, resource_id: &str) -> bool {
+        if self.hidden.lock().contains(&(principal.subject.to_string(), resource_id.to_owned())) {
+            return false;
+        }
         !self.denied.contains(operation) || self.allowed_ids.contains(resource_id)
     }
 
@@ -139,6 +265,16 @@ impl Path for Script {
 
     fn limits_of(self: Arc<Self>, _: Arc<Principal>) -> BoxFuture<'static, Option<Value>> {
         Box::pin(async { Some(json!([{"name": "requests", "remaining": 7}])) })
+    }
+
+    fn would(self: Arc<Self>, call: Call) -> BoxFuture<'static, bool> {
+        let resolves = call.path.ends_with("/resolve");
+        Box::pin(async move { !(resolves && self.denied.contains("resolve_approval")) })
+    }
+
+    fn take_once(self: Arc<Self>, name: String, _: Duration) -> BoxFuture<'static, Once> {
+        let first = self.taken.lock().insert(name);
+        Box::pin(async move { if first { Once::First } else { Once::Taken } })
     }
 
     fn seal(&self, purpose: &str, bytes: &[u8]) -> String {

@@ -2,8 +2,12 @@
 //! Does not test what has its own unit tests beside it.
 
 mod double;
+mod listening;
+mod pauses;
 mod reads;
+mod resources;
 mod runs;
+mod tasks;
 mod wire;
 
 use std::sync::Arc;
@@ -12,8 +16,9 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
-use super::{Hooks, McpService, Settings, Toolset};
+use super::{Hooks, McpService, RunSettings, Settings, Toolset};
 use crate::agentos::SseEvents;
 use crate::gateway::{AnswerBody, Carrier, LocalService as _, StreamBody};
 use crate::principal::{Principal, PrincipalKind, TenantId};
@@ -27,6 +32,7 @@ struct Fixture {
     service: Arc<McpService>,
     script: Arc<Script>,
     readers: Arc<Readers>,
+    _background: JoinSet<()>,
 }
 
 /// One client of it.
@@ -37,6 +43,8 @@ struct Client<'a> {
     /// Of an older client.
     session: Option<String>,
     path: &'static str,
+    /// What it declares it can do.
+    able: Value,
 }
 
 fn principal(tenant: &str, subject: &str) -> Arc<Principal> {
@@ -46,25 +54,55 @@ fn principal(tenant: &str, subject: &str) -> Arc<Principal> {
 
 impl Fixture {
     fn new(script: Script) -> Self {
+        Self::with(script, RunSettings::default())
+    }
+
+    /// An endpoint that treats runs like this.
+    fn with(script: Script, runs: RunSettings) -> Self {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
         let toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
-        let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url };
+        let settings = Settings {
+            enabled: true,
+            path: "/mcp".to_owned(),
+            toolsets,
+            public_url,
+            runs,
+            authorization: None,
+            discovery_interval: std::time::Duration::from_secs(30),
+        };
         let path: Arc<dyn super::Path> = script.clone();
-        Self { service: McpService::new(settings, path, hooks), script, readers }
+        let service = McpService::new(settings, path, hooks);
+        let mut background = JoinSet::new();
+        background.spawn(Arc::clone(&service).discovery_loop());
+        Self { service, script, readers, _background: background }
     }
 
     /// A client of the stateless revision.
     fn modern(&self, subject: &str) -> Client<'_> {
-        Client { fixture: self, principal: principal("acme", subject), name: "test", session: None, path: "/mcp" }
+        Client {
+            fixture: self,
+            principal: principal("acme", subject),
+            name: "test",
+            session: None,
+            path: "/mcp",
+            able: json!({}),
+        }
     }
 
     /// A client with a session.
     async fn legacy(&self, subject: &str) -> Client<'_> {
+        self.able(subject, LEGACY, json!({})).await
+    }
+
+    /// A client with a session of some revision that declares what it can do.
+    async fn able(&self, subject: &str, version: &str, able: Value) -> Client<'_> {
         let mut client = self.modern(subject);
-        let response = client.send("POST", &[], initialize(LEGACY).to_string()).await;
+        let mut opening = initialize(version);
+        opening["params"]["capabilities"] = able;
+        let response = client.send("POST", &[], opening.to_string()).await;
         assert_eq!(response.status(), StatusCode::OK);
         client.session = Some(response.headers()["mcp-session-id"].to_str().unwrap().to_owned());
         let ready = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
@@ -109,11 +147,12 @@ impl Client<'_> {
         if let Some(token) = token {
             meta["progressToken"] = json!(token);
         }
-        let name = params["name"].as_str().unwrap_or_default().to_owned();
+        let names = ["name", "uri", "taskId"];
+        let name = names.iter().find_map(|name| params[*name].as_str()).unwrap_or_default().to_owned();
         let mut headers = vec![];
         if self.session.is_none() {
             meta["io.modelcontextprotocol/protocolVersion"] = json!(MODERN);
-            meta["io.modelcontextprotocol/clientCapabilities"] = json!({});
+            meta["io.modelcontextprotocol/clientCapabilities"] = self.able.clone();
             meta["io.modelcontextprotocol/clientInfo"] = json!({"name": self.name, "version": "1"});
             headers = vec![("mcp-protocol-version", MODERN), ("mcp-method", method)];
             if !name.is_empty() {
@@ -140,6 +179,18 @@ impl Client<'_> {
         let answer = self.ask("tools/call", json!({"name": tool, "arguments": arguments})).await;
         assert_eq!(answer["error"], Value::Null, "{answer}");
         answer["result"].clone()
+    }
+
+    /// Sends a request of the stateless revision with more headers, and gives the answer.
+    async fn call_with(&self, more: &[(&str, &str)], mut params: Value) -> Value {
+        params["_meta"] = json!({"io.modelcontextprotocol/protocolVersion": MODERN,
+            "io.modelcontextprotocol/clientCapabilities": self.able,
+            "io.modelcontextprotocol/clientInfo": {"name": self.name, "version": "1"}});
+        let name = params["name"].as_str().unwrap().to_owned();
+        let mut headers = vec![("mcp-protocol-version", MODERN), ("mcp-method", "tools/call"), ("mcp-name", &name)];
+        headers.extend(more);
+        let body = json!({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": params});
+        Messages::of(self.send("POST", &headers, body.to_string()).await).rest().await.pop().unwrap()
     }
 
     async fn tools(&self) -> Vec<String> {

@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 
 use super::double::{Feed, Script, answer, refusal};
 use super::{Fixture, Messages, handle, texts};
+use crate::mcp::{Leaving, RunSettings};
 
-const START: &str = "POST main /agents/web/runs";
-const READ: &str = "GET main /agents/web/runs/r1?session_id=s1";
-const CANCEL: &str = "POST main /agents/web/runs/r1/cancel?session_id=s1";
+pub(super) const START: &str = "POST main /agents/web/runs";
+pub(super) const READ: &str = "GET main /agents/web/runs/r1?session_id=s1";
+pub(super) const CANCEL: &str = "POST main /agents/web/runs/r1/cancel?session_id=s1";
 
-fn run_web(more: Value) -> Value {
+pub(super) fn run_web(more: Value) -> Value {
     let mut arguments = json!({"agent": "web", "kind": "agent", "message": "hi & bye"});
     for (name, value) in more.as_object().unwrap() {
         arguments[name] = value.clone();
@@ -333,4 +334,221 @@ async fn teams_and_workflows_end_with_their_own_events_only() {
         let result = fixture.modern("alice").call("run_agent", arguments).await;
         assert_eq!(texts(&result)[0], "the whole", "{kind} {nested}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_says_how_long_to_wait_within_the_operators_limit() {
+    for (asked, seconds) in [("7", 7), ("100000", 600)] {
+        let feed = Feed::new();
+        let fixture = Fixture::new(Script::new().stream(START, feed.clone()));
+        feed.started();
+        let client = fixture.modern("alice");
+        let result = client.call_with(&[("x-mcp-wait", asked)], run_web(json!({}))).await;
+        assert!(texts(&result["result"])[0].contains(&format!("after {seconds} s")), "{result}");
+    }
+    let fixture =
+        Fixture::with(Script::new(), RunSettings { wait_max: Duration::from_secs(9), ..RunSettings::default() });
+    let feed = Feed::new();
+    fixture.script.replace_stream(START, feed.clone());
+    feed.started();
+    let result = fixture.modern("alice").call("run_agent", run_web(json!({"wait_s": 500}))["arguments"].clone()).await;
+    assert!(texts(&result)[0].contains("after 9 s"), "{result}");
+    let wrong = fixture.modern("alice").call_with(&[("x-mcp-wait", "soon")], run_web(json!({}))).await;
+    assert_eq!(wrong["error"]["message"], "the header X-MCP-Wait must be a whole number of seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_is_paced_and_short_and_only_grows() {
+    let feed = Feed::new();
+    let fixture = Fixture::new(Script::new().stream(START, feed.clone()));
+    feed.started();
+    let client = fixture.modern("alice");
+    let response = client.request("tools/call", run_web(json!({})), Some("t")).await;
+    let talk = async {
+        for n in 0..500 {
+            feed.event("RunContent", json!({"run_id": "r1", "content": format!("{n} {}\u{202e}", "x".repeat(400))}));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        feed.completed("done");
+    };
+    let (messages, ()) = tokio::join!(Messages::of(response).rest(), talk);
+    let said: Vec<(u64, &str)> = messages.iter().take(messages.len() - 1).map(progress).collect();
+    assert!((2..=21).contains(&said.len()), "{} messages in 5 s", said.len());
+    assert!(said.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    assert!(said.iter().all(|(_, text)| text.chars().count() <= 200 && !text.contains(['\n', '\u{202e}'])));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_of_ten_minutes_completes_for_patient_and_impatient_clients() {
+    for wait in [50, 600] {
+        let feed = Feed::new();
+        let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let ended = std::sync::Arc::clone(&done);
+        let script = Script::new().stream(START, feed.clone()).with(READ, move |_| {
+            let word = if ended.load(std::sync::atomic::Ordering::SeqCst) { "COMPLETED" } else { "RUNNING" };
+            answer(200, "application/json", json!({"status": word, "content": "at last"}).to_string())
+        });
+        let fixture = Fixture::new(script);
+        feed.started();
+        let run = async {
+            tokio::time::sleep(Duration::from_secs(605)).await;
+            feed.completed("at last");
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        };
+        let client = fixture.modern("alice");
+        let follow = async {
+            let (mut arguments, mut tool, mut calls) =
+                (run_web(json!({"wait_s": wait}))["arguments"].clone(), "run_agent", 0);
+            loop {
+                let at = tokio::time::Instant::now();
+                let call = json!({"name": tool, "arguments": arguments});
+                let mut messages = Messages::of(client.request("tools/call", call, Some("t")).await).rest().await;
+                assert!(at.elapsed() <= Duration::from_secs(wait + 2), "{tool} took {:?}", at.elapsed());
+                let result = messages.pop().unwrap()["result"].clone();
+                calls += 1;
+                // A client that takes progress as a sign of life hears something at least every 12 s.
+                assert!(
+                    messages.len() as u64 * 12 + 12 >= at.elapsed().as_secs(),
+                    "{} in {:?}",
+                    messages.len(),
+                    at.elapsed()
+                );
+                if texts(&result).last().unwrap().contains("status: completed") {
+                    return (texts(&result)[0].clone(), calls);
+                }
+                (tool, arguments) = ("get_run", json!({"run": handle(&result), "wait_s": wait}));
+            }
+        };
+        let ((text, calls), ()) = tokio::join!(follow, run);
+        assert_eq!((text.as_str(), calls), ("at last", if wait == 50 { 13 } else { 2 }));
+    }
+}
+
+#[tokio::test]
+async fn leaving_keeps_the_run_where_it_is_configured_so() {
+    let keep = RunSettings { on_disconnect: Leaving::Keep, on_cancel: Leaving::Keep, ..RunSettings::default() };
+    let feed = Feed::new();
+    let fixture = Fixture::with(Script::new().stream(START, feed.clone()), keep);
+    feed.started();
+    feed.event("ToolCallStarted", json!({"run_id": "r1", "tool": {"tool_name": "t"}}));
+    let modern = fixture.modern("alice");
+    drop(modern.request("tools/call", run_web(json!({})), Some("t")).await);
+    while fixture.readers.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let again = Feed::new();
+    fixture.script.replace_stream(START, again.clone());
+    again.started();
+    again.event("ToolCallStarted", json!({"run_id": "r1", "tool": {"tool_name": "t"}}));
+    let legacy = fixture.legacy("alice").await;
+    let mut messages = Messages::of(legacy.request("tools/call", run_web(json!({})), Some("t")).await);
+    messages.next().await.unwrap();
+    let cancelled = json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}});
+    legacy.send("POST", &[], cancelled.to_string()).await;
+    while fixture.readers.count() < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fixture.script.lines(), [START, START], "nobody cancelled");
+    feed.completed("done");
+    again.completed("done");
+    while fixture.readers.count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_policy_does_not_let_cancel_is_read_on() {
+    let feed = Feed::new();
+    let script = Script::new().stream(START, feed.clone()).with(CANCEL, |_| refusal(403, "forbidden", "no", None));
+    let fixture = Fixture::new(script);
+    feed.started();
+    feed.event("ToolCallStarted", json!({"run_id": "r1", "tool": {"tool_name": "t"}}));
+    drop(fixture.modern("alice").request("tools/call", run_web(json!({})), Some("t")).await);
+    fixture.script.asked(CANCEL).await;
+    while fixture.readers.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    feed.completed("done");
+}
+
+#[tokio::test]
+async fn a_long_answer_comes_in_parts() {
+    let long: String = (0..40_000).map(|n| format!("{n} ")).collect();
+    let feed = Feed::new();
+    let stored = json!({"run_id": "r1", "session_id": "s1", "status": "COMPLETED", "content": long});
+    let fixture = Fixture::new(Script::new().stream(START, feed.clone()).json(READ, stored));
+    feed.started();
+    feed.completed(&long);
+    let client = fixture.modern("alice");
+    let mut result = client.call("run_agent", run_web(json!({}))["arguments"].clone()).await;
+    let (mut whole, mut parts) = (String::new(), 0);
+    loop {
+        let text = texts(&result)[0].clone();
+        parts += 1;
+        let Some((part, note)) = text.rsplit_once("\n[truncated: ") else {
+            whole.push_str(&text);
+            break;
+        };
+        whole.push_str(part);
+        let next: usize = note.trim_end_matches(']').rsplit_once(' ').unwrap().1.parse().unwrap();
+        assert!(note.contains("call get_run with `offset` "), "{note}");
+        result = client.call("get_run", json!({"run": handle(&result), "offset": next})).await;
+    }
+    assert_eq!((whole == long, parts), (true, 3));
+    let past = client.call("get_run", json!({"run": handle(&result), "offset": 900_000})).await;
+    assert_eq!(texts(&past)[0], format!("[the answer has {} characters: there is nothing at 900000]", long.len()));
+    let wrong = client.call("get_run", json!({"run": handle(&result), "offset": 1.5})).await;
+    assert_eq!(texts(&wrong), ["`offset` must be a whole number, as a result gave it"]);
+}
+
+#[tokio::test]
+async fn what_a_run_made_is_shown_or_linked() {
+    let feed = Feed::new();
+    let fixture = Fixture::new(Script::new().stream(START, feed.clone()));
+    feed.started();
+    let made = json!({"run_id": "r1", "session_id": "s1", "content": "see", "images": [{"content": "aGk="}],
+        "files": [{"content": "aGk=", "filename": "r.pdf", "mime_type": "application/pdf"}]});
+    feed.event("RunCompleted", made);
+    feed.end();
+    let result = fixture.modern("alice").call("run_agent", run_web(json!({}))["arguments"].clone()).await;
+    let kinds: Vec<&str> = result["content"].as_array().unwrap().iter().map(|b| b["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["text", "image", "resource_link", "text"]);
+    let uri = result["content"][2]["uri"].as_str().unwrap();
+    let run = result["content"][3]["text"].as_str().unwrap().lines().next().unwrap().trim_start_matches("run: ");
+    assert_eq!(uri, format!("agno://runs/{run}/media/1"));
+}
+
+#[tokio::test]
+async fn an_answer_too_large_for_its_event_is_read_from_the_stored_run() {
+    let long = "y".repeat(5 * 1024 * 1024);
+    let feed = Feed::new();
+    let stored = json!({"run_id": "r1", "session_id": "s1", "status": "COMPLETED", "content": long});
+    let fixture = Fixture::new(Script::new().stream(START, feed.clone()).json(READ, stored));
+    feed.started();
+    feed.completed(&long);
+    let result = fixture.modern("alice").call("run_agent", run_web(json!({}))["arguments"].clone()).await;
+    assert!(
+        texts(&result)[0].contains(&format!("[truncated: {} more characters", long.len() - 80_000)),
+        "{}",
+        texts(&result)[1]
+    );
+}
+
+#[tokio::test]
+async fn calls_under_way_are_bounded_per_principal() {
+    let one = RunSettings { calls_in_flight: 1, ..RunSettings::default() };
+    let feed = Feed::new();
+    let fixture = Fixture::with(Script::new().stream(START, feed.clone()), one);
+    feed.started();
+    feed.event("ToolCallStarted", json!({"run_id": "r1", "tool": {"tool_name": "t"}}));
+    let client = fixture.modern("alice");
+    let mut messages = Messages::of(client.request("tools/call", run_web(json!({})), Some("t")).await);
+    messages.next().await.unwrap();
+    let refused = client.call("whoami", json!({})).await;
+    assert_eq!(texts(&refused), ["too_many_calls: 1 calls of yours are under way: wait for one to end"]);
+    assert_eq!(refused["isError"], true);
+    assert_eq!(fixture.modern("bob").call("whoami", json!({})).await["isError"], false);
+    feed.completed("done");
+    messages.rest().await;
+    assert_eq!(client.call("whoami", json!({})).await["isError"], false);
 }

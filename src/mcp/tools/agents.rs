@@ -1,9 +1,10 @@
 //! Owns `list_agents` and the finding of a component by its id.
 //! Does not run anything (`runs`).
-//! Invariant: descriptions come from AgentOS and are data: one line, cut, never instructions of ours.
+//! Invariant: AgentOS is not asked: what there is comes from discovery, and is admitted and narrowed per caller.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rmcp::model::CallToolResult;
 use serde_json::{Value, json};
 
@@ -17,20 +18,37 @@ use crate::mcp::routes::{self, Deed};
 use crate::mcp::text;
 use crate::mcp::visit::Visit;
 
-const NAME_CHARS_MAX: usize = 100;
-const DESCRIPTION_CHARS_MAX: usize = 300;
-/// Components of one list that are looked at.
-const LISTED_MAX: usize = 1_000;
-
 pub(super) async fn list_agents(visit: &Visit, arguments: ListAgents) -> Result<CallToolResult, Failure> {
     let kinds = arguments.kind.map_or_else(|| Kind::ALL.to_vec(), |kind| vec![kind.into()]);
-    let (found, mut result) = look(visit, &kinds).await?;
-    let query = arguments.query.unwrap_or_default().to_lowercase();
-    let wanted = |f: &&Found| [&f.id, &f.name, &f.description].iter().any(|text| text.to_lowercase().contains(&query));
-    let agents: Vec<Value> = found.iter().filter(wanted).map(|f| describe(visit, f)).collect();
-    if let Value::Object(map) = &mut result {
-        map.insert("agents".to_owned(), Value::Array(agents));
+    let clusters = visit.clusters_or(None)?;
+    visit.inner.discovery.settled(&clusters).await;
+    let seen = visit.inner.discovery.seen();
+    let pairs = clusters.iter().flat_map(|cluster| kinds.iter().map(move |kind| (Arc::clone(cluster), *kind)));
+    let (mut questions, mut failed) = (Vec::new(), Vec::new());
+    for (cluster, kind) in pairs {
+        let list = seen.list(&cluster, kind);
+        // A look that is not done yet counts as one that failed.
+        let failure = list.map_or(Some("upstream_timeout"), |list| list.failure);
+        failed.extend(failure.map(|code| (Arc::clone(&cluster), kind, code)));
+        // What is known is admitted and narrowed as if AgentOS had just said it.
+        let known = list.map_or_else(|| Bytes::from_static(b"[]"), |list| list.body.clone());
+        let ask = Ask { known: Some(known), ..Ask::plain(routes::of(kind, Deed::List), &cluster, &[]) };
+        questions.push(((cluster, kind), ask));
     }
+    let gathered = gather(&visit.asker, questions).await.or_failure()?;
+    let query = arguments.query.unwrap_or_default().to_lowercase();
+    let mut agents: Vec<(Arc<str>, Kind, Value)> = Vec::new();
+    for ((cluster, kind), list) in &gathered.answers {
+        let rows = list.as_array().map(Vec::as_slice).unwrap_or_default();
+        let wanted = rows.iter().filter(|row| matches(row, &query));
+        agents
+            .extend(wanted.filter_map(|row| Some((Arc::clone(cluster), *kind, describe(visit, cluster, *kind, row)?))));
+    }
+    agents.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    let mut result = json!({"agents": agents.into_iter().map(|(_, _, row)| row).collect::<Vec<_>>()});
+    // A list that policy hides whole is not mentioned.
+    failed.retain(|(cluster, kind, _)| gathered.answers.iter().any(|((c, k), _)| c == cluster && k == kind));
+    gathered.mention_failures(&mut result, failed.iter().map(|(cluster, _, code)| (cluster, *code)));
     Ok(structured(result, "agents"))
 }
 
@@ -50,14 +68,8 @@ pub(super) async fn resolve(
     let fits = |f: &&Found| {
         f.id == id && kind.is_none_or(|kind| f.kind == kind) && cluster.as_ref().is_none_or(|c| *c == f.cluster)
     };
-    if let Some(seen) = visit.inner.discovery.fresh(visit.principal()) {
-        let matches: Vec<&Found> = seen.iter().filter(fits).collect();
-        if !matches.is_empty() {
-            return one_of(visit, agent, &matches);
-        }
-    }
-    let (found, _) = look(visit, Kind::ALL).await?;
-    one_of(visit, agent, &found.iter().filter(fits).collect::<Vec<_>>())
+    let seen = visit.viewer().components(Deed::List).await;
+    one_of(visit, agent, &seen.iter().map(|shown| &*shown.found).filter(fits).collect::<Vec<_>>())
 }
 
 fn one_of(visit: &Visit, agent: &str, matches: &[&Found]) -> Result<(Arc<str>, Kind, String), Failure> {
@@ -77,52 +89,18 @@ fn one_of(visit: &Visit, agent: &str, matches: &[&Found]) -> Result<(Arc<str>, K
     }
 }
 
-/// Looks at the lists of the caller's clusters; the second value names those that did not answer.
-async fn look(visit: &Visit, kinds: &[Kind]) -> Result<(Vec<Found>, Value), Failure> {
-    let clusters = visit.clusters_or(None)?;
-    let pairs = clusters.iter().flat_map(|cluster| kinds.iter().map(move |kind| (Arc::clone(cluster), *kind)));
-    let questions = pairs.map(|(cluster, kind)| {
-        let ask = Ask::plain(routes::of(kind, Deed::List), &cluster, &[]);
-        ((cluster, kind), ask)
-    });
-    let gathered = gather(&visit.asker, questions.collect()).await.or_failure()?;
-    let mut found: Vec<Found> =
-        gathered.answers.iter().flat_map(|((cluster, kind), list)| read(cluster, *kind, list)).collect();
-    found.sort_by(|a, b| (&a.cluster, a.kind, &a.id).cmp(&(&b.cluster, b.kind, &b.id)));
-    if kinds.len() == Kind::ALL.len() {
-        visit.inner.discovery.remember(visit.principal(), &found);
-    }
-    let mut result = json!({"agents": []});
-    gathered.mention_failures(&mut result);
-    Ok((found, result))
+fn matches(row: &Value, query: &str) -> bool {
+    let field = |name| row.get(name).and_then(Value::as_str).unwrap_or_default();
+    ["id", "name", "description"].into_iter().any(|name| field(name).to_lowercase().contains(query))
 }
 
-fn read(cluster: &Arc<str>, kind: Kind, list: &Value) -> Vec<Found> {
-    let items = list.as_array().map(Vec::as_slice).unwrap_or_default().iter().take(LISTED_MAX);
-    let found = items.filter_map(|item| {
-        let field = |name: &str, chars: usize| {
-            let text = item.get(name).and_then(Value::as_str).unwrap_or_default();
-            text::head(&text::line(text), chars)
-        };
-        Some(Found {
-            cluster: Arc::clone(cluster),
-            kind,
-            id: item.get("id")?.as_str()?.to_owned(),
-            name: field("name", NAME_CHARS_MAX),
-            description: field("description", DESCRIPTION_CHARS_MAX),
-        })
-    });
-    found.collect()
-}
-
-fn describe(visit: &Visit, found: &Found) -> Value {
-    let mut item = json!({"agent": visit.name(&found.cluster, &found.id), "kind": found.kind.as_str()});
+fn describe(visit: &Visit, cluster: &Arc<str>, kind: Kind, row: &Value) -> Option<Value> {
+    let mut item = json!({"agent": visit.name(cluster, row.get("id")?.as_str()?), "kind": kind.as_str()});
     if let Value::Object(map) = &mut item {
-        for (field, text) in [("name", &found.name), ("description", &found.description)] {
-            if !text.is_empty() {
-                map.insert(field.to_owned(), Value::String(text.clone()));
-            }
+        for field in ["name", "description"] {
+            let text = row.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
+            map.extend(text.map(|text| (field.to_owned(), json!(text))));
         }
     }
-    item
+    Some(item)
 }

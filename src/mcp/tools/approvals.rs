@@ -43,7 +43,7 @@ pub(super) async fn list_approvals(visit: &Visit, arguments: ListApprovals) -> R
     let rows: Vec<Value> =
         rows.filter(|(_, row)| of_agent(row)).map(|(c, row)| describe(visit, c, row, ARGUMENTS_CHARS_MAX)).collect();
     let mut result = json!({"approvals": rows});
-    gathered.mention_failures(&mut result);
+    gathered.mention_failures(&mut result, std::iter::empty());
     Ok(structured(result, "approvals"))
 }
 

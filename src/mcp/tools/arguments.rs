@@ -13,6 +13,9 @@ use crate::agentos::operation::Kind;
 use crate::mcp::ask::Failure;
 use crate::mcp::text;
 
+/// No answer is longer.
+const OFFSET_MAX: f64 = 1e9;
+
 /// Reads arguments.
 ///
 /// # Errors
@@ -60,6 +63,7 @@ pub(super) struct RunAgent {
 pub(super) struct GetRun {
     pub(super) run: String,
     pub(super) wait_s: Option<f64>,
+    pub(super) offset: Option<f64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +156,22 @@ pub(super) fn wait(asked: Option<f64>, default: Duration) -> Result<Duration, Fa
     let Some(seconds) = asked else { return Ok(default) };
     let wait = Duration::try_from_secs_f64(seconds).ok().filter(|wait| *wait <= Duration::from_secs(WAIT_MAX));
     wait.ok_or_else(|| Failure::Argument(format!("`wait_s` must be between 0 and {WAIT_MAX}")))
+}
+
+/// The character that a part of an answer begins at.
+///
+/// # Errors
+/// When it is out of range.
+pub(super) fn offset(asked: Option<f64>) -> Result<usize, Failure> {
+    let Some(asked) = asked else { return Ok(0) };
+    let whole = asked.fract() == 0.0 && (0.0..=OFFSET_MAX).contains(&asked);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and in range")]
+    let offset = asked as usize;
+    if whole {
+        Ok(offset)
+    } else {
+        Err(Failure::Argument("`offset` must be a whole number, as a result gave it".to_owned()))
+    }
 }
 
 /// The number of rows that was asked for, or the default.

@@ -49,10 +49,16 @@ impl<T> Gathered<T> {
     }
 
     /// Adds to a result which clusters did not answer. What policy hides is not mentioned.
-    pub(super) fn mention_failures(&self, result: &mut Value) {
+    pub(super) fn mention_failures<'a>(
+        &'a self,
+        result: &mut Value,
+        others: impl Iterator<Item = (&'a Arc<str>, &'a str)>,
+    ) {
         let failed = self.failures.iter().filter(|(_, failure)| !failure.is_forbidden() && !failure.is_not_found());
-        let failed: Vec<Value> =
-            failed.map(|(cluster, failure)| json!({"cluster": **cluster, "code": failure.code()})).collect();
+        let others = others.map(|(cluster, code)| json!({"cluster": **cluster, "code": code}));
+        let failed = failed.map(|(cluster, failure)| json!({"cluster": **cluster, "code": failure.code()}));
+        let mut failed: Vec<Value> = failed.chain(others).collect();
+        failed.dedup();
         if let (Value::Object(map), false) = (result, failed.is_empty()) {
             map.insert("unavailable".to_owned(), Value::Array(failed));
         }

@@ -43,19 +43,33 @@ pub(super) async fn list_sessions(visit: &Visit, arguments: ListSessions) -> Res
     rows.sort_by(|a, b| b.0.cmp(&a.0));
     let sessions: Vec<Value> = rows.into_iter().take(limit).map(|(_, row)| row).collect();
     let mut result = json!({"sessions": sessions});
-    gathered.mention_failures(&mut result);
+    gathered.mention_failures(&mut result, std::iter::empty());
     Ok(structured(result, "sessions"))
 }
 
 pub(super) async fn get_session(visit: &Visit, arguments: GetSession) -> Result<CallToolResult, Failure> {
     let (cluster, id) = visit.place_or_default("session_id", &arguments.session_id)?;
-    let ids = [id.as_str()];
+    let (kind, session) = find(visit, &cluster, &id, Kind::ALL).await?;
+    Ok(structured(conversation(visit, &cluster, kind, &session), "messages"))
+}
+
+/// Finds a session as one of these kinds: AgentOS keeps them apart.
+///
+/// # Errors
+/// The failure of the first kind when it is none of them.
+pub(in crate::mcp) async fn find(
+    visit: &Visit,
+    cluster: &Arc<str>,
+    id: &str,
+    kinds: &[Kind],
+) -> Result<(Kind, Value), Failure> {
+    let ids = [id];
     let mut missing = None;
-    for kind in Kind::ALL {
+    for kind in kinds {
         let query = [("type", kind.as_str())];
-        let ask = Ask { query: &query, ..Ask::plain(routes::SESSION, &cluster, &ids) };
+        let ask = Ask { query: &query, ..Ask::plain(routes::SESSION, cluster, &ids) };
         match visit.asker.json(&ask).await {
-            Ok(session) => return Ok(whole(visit, &cluster, *kind, &session)),
+            Ok(session) => return Ok((*kind, session)),
             Err(failure) if failure.is_not_found() => missing = missing.or(Some(failure)),
             Err(failure) => return Err(failure),
         }
@@ -111,7 +125,8 @@ fn describe(visit: &Visit, cluster: &Arc<str>, kind: Kind, row: &Value) -> Optio
     Some((at.unwrap_or_default(), Value::Object(out)))
 }
 
-fn whole(visit: &Visit, cluster: &Arc<str>, kind: Kind, session: &Value) -> CallToolResult {
+/// What was said in a session, as much of its end as fits.
+pub(in crate::mcp) fn conversation(visit: &Visit, cluster: &Arc<str>, kind: Kind, session: &Value) -> Value {
     let history = session.get("chat_history").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let mut messages: Vec<Value> = Vec::new();
     let mut bytes = 0;
@@ -133,7 +148,7 @@ fn whole(visit: &Visit, cluster: &Arc<str>, kind: Kind, session: &Value) -> Call
             map.insert("earlier_messages_left_off".to_owned(), json!(left_off));
         }
     }
-    structured(out, "messages")
+    out
 }
 
 /// What was said, without system prompts and tool traffic.

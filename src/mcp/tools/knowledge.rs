@@ -36,7 +36,7 @@ pub(super) async fn search_knowledge(visit: &Visit, arguments: SearchKnowledge) 
     let gathered = gather(&visit.asker, questions.collect()).await.or_failure()?;
     let results = interleave(gathered.answers.iter().map(|(cluster, answer)| hits(visit, cluster, answer)).collect());
     let mut result = json!({"results": results.into_iter().take(limit).collect::<Vec<_>>()});
-    gathered.mention_failures(&mut result);
+    gathered.mention_failures(&mut result, std::iter::empty());
     Ok(structured(result, "results"))
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn list_knowledge(visit: &Visit, _: Nothing) -> Result<CallTool
     let bases: Vec<Value> =
         gathered.answers.iter().flat_map(|(cluster, config)| bases(visit, cluster, config)).collect();
     let mut result = json!({"knowledge": bases});
-    gathered.mention_failures(&mut result);
+    gathered.mention_failures(&mut result, std::iter::empty());
     Ok(structured(result, "knowledge"))
 }
 
@@ -81,6 +81,20 @@ fn describe_hit(visit: &Visit, cluster: &Arc<str>, hit: &Value) -> Value {
         out.insert("cluster".to_owned(), json!(**cluster));
     }
     Value::Object(out)
+}
+
+/// The names of the knowledge bases that the caller may search.
+///
+/// # Errors
+/// When no cluster answers.
+pub(in crate::mcp) async fn names(visit: &Visit) -> Result<Vec<String>, Failure> {
+    let questions = visit.clusters_or(None)?.into_iter().map(|cluster| {
+        let ask = Ask::plain(routes::CONFIG, &cluster, &[]);
+        (cluster, ask)
+    });
+    let gathered = gather(&visit.asker, questions.collect()).await.or_failure()?;
+    let bases = gathered.answers.iter().flat_map(|(cluster, config)| bases(visit, cluster, config));
+    Ok(bases.filter_map(|base| base.get("knowledge")?.as_str().map(str::to_owned)).collect())
 }
 
 /// Takes turns: scores of different clusters do not compare.

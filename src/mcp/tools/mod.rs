@@ -10,19 +10,24 @@ mod arguments;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;
-mod history;
-mod knowledge;
-mod runs;
+pub(super) mod history;
+pub(super) mod knowledge;
+pub(super) mod pausing;
+pub(super) mod runs;
 mod schema;
+pub(super) mod scopes;
 
-use rmcp::model::{CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
+use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
 use serde_json::Value;
 
+use super::Inner;
 use super::ask::Failure;
-use super::narrowing::Toolset;
+use super::narrowing::{Narrowing, Toolset};
 use super::progress::Progress;
 use super::routes::{self, Deed};
+use super::settings::Decisions;
 use super::text::RESULT_BYTES_MAX;
+use super::viewer::Viewer;
 use super::visit::Visit;
 use crate::agentos::operation::Kind;
 
@@ -188,14 +193,19 @@ static TOOLS: &[Tool] = &[
     },
 ];
 
-/// The tool of a name.
-pub(super) fn find(name: &str) -> Option<&'static Tool> {
-    TOOLS.iter().find(|tool| tool.name == name)
+/// The tool of a name, when it can be called here at all.
+pub(super) fn find(inner: &Inner, narrowing: &Narrowing, name: &str) -> Option<&'static Tool> {
+    TOOLS.iter().find(|tool| tool.name == name && tool.offered(inner, narrowing))
 }
 
 /// The tools that the caller sees.
-pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
-    TOOLS.iter().filter(|tool| visit.narrowing.allows(tool) && tool.needs.met(visit))
+fn listed(viewer: &Viewer) -> impl Iterator<Item = &'static Tool> {
+    TOOLS.iter().filter(|tool| tool.offered(&viewer.inner, &viewer.narrowing) && tool.needs.met(viewer))
+}
+
+/// The tools that the caller sees, as clients see them.
+pub(super) fn described(viewer: &Viewer) -> Vec<McpTool> {
+    listed(viewer).map(Tool::describe).collect()
 }
 
 /// Calls a tool.
@@ -205,18 +215,18 @@ pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
 pub(super) async fn call(
     tool: &Tool,
     visit: &Visit,
-    progress: Progress,
+    mut progress: Progress,
     arguments: Value,
-) -> Result<CallToolResult, Failure> {
-    // These two follow a run and cancel it themselves when the client does.
+) -> Result<CallToolResponse, Failure> {
+    // These two follow a run and end it themselves when the client leaves.
     match tool.name {
-        "run_agent" => return runs::run_agent(visit, progress, arguments::of(arguments)?).await,
-        "continue_run" => return runs::continue_run(visit, progress, arguments::of(arguments)?).await,
+        "run_agent" => return runs::run_agent(visit, &mut progress, arguments::of(arguments)?).await,
+        "continue_run" => return runs::continue_run(visit, &mut progress, arguments::of(arguments)?).await,
         _ => {}
     }
     tokio::select! {
-        result = Box::pin(answer(tool, visit, progress, arguments)) => result,
-        () = visit.ct.cancelled() => Err(Failure::Argument("cancelled".to_owned())),
+        result = Box::pin(answer(tool, visit, progress, arguments)) => result.map(CallToolResponse::from),
+        () = visit.ct.cancelled() => Err(runs::cancelled()),
     }
 }
 
@@ -270,8 +280,14 @@ impl Tool {
         self.hint == Hint::Reads
     }
 
+    /// Says whether address, headers and configuration leave it.
+    fn offered(&self, inner: &Inner, narrowing: &Narrowing) -> bool {
+        let decides = self.name == "resolve_approval";
+        narrowing.allows(self) && !(decides && inner.runs.decisions == Decisions::Humans)
+    }
+
     /// As clients see it.
-    pub(super) fn describe(&self) -> McpTool {
+    fn describe(&self) -> McpTool {
         let schema = match (self.schema)() {
             Value::Object(schema) => schema,
             other => {
@@ -302,30 +318,14 @@ impl Hint {
 // === impl Needs ===
 
 impl Needs {
-    fn met(self, visit: &Visit) -> bool {
+    fn met(self, viewer: &Viewer) -> bool {
         match self {
             Self::Nothing => true,
-            Self::Operation(operations) => operations.iter().any(|operation| may(visit, operation, "")),
+            Self::Operation(operations) => operations.iter().any(|operation| viewer.may(operation, "")),
             Self::Component(deed) => {
-                let whole = |kind: &Kind| may(visit, routes::of(*kind, deed).operation, "");
-                KINDS.iter().any(whole) || KINDS.iter().any(|kind| may_some(visit, *kind, deed))
+                let whole = |kind: &Kind| viewer.may(routes::of(*kind, deed).operation, "");
+                KINDS.iter().any(whole) || KINDS.iter().any(|kind| viewer.may_some(*kind, deed))
             }
         }
     }
-}
-
-/// Says whether policy allows the deed on a component that is known by name.
-fn may_some(visit: &Visit, kind: Kind, deed: Deed) -> bool {
-    let operation = match deed {
-        // A list shows what may be read one by one.
-        Deed::List => routes::of(kind, Deed::List).operation,
-        // Runs have no policy of their own per component: who may start one may follow it.
-        Deed::Start | Deed::Read | Deed::Cancel | Deed::Continue => routes::of(kind, Deed::Start).operation,
-    };
-    visit.inner.discovery.candidates(visit.principal(), kind).iter().any(|id| may(visit, operation, id))
-}
-
-fn may(visit: &Visit, operation: &str, id: &str) -> bool {
-    let (path, peer) = (&visit.inner.path, visit.asker.carrier.peer);
-    visit.clusters.iter().any(|cluster| path.may(peer, visit.principal(), cluster, operation, id))
 }

@@ -2,14 +2,16 @@
 //! Does not read event streams (`run::follow`).
 //! Invariant: what a run needs upstream comes from its handle only, never from arguments.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use rmcp::model::CallToolResult;
+use rmcp::model::{CallToolResponse, CallToolResult};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
 use super::agents::resolve;
-use super::arguments::{ContinueRun, GetRun, RunAgent, RunOnly, said, wait};
+use super::arguments::{ContinueRun, GetRun, RunAgent, RunOnly, offset, said, wait};
+use super::pausing;
 use crate::agentos::operation::Kind;
 use crate::mcp::ask::{Ask, AskBody, Failure};
 use crate::mcp::handle::RunHandle;
@@ -19,6 +21,7 @@ use crate::mcp::run::follow::{Follow, Followed};
 use crate::mcp::run::report::Report;
 use crate::mcp::run::view::{RunView, Status};
 use crate::mcp::run::waiting::{self, Answers, Need};
+use crate::mcp::settings::Decisions;
 use crate::mcp::visit::{Visit, id_of};
 
 /// The first polls of a run come this far apart, later ones up to [`POLL_FACTOR_MAX`] times as far: each spends rate.
@@ -27,34 +30,57 @@ const POLL_FACTOR_MAX: u32 = 5;
 
 pub(super) async fn run_agent(
     visit: &Visit,
-    progress: Progress,
+    progress: &mut Progress,
     arguments: RunAgent,
-) -> Result<CallToolResult, Failure> {
-    let budget = wait(arguments.wait_s, visit.budget)?;
-    let message = said("message", &arguments.message)?;
-    let session_id = arguments.session_id.map(|id| id_of("session_id", own_part(&id))).transpose()?;
+) -> Result<CallToolResponse, Failure> {
+    if visit.turn.state.is_some() {
+        return pausing::answered(visit, progress).await;
+    }
+    let start = Start {
+        message: said("message", &arguments.message)?.to_owned(),
+        session_id: arguments.session_id.map(|id| id_of("session_id", own_part(&id))).transpose()?,
+        budget: budget(visit, arguments.wait_s)?,
+        background: arguments.background == Some(true),
+    };
     let found = tokio::select! {
         found = resolve(visit, &arguments.agent, arguments.kind.map(Kind::from)) => found?,
-        () = visit.ct.cancelled() => return Err(Failure::Argument("cancelled".to_owned())),
+        () = visit.ct.cancelled() => return Err(cancelled()),
     };
-    let (cluster, kind, component) = found;
-    let background = arguments.background == Some(true);
+    started(visit, progress, found, &start).await
+}
+
+/// What starts a run, whatever the component.
+pub(super) struct Start {
+    pub(super) message: String,
+    pub(super) session_id: Option<String>,
+    pub(super) budget: Duration,
+    pub(super) background: bool,
+}
+
+/// Starts a run and follows it.
+pub(super) async fn started(
+    visit: &Visit,
+    progress: &mut Progress,
+    (cluster, kind, component): (Arc<str>, Kind, String),
+    start: &Start,
+) -> Result<CallToolResponse, Failure> {
     // Fields that decide come first: the gateway reads a large form only so far before it decides.
-    let mut form = vec![("stream", if background { "false" } else { "true" })];
-    form.extend(background.then_some(("background", "true")));
-    form.extend(session_id.as_deref().map(|id| ("session_id", id)));
-    form.push(("message", message));
+    let mut form = vec![("stream", if start.background { "false" } else { "true" })];
+    form.extend(start.background.then_some(("background", "true")));
+    form.extend(start.session_id.as_deref().map(|id| ("session_id", id)));
+    form.push(("message", start.message.as_str()));
     let ids = [component.as_str()];
     let ask = Ask { body: AskBody::Form(pairs(&form)), ..Ask::plain(routes::of(kind, Deed::Start), &cluster, &ids) };
+    let (at, budget) = (Instant::now(), start.budget);
     let follow = Follow { visit, progress, cluster: cluster.clone(), kind, component: component.clone(), budget };
-    let started = Instant::now();
     let followed = Box::pin(follow.run(&ask)).await;
-    report(visit, followed, |view| Follow::handle(kind, &cluster, &component, view), started)
+    let stood = Stood::of(followed, |view| Follow::handle(kind, &cluster, &component, view))?;
+    pausing::conclude(visit, progress, stood, at).await
 }
 
 pub(super) async fn get_run(visit: &Visit, progress: Progress, arguments: GetRun) -> Result<CallToolResult, Failure> {
     let handle = visit.run(&arguments.run)?;
-    let budget = wait(arguments.wait_s, visit.budget)?;
+    let (budget, offset) = (budget(visit, arguments.wait_s)?, offset(arguments.offset)?);
     let started = Instant::now();
     let mut poll = Poll { visit, handle: &handle, progress, deadline: started + budget };
     let (view, stored) = poll.until_ended().await?;
@@ -64,17 +90,14 @@ pub(super) async fn get_run(visit: &Visit, progress: Progress, arguments: GetRun
             Call get_run again to wait on.";
         return Ok(report.say("running", text));
     }
-    Ok(report.of(&view, started.elapsed().as_secs()))
+    Ok(report.part_of(&view, started.elapsed().as_secs(), offset))
 }
 
 pub(super) async fn cancel_run(visit: &Visit, arguments: RunOnly) -> Result<CallToolResult, Failure> {
     let handle = visit.run(&arguments.run)?;
-    let query = [("session_id", handle.session_id.as_str())];
-    let ids = [handle.component.as_str(), handle.run_id.as_str()];
-    let ask = Ask { query: &query, ..Ask::plain(routes::of(handle.kind, Deed::Cancel), &handle.cluster, &ids) };
     let report = report_of(visit, Some(&handle));
-    match visit.asker.json(&ask).await {
-        Ok(_) => Ok(report.say("cancelled", "The run is cancelled.")),
+    match cancel(visit, &handle).await {
+        Ok(()) => Ok(report.say("cancelled", "The run is cancelled.")),
         Err(Failure::Refused(refused)) if refused.code == "cancel_unconfirmed" => {
             let text = "The cancellation was sent, but the run has not been seen to end. Call get_run to see.";
             Ok(report.say("unknown", text))
@@ -83,64 +106,127 @@ pub(super) async fn cancel_run(visit: &Visit, arguments: RunOnly) -> Result<Call
     }
 }
 
+/// Cancels a run.
+///
+/// # Errors
+/// What the gateway or AgentOS say, `cancel_unconfirmed` among it.
+pub(in crate::mcp) async fn cancel(visit: &Visit, handle: &RunHandle) -> Result<(), Failure> {
+    let query = [("session_id", handle.session_id.as_str())];
+    let ids = [handle.component.as_str(), handle.run_id.as_str()];
+    let ask = Ask { query: &query, ..Ask::plain(routes::of(handle.kind, Deed::Cancel), &handle.cluster, &ids) };
+    visit.asker.json(&ask).await.map(drop)
+}
+
 pub(super) async fn continue_run(
     visit: &Visit,
-    progress: Progress,
+    progress: &mut Progress,
     arguments: ContinueRun,
-) -> Result<CallToolResult, Failure> {
+) -> Result<CallToolResponse, Failure> {
+    if visit.turn.state.is_some() {
+        return pausing::answered(visit, progress).await;
+    }
     let handle = visit.run(&arguments.run)?;
-    let prepared = tokio::select! {
-        prepared = prepare(visit, &handle, arguments) => prepared?,
-        () = visit.ct.cancelled() => return Err(Failure::Argument("cancelled".to_owned())),
+    let run = tokio::select! {
+        run = stored(visit, &handle) => run?,
+        () = visit.ct.cancelled() => return Err(cancelled()),
     };
-    let form = match prepared {
-        Prepared::Form(form) => form,
-        Prepared::NotPaused(view) => return Ok(report_of(visit, Some(&handle)).of(&view, 0)),
-    };
+    let (view, at) = (RunView::stored(handle.kind, &run), Instant::now());
+    if view.status != Status::Paused {
+        return Ok(report_of(visit, Some(&handle)).of(&view, 0).into());
+    }
+    let answers =
+        Answers { confirm: arguments.confirm, inputs: arguments.inputs.unwrap_or_default(), ..Answers::default() };
+    let silent = answers.confirm.is_none() && answers.inputs.is_empty();
+    let unsaid = view.waiting.iter().find(|w| w.need == Need::Confirmation && w.approval_id.is_none());
+    let by_approval = view.waiting.iter().any(|w| w.approval_id.is_some());
+    // Whoever says nothing leaves it to the person, where the client can ask one.
+    let asks = silent && pausing::can_ask(visit);
+    if asks && (unsaid.is_some() || !by_approval) {
+        return pausing::conclude(visit, progress, Stood { handle: Some(handle), view }, at).await;
+    }
+    if let Some(unsaid) = unsaid.filter(|_| answers.confirm.is_none()) {
+        let text = format!("`{}` waits for a confirmation: ask the user, then pass `confirm`", unsaid.name);
+        return Err(Failure::Argument(text));
+    }
+    if visit.inner.runs.decisions == Decisions::Humans && !silent {
+        return Err(Failure::Argument(pausing::HUMANS_ONLY.to_owned()));
+    }
+    match go_on(visit, progress, &handle, &run, &answers, By::Tool).await {
+        Ok(stood) => pausing::conclude(visit, progress, stood, at).await,
+        Err(pending) if asks && pending.code() == "approval_pending" => {
+            pausing::conclude_or(visit, progress, Stood { handle: Some(handle), view }, at, pending).await
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// How long a call follows its run, at most what the operator allows.
+pub(super) fn budget(visit: &Visit, asked: Option<f64>) -> Result<Duration, Failure> {
+    Ok(wait(asked, visit.client.budget)?.min(visit.inner.runs.wait_max))
+}
+
+/// Who says that a run goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Whoever called a tool.
+    Tool,
+    /// A person, the client claims.
+    Person,
+}
+
+/// A run as it stands, and its handle once it is known.
+pub(super) struct Stood {
+    pub(super) handle: Option<RunHandle>,
+    pub(super) view: RunView,
+}
+
+// === impl Stood ===
+
+impl Stood {
+    fn of(followed: Followed, handle_of: impl FnOnce(&RunView) -> Option<RunHandle>) -> Result<Self, Failure> {
+        match followed {
+            Followed::Stands(view) => Ok(Self { handle: handle_of(&view), view }),
+            Followed::NotStarted(failure) => Err(failure),
+            Followed::Abandoned => Err(cancelled()),
+        }
+    }
+}
+
+/// Continues a paused run with answers, and follows it.
+pub(super) async fn go_on(
+    visit: &Visit,
+    progress: &mut Progress,
+    handle: &RunHandle,
+    run: &Value,
+    answers: &Answers,
+    by: By,
+) -> Result<Stood, Failure> {
+    let form = form_of(handle, run, answers);
     let ids = [handle.component.as_str(), handle.run_id.as_str()];
     let route = routes::of(handle.kind, Deed::Continue);
-    let ask = Ask { body: AskBody::Form(form), ..Ask::plain(route, &handle.cluster, &ids) };
+    let human = by == By::Person;
+    let ask = Ask { body: AskBody::Form(form), human, ..Ask::plain(route, &handle.cluster, &ids) };
     let (cluster, component) = (handle.cluster.clone(), handle.component.clone());
-    let follow = Follow { visit, progress, cluster, kind: handle.kind, component, budget: visit.budget };
-    let started = Instant::now();
+    let follow = Follow { visit, progress, cluster, kind: handle.kind, component, budget: visit.client.budget };
     let followed = Box::pin(follow.run(&ask)).await;
     // AgentOS 3.x may continue in a new run of the same session.
     let handle_of = |view: &RunView| {
         let run_id = view.run_id.clone().unwrap_or_else(|| handle.run_id.clone());
         Some(RunHandle { run_id, ..handle.clone() })
     };
-    report(visit, followed, handle_of, started)
+    Stood::of(followed, handle_of)
 }
 
-/// What `continue_run` found.
-enum Prepared {
-    /// The form to send.
-    Form(String),
-    /// There is nothing to continue.
-    NotPaused(RunView),
-}
-
-async fn prepare(visit: &Visit, handle: &RunHandle, arguments: ContinueRun) -> Result<Prepared, Failure> {
-    let run = stored(visit, handle).await?;
-    let view = RunView::stored(handle.kind, &run);
-    if view.status != Status::Paused {
-        return Ok(Prepared::NotPaused(view));
-    }
-    let answers = Answers { confirm: arguments.confirm, inputs: arguments.inputs.unwrap_or_default() };
-    for waiting in &view.waiting {
-        if waiting.need == Need::Confirmation && waiting.approval_id.is_none() && answers.confirm.is_none() {
-            let text = format!("`{}` waits for a confirmation: ask the user, then pass `confirm`", waiting.name);
-            return Err(Failure::Argument(text));
-        }
-    }
-    let (field, list) = waiting::answered(handle.kind, &run, &answers);
+/// The form that continues a run.
+pub(in crate::mcp) fn form_of(handle: &RunHandle, run: &Value, answers: &Answers) -> String {
+    let (field, list) = waiting::answered(handle.kind, run, answers);
     let list = list.to_string();
     let mut form = vec![("stream", "true"), ("session_id", handle.session_id.as_str())];
     // What approvals decide, the gateway answers from their rows (`gateway::approvals`).
-    if view.waiting.iter().any(|waiting| waiting.approval_id.is_none()) {
+    if waiting::of(run).iter().any(|waiting| waiting.approval_id.is_none()) {
         form.push((field, list.as_str()));
     }
-    Ok(Prepared::Form(pairs(&form)))
+    pairs(&form)
 }
 
 /// Polls one run.
@@ -193,31 +279,20 @@ impl Poll<'_> {
     }
 }
 
-async fn stored(visit: &Visit, handle: &RunHandle) -> Result<Value, Failure> {
+/// The run as AgentOS has stored it.
+pub(in crate::mcp) async fn stored(visit: &Visit, handle: &RunHandle) -> Result<Value, Failure> {
     let query = [("session_id", handle.session_id.as_str())];
     let ids = [handle.component.as_str(), handle.run_id.as_str()];
     let ask = Ask { query: &query, ..Ask::plain(routes::of(handle.kind, Deed::Read), &handle.cluster, &ids) };
     visit.asker.json(&ask).await
 }
 
-fn report(
-    visit: &Visit,
-    followed: Followed,
-    handle_of: impl FnOnce(&RunView) -> Option<RunHandle>,
-    started: Instant,
-) -> Result<CallToolResult, Failure> {
-    match followed {
-        Followed::Stands(view) => {
-            let handle = handle_of(&view);
-            Ok(report_of(visit, handle.as_ref()).of(&view, started.elapsed().as_secs()))
-        }
-        Followed::NotStarted(failure) => Err(failure),
-        Followed::Abandoned => Err(Failure::Argument("cancelled".to_owned())),
-    }
+pub(in crate::mcp) fn report_of<'a>(visit: &'a Visit, handle: Option<&'a RunHandle>) -> Report<'a> {
+    Report { path: &*visit.inner.path, principal: visit.principal(), handle }
 }
 
-fn report_of<'a>(visit: &'a Visit, handle: Option<&'a RunHandle>) -> Report<'a> {
-    Report { path: &*visit.inner.path, principal: visit.principal(), handle }
+pub(super) fn cancelled() -> Failure {
+    Failure::Argument("cancelled".to_owned())
 }
 
 /// A session id without the cluster that lists write before it: a session lives where its agent does.

@@ -61,7 +61,8 @@ pub(super) fn run_agent() -> Value {
 }
 
 pub(super) fn get_run() -> Value {
-    object(json!({"run": run(), "wait_s": wait()}), &["run"])
+    let offset = json!({"type": "integer", "minimum": 0, "description": "Where to go on reading a long answer."});
+    object(json!({"run": run(), "wait_s": wait(), "offset": offset}), &["run"])
 }
 
 pub(super) fn run_only() -> Value {

@@ -3,6 +3,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
 use super::*;
 use crate::store::{self, Outcome, StoreError};
 
@@ -288,6 +291,19 @@ fn a_run_waits_for_a_slot_where_the_plan_says_so() {
 }
 
 #[test]
+fn at_most_a_thousand_wait_for_a_slot() {
+    run(async {
+        let limits = Limits { concurrent_runs: Some(0), ..Limits::default() };
+        let all = Instances::start(1, Plan { queue: Some(Duration::from_secs(10)), ..plan(limits) }).await;
+        let who = principal("globex", None);
+        let mut asking: FuturesUnordered<_> = (0..1_001).map(|_| all.lease(0, &who)).collect();
+        let first = tokio::time::timeout(Duration::from_secs(1), asking.next()).await.expect("one too many");
+        assert_eq!(exceeded(first.unwrap()).kind, ExceededKind::Runs);
+        assert!(tokio::time::timeout(Duration::from_secs(9), asking.next()).await.is_err(), "all others wait");
+    });
+}
+
+#[test]
 fn fifty_runs_on_three_instances_overspend_by_what_they_used_beyond_their_reservations() {
     run(async {
         let limits = Limits { budgets: vec![tokens_per(Period::Day, 10_000)], ..Limits::default() };
@@ -355,6 +371,22 @@ fn an_instance_that_ends_without_a_word_leaves_its_reservations_charged_and_its_
 }
 
 #[test]
+fn a_loss_and_a_return_are_told_once_each() {
+    run(async {
+        let mut all = Instances::start(2, requests(vec![rate(12, MINUTE, 12)])).await;
+        let told = parking_lot::Mutex::new(Vec::new());
+        for shut in [true, true, true, false, false] {
+            all.shut(shut);
+            all.clock.advance(Duration::from_secs(1));
+            all.upkeeps[0].all_due();
+            all.upkeeps[0].round(&|change| told.lock().push(change)).await;
+        }
+        let lost = Change::Lost { why: "shut".into(), instances: 2 };
+        assert_eq!(told.into_inner(), [lost, Change::Found { instances: 2, empty: false }]);
+    });
+}
+
+#[test]
 fn plans_say_what_holds_while_the_store_is_lost() {
     for (lost, admitted, kind) in [
         (WhenLost::Share, 4, ExceededKind::Rate),
@@ -371,6 +403,24 @@ fn plans_say_what_holds_while_the_store_is_lost() {
             }
             assert_eq!(passed, admitted, "{lost:?}");
             assert_eq!(exceeded(all.quotas[0].spend(&who, &Work::default()).await).kind, kind, "{lost:?}");
+        });
+    }
+}
+
+#[test]
+fn who_waits_for_a_turn_does_not_ask_a_store_that_was_lost_meanwhile() {
+    let limits = Limits { concurrent_runs: Some(50), ..requests(vec![rate(50, MINUTE * 60 * 24, 50)]).limits };
+    let who = principal("globex", None);
+    for runs in [true, false] {
+        run(async {
+            let all = Instances::start(1, plan(limits.clone())).await;
+            all.shut(true);
+            let calls = all.gate.calls.load(Ordering::SeqCst);
+            let (all, who) = (&all, &who);
+            let ask = |_| async move { if runs { all.lease(0, who).await.is_ok() } else { all.spend(0, who).await } };
+            let passed = futures_util::future::join_all((0..20).map(ask)).await;
+            assert!(passed.iter().all(|passed| *passed), "runs: {runs}");
+            assert_eq!(all.gate.calls.load(Ordering::SeqCst) - calls, 1, "runs: {runs}");
         });
     }
 }
@@ -394,6 +444,8 @@ fn resets_and_grants_reach_every_instance() {
         assert_eq!(all.remaining(0, &who).await[1], ("tokens_per_day", 200));
         correct(Correct::Reset).await.unwrap().unwrap();
         assert_eq!(all.remaining(0, &who).await, [("requests", 4), ("tokens_per_day", 1_000)]);
+        all.clock.advance(Duration::from_secs(1));
+        assert!(all.spend(0, &who).await, "the instance that found the bucket empty asks again");
         let shown = all.quotas[1].tenant(&who.tenant, None).await.unwrap();
         assert_eq!((&*shown.plan, shown.shared, shown.limits[1].remaining), ("p", true, 1_000));
     });

@@ -109,7 +109,7 @@ impl FakeAgentOs {
     }
 
     /// Answers the next request with `reply`, whatever it asks. Several replies queue up. Probes (`/health`, `/info`,
-    /// `/openapi.json`) are never answered from this queue: use [`Self::pin`] for them.
+    /// `/openapi.json`, and looks at the components) are never answered from this queue: use [`Self::pin`] for them.
     pub(crate) fn script(&self, reply: Reply) {
         self.shared.script.lock().unwrap().push_back(reply);
     }
@@ -204,7 +204,9 @@ impl Recorded {
     }
 
     fn is_probe(&self) -> bool {
-        self.method == "GET" && matches!(self.path(), "/health" | "/info" | "/openapi.json")
+        self.method == "GET"
+            && (matches!(self.path(), "/health" | "/info" | "/openapi.json")
+                || self.header("user-agent") == Some("tollbridge-discovery"))
     }
 }
 

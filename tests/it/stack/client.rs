@@ -133,6 +133,7 @@ impl Ask {
             cluster: None,
             human: false,
             tool: None,
+            known: None,
             body: if whole.body.is_empty() { Inbound::Empty } else { Inbound::Full(whole.body) },
         }
     }
