@@ -17,6 +17,8 @@ use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
 use super::knowledge;
+use super::live::Going;
+use super::orphans;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
@@ -24,12 +26,13 @@ use super::sessions;
 use super::shape;
 use super::snapshot::Snapshot;
 use super::triggers;
+use super::turns::Turn;
 use super::view::View;
 use crate::agentos::{
     Action, Affinity, Caching, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply,
 };
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
-use crate::cluster::{Cluster, Picked, Place, UpstreamUser, Want};
+use crate::cluster::{Cluster, OnDisconnect, Picked, Place, UpstreamUser, Use, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::quota::Pass;
@@ -77,8 +80,7 @@ pub(super) struct Admitted {
     /// AgentOS goes on with the run whoever listens.
     pub(super) background: bool,
     pub(super) lease: Option<Held>,
-    /// The run's place at busy endpoints, until its exchange ends.
-    _place: Option<Place>,
+    pub(super) hold: Hold,
     pub(super) continuing: Option<Continuing>,
     /// Held until the exchange ends.
     pub(super) new_session: Option<sessions::Held>,
@@ -87,6 +89,29 @@ pub(super) struct Admitted {
     pub(super) answer_headers: HeaderMap,
     pub(super) view: View,
     _ticket: (),
+}
+
+/// What a run holds beside its lease, until its exchange ends, or the run where that goes on.
+pub(super) struct Hold {
+    /// Whether the endpoint holds the run that the call follows.
+    pub(super) holder: Holder,
+    /// The run's turn in its session.
+    pub(super) turn: Option<Turn>,
+    /// Tells whoever cancels the run that it goes on here.
+    pub(super) going: Option<Going>,
+    /// The run's place at busy endpoints.
+    pub(super) place: Option<Place>,
+}
+
+/// What is known of the endpoint that holds the run of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// The call follows no run, or goes to the endpoint that holds it.
+    Known,
+    /// Nobody knows which one it is.
+    Unknown,
+    /// It is down or gone.
+    Lost,
 }
 
 /// A lease of a run that AgentOS has not heard of: given back, it costs nothing.
@@ -117,6 +142,31 @@ impl Admitted {
         self.matched.operation
     }
 
+    /// What the call does at its endpoint.
+    pub(super) fn uses(&self) -> Use {
+        uses(self.operation())
+    }
+
+    /// The session whose endpoint the call goes to.
+    pub(super) fn follows_session(&self) -> Option<&str> {
+        self.session.as_deref().filter(|_| follows_session(self.operation(), &self.cluster))
+    }
+
+    /// What becomes of its run when the caller goes away.
+    pub(super) fn on_disconnect(&self) -> OnDisconnect {
+        self.cluster.settings.streams.on_disconnect(self.operation().id)
+    }
+
+    /// From here on AgentOS may act on the call.
+    pub(super) fn sending(&mut self) {
+        if let Some(continuing) = &mut self.continuing {
+            continuing.sending();
+        }
+        if let Some(session) = &mut self.new_session {
+            session.sending();
+        }
+    }
+
     /// Says whether the caller asked for a stream: AgentOS streams unless the form says otherwise.
     pub(super) fn streams(&self) -> bool {
         match (self.operation().reply, &self.payload) {
@@ -138,7 +188,7 @@ impl Payload {
 }
 
 /// Form booleans as pydantic reads them.
-fn is_true(text: &str) -> bool {
+pub(super) fn is_true(text: &str) -> bool {
     matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
 }
 
@@ -220,11 +270,11 @@ async fn decide(
         Err(fill) => fill,
     };
 
-    let mut lease = Unsent(ground.lease().await?);
-    let place = ground.place(lease.0.as_ref()).await?;
-    let picked = ground.endpoint(&facts)?;
+    let (mut lease, mut hold) = ground.reserve(&facts).await?;
+    let (picked, holder) = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
+    (hold.holder, hold.going) = (holder, ground.going(run_id, &facts));
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
@@ -243,7 +293,7 @@ async fn decide(
         run_id,
         session: facts.session,
         lease: lease.0.take(),
-        _place: place,
+        hold,
         continuing,
         new_session: facts.new_session,
         fill,
@@ -458,15 +508,79 @@ impl Ground<'_> {
         })
     }
 
-    pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
-        let want = match (self.operation().affinity, facts.tag, &facts.session) {
-            (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
-            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => {
-                Want::Session(session)
-            }
-            (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
+    /// Takes what a run needs: its turn, its lease, its place.
+    async fn reserve(&self, facts: &Facts) -> Result<(Unsent, Hold), Refusal> {
+        let turn = self.turn(facts).await?;
+        let lease = Unsent(self.lease().await?);
+        let place = self.place(lease.0.as_ref()).await?;
+        Ok((lease, Hold { holder: Holder::Known, turn, going: None, place }))
+    }
+
+    /// Waits for the run's turn in its session, where AgentOS would lose runs at the same time.
+    async fn turn(&self, facts: &Facts) -> Result<Option<Turn>, Refusal> {
+        let Some(session) = facts.session.as_deref().filter(|_| self.operation().cost == Cost::Model) else {
+            return Ok(None);
         };
-        self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
+        if !self.cluster.takes_turns() {
+            return Ok(None);
+        }
+        let within = self.cluster.settings.load.session_timeout;
+        // Boxed: few clusters need turns, and every exchange would carry its state.
+        let turn = Box::pin(self.gateway.turns.take(self.cluster.name(), session, within)).await;
+        turn.map(Some).map_err(|no| {
+            let refusal = Refusal::new(Code::Overloaded, Stage::Cluster).because(no.to_string());
+            let refusal = refusal.saying("another run of this session goes on, and its runs take turns");
+            Refusal { retry_after: Some(Duration::from_secs(1)), ..refusal }
+        })
+    }
+
+    /// Lists the run as going on here.
+    fn going(&self, run_id: Option<Uuid>, facts: &Facts) -> Option<Going> {
+        if self.operation().cost == Cost::Light {
+            return None;
+        }
+        let run = run_id.map(|id| id.to_string()).or_else(|| facts.run.clone())?;
+        Some(self.gateway.runs.live.begin(self.cluster.name(), &run))
+    }
+
+    /// The endpoint that the call goes to, and whether it holds the run that the call follows.
+    pub(super) fn endpoint(&self, facts: &Facts) -> Result<(Picked, Holder), Refusal> {
+        let (operation, cluster) = (self.operation(), self.cluster);
+        let what = uses(operation);
+        let anywhere = || match facts.session.as_deref().filter(|_| follows_session(operation, cluster)) {
+            Some(session) => cluster.pick_for(Want::Session(session), what),
+            None => cluster.pick_for(Want::Any, what),
+        };
+        let picked = match (operation.affinity, facts.tag) {
+            (Affinity::FollowsRun, Some(tag)) => match cluster.pick_for(Want::Tag(tag), what) {
+                // A paused run goes on from the database, and a stored one can be told from it.
+                Err(_) if operation.cost == Cost::Model => anywhere().map(|picked| (picked, Holder::Lost)),
+                Err(_) if orphans::is_resume(operation) && facts.session.is_some() => {
+                    anywhere().map(|picked| (picked, Holder::Lost))
+                }
+                picked => picked.map(|picked| (picked, Holder::Known)),
+            },
+            (Affinity::FollowsRun, None) => anywhere().map(|picked| (picked, Holder::Unknown)),
+            (Affinity::Any | Affinity::StartsRun | Affinity::Session, _) => {
+                anywhere().map(|picked| (picked, Holder::Known))
+            }
+        };
+        picked.map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
+    }
+}
+
+/// What a call does at its endpoint.
+fn uses(operation: &Operation) -> Use {
+    if operation.cost == Cost::Model { Use::Run } else { Use::Other }
+}
+
+/// Says whether a call goes where its session is: writes always, since AgentOS 2 loses some that meet elsewhere.
+fn follows_session(operation: &Operation, cluster: &Cluster) -> bool {
+    match operation.affinity {
+        Affinity::StartsRun => true,
+        Affinity::FollowsRun => operation.cost == Cost::Model,
+        Affinity::Session => operation.action != Action::Read || cluster.follows_sessions(),
+        Affinity::Any => false,
     }
 }
 

@@ -251,8 +251,11 @@ async fn follow_run(
     let Some(run) = ids_at(ground, operation.run_id, query, payload)?.into_iter().next() else { return Ok(()) };
     let cluster = ground.cluster.name();
     let signed = ground.cluster.read_run_id(&run, ground.user);
-    let learned = ground.gateway.runs.learned(cluster, &run, ground.user);
-    facts.tag = signed.or(learned);
+    let known = &ground.gateway.runs;
+    facts.tag = match signed.or_else(|| known.learned(cluster, &run, ground.user)) {
+        None if operation.affinity == Affinity::FollowsRun => known.recalled(cluster, &run, ground.user).await,
+        known => known,
+    };
     facts.run = Some(run);
     if operation.resource != Resource::Run {
         return Ok(());

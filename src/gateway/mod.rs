@@ -32,11 +32,16 @@ mod triggers;
 mod explain;
 mod trail;
 
+mod cancel;
 mod filter;
 mod forward;
+mod live;
+mod orphans;
 mod runs;
+mod send;
 mod stream;
 mod strip;
+mod turns;
 
 mod path;
 

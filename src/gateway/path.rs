@@ -13,6 +13,7 @@ use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
+use super::cancel::Order;
 use super::described::Descriptions;
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -22,9 +23,10 @@ use super::refusal::{Code, Refusal, Stage, legacy_headers, limit_json};
 use super::runs::Runs;
 use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
+use super::turns::Turns;
 use super::view::View;
 use crate::agentos::{Cost, Reply};
-use crate::cluster::Seal;
+use crate::cluster::{OnDisconnect, Seal};
 use crate::outbound::Client;
 use crate::policy::Policies;
 use crate::principal::Principal;
@@ -44,7 +46,10 @@ pub struct Gateway {
     pub(super) descriptions: Descriptions,
     pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
+    pub(super) turns: Turns,
     pub(super) continues: Continues,
+    /// Turns true when streams have to end because the process does.
+    pub(super) ending: tokio::sync::watch::Sender<bool>,
     pub(super) spawn: Spawn,
     seal: Seal,
 }
@@ -52,7 +57,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with its first configuration.
     pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, Continues::new())
+        Self::with(snapshot, client, telemetry, seal, spawn, None)
     }
 
     /// The same, with the claims of continued runs in a store that instances share.
@@ -64,18 +69,22 @@ impl Gateway {
         spawn: Spawn,
         store: Arc<dyn Store>,
     ) -> Arc<Self> {
-        let continues = Continues::shared(store, Arc::clone(&spawn));
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, continues)
+        Self::with(snapshot, client, telemetry, seal, spawn, Some(store))
     }
 
-    fn with_claims(
+    fn with(
         snapshot: Snapshot,
         client: Client,
         telemetry: Arc<Telemetry>,
         seal: Seal,
         spawn: Spawn,
-        continues: Continues,
+        store: Option<Arc<dyn Store>>,
     ) -> Arc<Self> {
+        let continues = match &store {
+            None => Continues::new(),
+            Some(store) => Continues::shared(Arc::clone(store), Arc::clone(&spawn)),
+        };
+        let shared = store.map(|store| (store, Arc::clone(&spawn)));
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             client,
@@ -83,8 +92,10 @@ impl Gateway {
             owners: Owners::new(),
             descriptions: Descriptions::new(),
             new_sessions: NewSessions::new(),
-            runs: Runs::new(),
+            runs: Runs::new(shared.clone()),
+            turns: Turns::new(shared),
             continues,
+            ending: tokio::sync::watch::Sender::new(false),
             spawn,
             seal,
         })
@@ -104,6 +115,11 @@ impl Gateway {
     pub fn install_policies(&self, policies: Policies) {
         let policies = Arc::new(policies);
         self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
+    }
+
+    /// Ends every stream with an event that says so and that the caller may try again: the process is about to end.
+    pub fn end_streams(&self) {
+        self.ending.send_replace(true);
     }
 
     /// Sizes and times that the doors enforce.
@@ -196,10 +212,22 @@ impl Gateway {
         // What is said if the work is not taken, or cut by the drain.
         let draining = Refusal::new(Code::Draining, Stage::Forward);
         exchange.refused(&draining);
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (mut sender, receiver) = tokio::sync::oneshot::channel();
         let gateway = Arc::clone(self);
+        let cancels = admitted.on_disconnect() == OnDisconnect::Cancel;
+        let order = admitted.run_id.filter(|_| cancels).and_then(|run| Order::of(&admitted, &run.to_string()));
         let work = Box::pin(async move {
-            let answer = forward::forward(&gateway, admitted, exchange).await;
+            let mut forwarded = Box::pin(forward::forward(&gateway, admitted, exchange));
+            let answer = match order {
+                None => forwarded.await,
+                Some(order) => tokio::select! {
+                    answer = &mut forwarded => answer,
+                    () = sender.closed() => {
+                        order.send(Arc::clone(&gateway)).await;
+                        forwarded.await
+                    }
+                },
+            };
             // The caller may be gone; the exchange has settled either way.
             let _ = sender.send(answer);
         });

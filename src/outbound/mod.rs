@@ -1,4 +1,4 @@
-//! Owns the one HTTP/1.1 client: connections, their reuse, deadlines, and requests to other servers.
+//! Owns the one HTTP/1.1 client: names, connections, their reuse, deadlines, and requests to other servers.
 //! Does not choose servers (`cluster`), does not retry, follow redirects or decompress; spawns nothing.
 //! Invariant: dropping a send or a response body closes its connection at once, so that the peer sees it.
 
@@ -8,6 +8,7 @@ mod connect;
 mod error;
 mod fetch;
 mod origin;
+mod resolve;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ pub use body::{RequestBody, ResponseBody, empty, full};
 pub use error::{BodyError, Retry, SendError, Sent, Unsent};
 pub use fetch::{FetchError, FetchOptions, Fetched};
 pub use origin::{BadOrigin, Origin};
+pub use resolve::{BadServerName, ResolveError, Resolver, ServerName};
 
 use body::Counted;
 use channel::{Channel, Lane, Rejected};
