@@ -44,7 +44,9 @@ impl Problem {
         status: StatusCode::NOT_FOUND,
         code: "not_found",
         title: "Not found",
-        detail: Cow::Borrowed("the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage"),
+        detail: Cow::Borrowed(
+            "the admin listener serves /metrics, /healthz, /readyz, /reload, /quota/{tenant} and /usage",
+        ),
     };
     pub(super) const METHOD_NOT_ALLOWED: Self = Self {
         status: StatusCode::METHOD_NOT_ALLOWED,
@@ -57,6 +59,12 @@ impl Problem {
         code: "forbidden",
         title: "Forbidden",
         detail: Cow::Borrowed("web pages may not change anything here"),
+    };
+    pub(super) const NOT_RELOADED: Self = Self {
+        status: StatusCode::UNPROCESSABLE_ENTITY,
+        code: "configuration_refused",
+        title: "Configuration refused",
+        detail: Cow::Borrowed("the configuration cannot be used, the old one stays"),
     };
     pub(super) const STORE_LOST: Self = Self {
         status: StatusCode::SERVICE_UNAVAILABLE,

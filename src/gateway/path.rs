@@ -12,7 +12,7 @@ use http::HeaderMap;
 use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
-use super::call::{Answer, Call, Caller, Carrier};
+use super::call::{Answer, Call, Carrier};
 use super::described::Descriptions;
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -27,7 +27,7 @@ use crate::agentos::{Cost, Reply};
 use crate::cluster::Seal;
 use crate::outbound::Client;
 use crate::policy::Policies;
-use crate::principal::Principal;
+use crate::principal::{ClientCertificate, Principal};
 use crate::quota::Work;
 use crate::store::Store;
 use crate::telemetry::{Door, Telemetry};
@@ -121,6 +121,11 @@ impl Gateway {
         &self.seal
     }
 
+    /// Says whether the configuration knows somebody by this client certificate.
+    pub fn knows(&self, certificate: &ClientCertificate) -> bool {
+        self.snapshot.load().identity.knows(certificate)
+    }
+
     /// Verifies who sent the request that carries calls: an MCP request, a WebSocket handshake.
     ///
     /// # Errors
@@ -137,7 +142,7 @@ impl Gateway {
     ) -> Result<Arc<Principal>, Answer> {
         let snapshot = self.snapshot();
         let verified = match arrival::flood(&snapshot, carrier.peer) {
-            Ok(()) => arrival::identify(&snapshot, headers).await,
+            Ok(()) => arrival::identify(&snapshot, headers, carrier.certificate.as_deref()).await,
             Err(refusal) => Err(refusal),
         };
         verified.map_err(|refusal| {
@@ -157,7 +162,7 @@ impl Gateway {
         let id = Arc::clone(&call.request_id);
         let mut exchange = Exchange::begin(&self.telemetry, call.door, Arc::clone(&id), call.peer, &call.method);
         let snapshot = self.snapshot();
-        if matches!(call.caller, Caller::ByHeaders)
+        if call.caller.is_fresh()
             && let Err(refusal) = arrival::flood(&snapshot, call.peer)
         {
             exchange.refused(&refusal);

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::narrowing::Narrowing;
 use super::reader::{Reader, Watched};
 use super::sessions::{InUse, Opened, Use};
-use super::{BODY_BYTES_MAX, Shared};
+use super::{BODY_BYTES_MAX, Front, Shared};
 use crate::gateway::{AnswerBody, StreamBody};
 use crate::principal::Principal;
 
@@ -56,8 +56,9 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         tracing::error!("a request reached the MCP endpoint without a principal");
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
-    let base = &service.settings.path;
-    let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
+    let front = service.front.load_full();
+    let base = &front.settings.path;
+    let Some(narrowing) = Narrowing::of(base, &front.settings.toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
     };
     parts.extensions.insert(narrowing);
@@ -74,12 +75,13 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
     if is_stateless(&parts.headers, peek.as_ref()) {
         parts.headers.remove(SESSION_ID);
     }
-    within_session(service, &principal, parts, bytes).await
+    within_session(service, &front, &principal, parts, bytes).await
 }
 
 /// Hands the request to the library, inside the session that it names if that is the caller's.
 async fn within_session(
     service: &Arc<Shared>,
+    front: &Front,
     principal: &Principal,
     mut parts: Parts,
     bytes: Bytes,
@@ -100,7 +102,7 @@ async fn within_session(
         parts.extensions.insert(in_use.clone());
     }
     let deleted = id.filter(|_| parts.method == Method::DELETE);
-    let response = service.transport.handle(Request::from_parts(parts, Full::new(bytes))).await;
+    let response = front.transport.handle(Request::from_parts(parts, Full::new(bytes))).await;
     if let Some(id) = deleted.filter(|_| response.status().is_success()) {
         service.sessions.close(&id);
         // Departure: the library says 202, which clients log as a failure.

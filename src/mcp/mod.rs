@@ -35,6 +35,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use rmcp::transport::streamable_http_server::session::SessionManager as _;
@@ -84,12 +85,18 @@ pub struct McpService {
 
 /// What all requests of the endpoint share.
 struct Shared {
-    settings: Settings,
+    front: ArcSwap<Front>,
+    bridge: Bridge,
     sessions: Sessions,
-    transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
     counted: Counted,
     stop: CancellationToken,
+}
+
+/// What a reload replaces; sessions stay.
+struct Front {
+    settings: Settings,
+    transport: StreamableHttpService<Bridge, LocalSessionManager>,
 }
 
 /// What all tool calls share.
@@ -110,11 +117,16 @@ impl McpService {
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();
         let manager = Arc::new(manager);
-        let config = transport_config(&settings.public_url, &stop);
-        let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
+        let front = ArcSwap::from_pointee(Front::new(settings, &bridge, &manager, &stop));
         let sessions = Sessions::default();
-        let shared = Shared { settings, sessions, transport, manager, counted, stop };
+        let shared = Shared { front, bridge, sessions, manager, counted, stop };
         Arc::new(Self { shared: Arc::new(shared) })
+    }
+
+    /// Replaces the settings for requests that begin now. Sessions and calls in flight stay.
+    pub fn install(&self, settings: Settings) {
+        let Shared { front, bridge, manager, stop, .. } = &*self.shared;
+        front.store(Arc::new(Front::new(settings, bridge, manager, stop)));
     }
 
     /// Closes idle sessions, for ever. The server runs it and drops it at drain.
@@ -133,6 +145,16 @@ impl McpService {
     }
 }
 
+// === impl Front ===
+
+impl Front {
+    fn new(settings: Settings, bridge: &Bridge, manager: &Arc<LocalSessionManager>, stop: &CancellationToken) -> Self {
+        let (bridge, config) = (bridge.clone(), transport_config(&settings, stop));
+        let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(manager), config);
+        Self { settings, transport }
+    }
+}
+
 // === impl Shared ===
 
 impl Shared {
@@ -145,7 +167,8 @@ impl Shared {
 
 impl LocalService for McpService {
     fn owns(&self, path: &str) -> bool {
-        self.shared.settings.enabled && Narrowing::owns(&self.shared.settings.path, path)
+        let front = self.shared.front.load();
+        front.settings.enabled && Narrowing::owns(&front.settings.path, path)
     }
 
     fn call(&self, request: Request<StreamBody>) -> BoxFuture<'static, Response<StreamBody>> {
@@ -162,14 +185,14 @@ fn session_config() -> SessionConfig {
     config
 }
 
-fn transport_config(public_url: &Url, stop: &CancellationToken) -> StreamableHttpServerConfig {
+fn transport_config(settings: &Settings, stop: &CancellationToken) -> StreamableHttpServerConfig {
     StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_sse_keep_alive(KEEP_ALIVE)
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(stop.clone())
-        .with_allowed_hosts(allowed_hosts(public_url))
-        .with_allowed_origins(allowed_origins(public_url))
+        .with_allowed_hosts(allowed_hosts(&settings.public_url))
+        .with_allowed_origins(allowed_origins(settings))
 }
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -179,9 +202,15 @@ fn allowed_hosts(public_url: &Url) -> Vec<String> {
     LOOPBACK.into_iter().map(str::to_owned).chain(public_url.host_str().map(str::to_owned)).collect()
 }
 
-fn allowed_origins(public_url: &Url) -> Vec<String> {
+fn allowed_origins(settings: &Settings) -> Vec<String> {
+    let public_url = &settings.public_url;
     let loopback = LOOPBACK.into_iter().flat_map(|host| [format!("http://{host}:*"), format!("https://{host}:*")]);
     let public = public_url.host_str().zip(public_url.port_or_known_default());
     let public = public.map(|(host, port)| format!("{}://{host}:{port}", public_url.scheme()));
-    loopback.chain(public).collect()
+    // Without its port, the library would take an origin for one of any port.
+    let named = settings.origins.iter().filter_map(|origin| {
+        let url = Url::parse(origin).ok()?;
+        Some(format!("{}://{}:{}", url.scheme(), url.host_str()?, url.port_or_known_default()?))
+    });
+    loopback.chain(public).chain(named).collect()
 }

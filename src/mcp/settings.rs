@@ -14,4 +14,6 @@ pub struct Settings {
     pub toolsets: Vec<Toolset>,
     /// What clients see: Host and Origin checks, resource metadata.
     pub public_url: url::Url,
+    /// Exact origins of pages that may call, beside our own and those of this machine.
+    pub origins: Vec<String>,
 }

@@ -11,7 +11,7 @@ pub fn head(data: &[u8]) {
     // As it is read from a socket: up to the first blank line.
     let Some(end) = memchr::memmem::find(data, b"\r\n\r\n") else { return };
     let data = data.get(..end + 4).unwrap_or_default();
-    if head::check(data).is_err() {
+    if head::check(data, 100).is_err() {
         return;
     }
     let text = String::from_utf8_lossy(data);

@@ -9,8 +9,6 @@ use bytes::BytesMut;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Most header fields in one head.
-const FIELDS_MAX: usize = 100;
 /// How much is asked from the socket at a time.
 const READ_BYTES: usize = 2048;
 /// The connection preface of HTTP/2 (RFC 9113 §3.4) up to its first blank line.
@@ -43,6 +41,8 @@ pub(super) enum BadHead {
 pub(super) struct HeadLimits {
     /// Most bytes of a head.
     pub(super) bytes_max: usize,
+    /// Most header fields of a head.
+    pub(super) fields_max: usize,
     /// From the first byte to the last.
     pub(super) timeout: Duration,
     /// Silence before the first byte.
@@ -74,7 +74,7 @@ where
             if head.len() > limits.bytes_max {
                 return Err(BadHead::TooLarge);
             }
-            return check(head).map(|()| Head::Http1);
+            return check(head, limits.fields_max).map(|()| Head::Http1);
         }
         // A bare line feed could end the head for another parser: do not wait for more.
         if has_bare_break(buffer) {
@@ -93,6 +93,17 @@ where
     }
 }
 
+/// Waits for the first bytes of a head; `false` when the peer closes or stays silent for too long.
+///
+/// # Cancel safety
+/// Safe.
+pub(super) async fn begin<S>(stream: &mut S, buffer: &mut BytesMut, silence: Duration) -> bool
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    more(stream, buffer, silence).await == Some(true)
+}
+
 /// Reads once: `None` when the wait ran out, `Some(false)` when the peer closed.
 async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesMut, wait: Duration) -> Option<bool> {
     buffer.reserve(READ_BYTES);
@@ -104,7 +115,7 @@ async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesM
 }
 
 /// Checks a complete head, blank line included.
-pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
+pub(super) fn check(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
     use BadHead::Malformed;
     if has_bare_break(head) || head.contains(&0) {
         return Err(Malformed("bare_line_break"));
@@ -114,7 +125,7 @@ pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
     let http10 = request_line(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
-        if at >= FIELDS_MAX {
+        if at >= fields_max {
             return Err(BadHead::TooLarge);
         }
         seen.field(line)?;
@@ -293,7 +304,7 @@ mod tests {
     use super::*;
 
     fn checked(head: &str) -> Result<(), BadHead> {
-        check(head.as_bytes())
+        check(head.as_bytes(), 100)
     }
 
     #[test]
@@ -364,7 +375,7 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(64);
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HT").await.unwrap();
         let second = Duration::from_secs(1);
-        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
+        let limits = HeadLimits { bytes_max: 1024, fields_max: 100, timeout: second, idle: second };
         assert_eq!(read(&mut server, &mut BytesMut::new(), limits).await, Err(BadHead::Slow));
     }
 
@@ -373,7 +384,7 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(1024);
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2").await.unwrap();
         let second = Duration::from_secs(1);
-        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
+        let limits = HeadLimits { bytes_max: 1024, fields_max: 100, timeout: second, idle: second };
         let mut buffer = BytesMut::new();
         assert_eq!(read(&mut server, &mut buffer, limits).await, Ok(Head::Http1));
         assert!(buffer.ends_with(b"GET /2"));

@@ -3,11 +3,16 @@
 //! Invariant: a head that is malformed or ambiguous never becomes a `Call`.
 
 mod connection;
+mod cors;
 mod door;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gzip;
 mod head;
+mod intake;
+mod origin;
+mod places;
 mod pump;
 pub mod settings;
 mod sockets;
@@ -15,5 +20,5 @@ mod tls;
 mod websocket;
 
 pub use door::HttpDoor;
-pub use settings::{Settings, Tls};
+pub use settings::{ClientCertificates, Cors, KeyPair, Settings, Tls};
 pub use tls::{TlsAcceptor, TlsError};

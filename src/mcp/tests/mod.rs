@@ -51,7 +51,7 @@ impl Fixture {
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
         let toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
-        let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url };
+        let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url, origins: Vec::new() };
         let path: Arc<dyn super::Path> = script.clone();
         Self { service: McpService::new(settings, path, hooks), script, readers }
     }
@@ -99,6 +99,7 @@ impl Client<'_> {
             request_id: "req-1".into(),
             peer: "192.0.2.7".parse().unwrap(),
             host: Some("agents.example.com".to_owned()),
+            certificate: None,
         });
         self.fixture.service.call(request).await
     }
