@@ -170,11 +170,13 @@ fn admin_token(value: &Value<'_>) -> Option<Secret> {
 }
 
 fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Settings> {
-    let toolsets = || Toolset::ALL.to_vec();
+    let toolsets = || Toolset::DEFAULT.to_vec();
+    let optional = || Toolset::ALL.into_iter().filter(|toolset| !Toolset::DEFAULT.contains(toolset)).collect();
     let default = |url: &url::Url| mcp::Settings {
         enabled: true,
         path: "/mcp".to_owned(),
         toolsets: toolsets(),
+        optional_toolsets: optional(),
         public_url: url.clone(),
         runs: mcp::RunSettings::default(),
     };
@@ -182,9 +184,10 @@ fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Sett
     let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
     let path = table.get("path").and_then(|v| mcp_path(&v)).unwrap_or_else(|| "/mcp".to_owned());
     let toolsets = table.get("toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(toolsets);
+    let optional_toolsets = table.get("optional_toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(optional);
     let runs = mcp_runs::read(&table);
     table.close();
-    Some(mcp::Settings { enabled, path, toolsets, public_url: public_url?.clone(), runs })
+    Some(mcp::Settings { enabled, path, toolsets, optional_toolsets, public_url: public_url?.clone(), runs })
 }
 
 fn mcp_path(value: &Value<'_>) -> Option<String> {

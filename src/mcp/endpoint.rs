@@ -57,7 +57,8 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
     let base = &service.settings.path;
-    let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
+    let toolsets = (service.settings.toolsets.as_slice(), service.settings.optional_toolsets.as_slice());
+    let Some(narrowing) = Narrowing::of(base, toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
     };
     parts.extensions.insert(narrowing);

@@ -14,6 +14,8 @@ pub struct Settings {
     pub path: String,
     /// Toolsets that clients get when they ask for none.
     pub toolsets: Vec<Toolset>,
+    /// Toolsets that clients get only when they ask for them.
+    pub optional_toolsets: Vec<Toolset>,
     /// What clients see: Host and Origin checks, resource metadata.
     pub public_url: url::Url,
     /// How runs are followed.

@@ -2,6 +2,7 @@
 //! Does not test what has its own unit tests beside it.
 
 mod double;
+mod optional;
 mod pauses;
 mod reads;
 mod runs;
@@ -58,9 +59,11 @@ impl Fixture {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
-        let toolsets = Toolset::ALL.to_vec();
+        let toolsets = Toolset::DEFAULT.to_vec();
+        let optional_toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
-        let settings = Settings { enabled: true, path: "/mcp".to_owned(), toolsets, public_url, runs };
+        let settings =
+            Settings { enabled: true, path: "/mcp".to_owned(), toolsets, optional_toolsets, public_url, runs };
         let path: Arc<dyn super::Path> = script.clone();
         Self { service: McpService::new(settings, path, hooks), script, readers }
     }

@@ -3,18 +3,28 @@
 //! Invariants: names stay within every client's limit; schemas are self-contained; a tool is listed only when policy
 //! lets the caller use something behind it.
 
+mod admin;
 mod agents;
 mod approvals;
 mod arguments;
+mod files;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod gather;
 mod history;
 mod knowledge;
+mod memory;
+mod metrics;
+mod optional;
 pub(super) mod pausing;
 pub(super) mod runs;
+mod schedules;
 mod schema;
+mod traces;
+mod uploads;
+
+use std::sync::Arc;
 
 use rmcp::model::{CallToolResponse, CallToolResult, ContentBlock, Tool as McpTool, ToolAnnotations};
 use serde_json::Value;
@@ -24,7 +34,7 @@ use super::narrowing::Toolset;
 use super::progress::Progress;
 use super::routes::{self, Deed};
 use super::settings::Decisions;
-use super::text::RESULT_BYTES_MAX;
+use super::text::{self, RESULT_BYTES_MAX};
 use super::visit::Visit;
 use crate::agentos::operation::Kind;
 
@@ -52,6 +62,10 @@ enum Hint {
     Decides,
     /// Ends something; twice is like once.
     Ends,
+    /// Adds something beside what is there.
+    Adds,
+    /// Sets something to a value; twice is like once.
+    Sets,
 }
 
 /// What policy must allow for a tool to be listed.
@@ -64,6 +78,9 @@ enum Needs {
     /// The deed on some component.
     Component(Deed),
 }
+
+/// Longest text in a row of a list.
+const FIELD_CHARS_MAX: usize = 2_000;
 
 const KINDS: &[Kind] = Kind::ALL;
 
@@ -190,14 +207,21 @@ static TOOLS: &[Tool] = &[
     },
 ];
 
+/// All tools, by name.
+fn all() -> impl Iterator<Item = &'static Tool> {
+    let mut all: Vec<&Tool> = TOOLS.iter().chain(optional::TOOLS).collect();
+    all.sort_by_key(|tool| tool.name);
+    all.into_iter()
+}
+
 /// The tool of a name, when it can be called here at all.
 pub(super) fn find(visit: &Visit, name: &str) -> Option<&'static Tool> {
-    TOOLS.iter().find(|tool| tool.name == name && tool.offered(visit))
+    all().find(|tool| tool.name == name && tool.offered(visit))
 }
 
 /// The tools that the caller sees.
 pub(super) fn listed(visit: &Visit) -> impl Iterator<Item = &'static Tool> {
-    TOOLS.iter().filter(|tool| tool.offered(visit) && tool.needs.met(visit))
+    all().filter(|tool| tool.offered(visit) && tool.needs.met(visit))
 }
 
 /// Calls a tool.
@@ -234,12 +258,44 @@ async fn answer(tool: &Tool, visit: &Visit, progress: Progress, arguments: Value
         "resolve_approval" => approvals::resolve_approval(visit, arguments::of(arguments)?).await,
         "list_sessions" => history::list_sessions(visit, arguments::of(arguments)?).await,
         "get_session" => history::get_session(visit, arguments::of(arguments)?).await,
+        "list_memories" => memory::list_memories(visit, arguments::of(arguments)?).await,
+        "add_memory" => memory::add_memory(visit, arguments::of(arguments)?).await,
+        "list_traces" => traces::list_traces(visit, arguments::of(arguments)?).await,
+        "get_trace" => traces::get_trace(visit, arguments::of(arguments)?).await,
+        "get_metrics" => metrics::get_metrics(visit, arguments::of(arguments)?).await,
+        "list_schedules" => schedules::list_schedules(visit, arguments::of(arguments)?).await,
+        "create_schedule" => schedules::create_schedule(visit, arguments::of(arguments)?).await,
+        "set_schedule" => schedules::set_schedule(visit, arguments::of(arguments)?).await,
+        "add_knowledge" => uploads::add_knowledge(visit, arguments::of(arguments)?).await,
+        "knowledge_status" => uploads::knowledge_status(visit, arguments::of(arguments)?).await,
+        "list_components" => admin::list_components(visit, arguments::of(arguments)?).await,
+        "list_registry" => admin::list_registry(visit, arguments::of(arguments)?).await,
         "whoami" => history::whoami(visit, arguments::of(arguments)?).await,
         other => {
             debug_assert!(false, "tool `{other}` is listed but does nothing");
             Err(Failure::Broken("cannot do this"))
         }
     }
+}
+
+/// The rows of a page with these fields; the first is an id, written as the caller names it.
+fn picked(visit: &Visit, cluster: &Arc<str>, page: &Value, fields: &[&str]) -> Vec<Value> {
+    let rows = page.get("data").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    rows.iter().map(|row| one(visit, cluster, row, fields)).collect()
+}
+
+/// The same of one row.
+fn one(visit: &Visit, cluster: &Arc<str>, row: &Value, fields: &[&str]) -> Value {
+    let shown = |(at, field): (usize, &&str)| {
+        let value = row.get(*field).filter(|value| !value.is_null())?;
+        let value = match value {
+            Value::String(id) if at == 0 => Value::String(visit.name(cluster, id)),
+            Value::String(text) => Value::String(text::head(text, FIELD_CHARS_MAX)),
+            other => other.clone(),
+        };
+        Some(((*field).to_owned(), value))
+    };
+    Value::Object(fields.iter().enumerate().filter_map(shown).collect())
 }
 
 /// A result whose text and structured content are the same JSON; `items` names the array that gives way when it is
@@ -302,6 +358,8 @@ impl Hint {
             Self::Reads => hints.read_only(true).idempotent(true).open_world(false),
             Self::Runs => hints.read_only(false).destructive(true).idempotent(false).open_world(true),
             Self::Decides => hints.read_only(false).destructive(true).idempotent(false).open_world(true),
+            Self::Adds => hints.read_only(false).destructive(false).idempotent(false).open_world(false),
+            Self::Sets => hints.read_only(false).destructive(false).idempotent(true).open_world(false),
             Self::Ends => hints.read_only(false).destructive(true).idempotent(true).open_world(false),
         }
     }
