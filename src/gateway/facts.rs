@@ -3,7 +3,7 @@
 //! Invariant: an owner that could not be learned is nobody's; errors and timeouts refuse.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 use serde::Deserialize;
@@ -28,6 +28,8 @@ const OWNERS_MAX: u64 = 100_000;
 const OWNER_TTL: Duration = Duration::from_secs(10);
 /// Most ids of one kind in one call (`DELETE /sessions`).
 const IDS_MAX: usize = 100;
+/// How long the look-ups of one call go on before the next one is not begun.
+const GATHER_MAX: Duration = Duration::from_secs(30);
 /// Longest id, in bytes; AgentOS's own are UUIDs. Ids are keys of tables.
 const ID_BYTES_MAX: usize = 512;
 
@@ -125,7 +127,13 @@ pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload
     let sessions =
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
     let mut session_is_mine = false;
+    let enough = (sessions.len() > 1).then(|| Instant::now() + GATHER_MAX);
     for session in &sessions {
+        if enough.is_some_and(|enough| Instant::now() > enough) {
+            return Err(
+                Refusal::new(Code::UpstreamTimeout, Stage::Facts).because("looking up the sessions took too long")
+            );
+        }
         // Held before it is looked up: of two who find nothing, one would write into the session of the other.
         let held = makes_session(operation).then(|| hold(ground, session));
         let owner = session_owner(ground, session, query).await?;
@@ -392,8 +400,9 @@ async fn row_owner(ground: &Ground<'_>, paths: &[String]) -> Result<Owner, Refus
     }
 }
 
-/// Reads one row with the lookup identity; `None` when there is none.
+/// Reads one row with the lookup identity, in the caller's turn; `None` when there is none.
 pub(super) async fn look_up(ground: &Ground<'_>, path: &str) -> Result<Option<Value>, Refusal> {
+    let _turn = ground.gateway.look_ups.turn(&ground.cluster.settings.name, ground.user).await?;
     forward::look_up(ground.gateway, ground.cluster, ground.caller_token, path).await
 }
 

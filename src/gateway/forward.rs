@@ -529,6 +529,7 @@ async fn rows(gateway: &Gateway, admitted: &Admitted, rule: Rule) -> Result<Answ
         query.set("page", &page.to_string());
         query.set("limit", &PAGE_ROWS.to_string());
         let (cluster, token) = (&admitted.cluster, admitted.caller_token.as_deref());
+        let _turn = gateway.look_ups.turn(&cluster.settings.name, &admitted.user).await?;
         let list = look_up(gateway, cluster, token, &target(admitted.path.as_str(), &query)).await?;
         let Some(Value::Array(rows)) = list.and_then(|mut list| list.get_mut("data").map(Value::take)) else {
             return Err(invalid("a list has no `data`"));

@@ -18,6 +18,7 @@ use super::exchange::Exchange;
 use super::facts::Owners;
 use super::forward;
 use super::limits::Limits;
+use super::lookups::LookUps;
 use super::once::{Names, Once};
 use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::runs::Runs;
@@ -42,6 +43,7 @@ pub struct Gateway {
     pub(super) client: Client,
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) owners: Owners,
+    pub(super) look_ups: LookUps,
     pub(super) descriptions: Descriptions,
     pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
@@ -86,6 +88,7 @@ impl Gateway {
             client,
             telemetry,
             owners: Owners::new(),
+            look_ups: LookUps::default(),
             descriptions: Descriptions::new(),
             new_sessions: NewSessions::new(),
             runs: Runs::new(),

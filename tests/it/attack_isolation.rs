@@ -447,3 +447,36 @@ async fn a_list_that_others_have_filled_says_that_it_is_not_whole() {
     let got = stack.send(list).await.json();
     assert_eq!((&got["meta"]["truncated"], &got["meta"]["total_count"]), (&json!(null), &json!(1)));
 }
+
+#[tokio::test]
+async fn a_caller_who_names_many_ids_takes_turns_with_itself_and_with_nobody_else() {
+    /// `AT_ONCE` of `gateway::lookups`.
+    const AT_ONCE: usize = 16;
+    let stack = Stack::start().await;
+    let ids: Vec<String> = (0..100).map(|n| format!("s{n}")).collect();
+    let row = json!({"session_id": "s0", "user_id": "acme~alice"});
+    let (slow, gate) = Reply::json(200, &row).stalled();
+    stack.os().pin("GET", "/sessions/s0", slow);
+    for id in &ids[1..] {
+        session(stack.os(), id, "acme~alice");
+    }
+    session(stack.os(), "bobs", "acme~bob");
+    stack.os().pin("DELETE", "/sessions", Reply::json(200, &json!({})));
+    let body = json!({"session_ids": ids, "session_types": vec!["agent"; ids.len()]});
+    let floods = (0..40).map(|_| {
+        let ask = Ask::new("DELETE", "/sessions").by(&Who::alice()).json(&body);
+        let stack = &stack;
+        async move { stack.send(ask).await }
+    });
+    let others = async {
+        stack.os().wait_for_request("/sessions/s0", AT_ONCE).await;
+        // Everybody else is served while the caller waits for itself.
+        let got = stack.send(Ask::get("/sessions/bobs").by(&Who::new("bob").role("operator"))).await;
+        assert_eq!(got.status, 200, "{got:?}");
+        assert_eq!(stack.os().requests_to("/sessions/s0").len(), AT_ONCE);
+        gate.open();
+    };
+    let (floods, ()) = tokio::join!(futures_util::future::join_all(floods), others);
+    let served = floods.iter().filter(|got| got.status == 200).count();
+    assert_eq!(served, floods.len(), "nobody was refused: {:?}", floods.iter().find(|got| got.status != 200));
+}
