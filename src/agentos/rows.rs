@@ -10,6 +10,11 @@ pub fn run(kind: Kind, component: &str, run: &str, session: &str) -> String {
     format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())
 }
 
+/// Where a run is cancelled.
+pub fn cancel(kind: Kind, component: &str, run: &str) -> String {
+    format!("/{}/{}/runs/{}/cancel", kind.plural(), encode_segment(component), encode_segment(run))
+}
+
 /// Where runs of a component are started.
 pub fn runs(kind: Kind, component: &str) -> String {
     format!("/{}/{}/runs", kind.plural(), encode_segment(component))

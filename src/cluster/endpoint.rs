@@ -1,5 +1,5 @@
 //! Owns one AgentOS process as the balancer sees it: whether it is up, what is in flight there, its version.
-//! Does not send anything (`outbound`) and does not choose (`balance`).
+//! Does not send anything (`outbound`), does not choose (`balance`), and does not say how many may be out (`ejection`).
 //! Invariant: for every `Picked` the in-flight count goes up by one, and down by one when it is dropped.
 
 use std::collections::HashSet;
@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
+use super::balance::Use;
+use super::ejection::{Ejection, Record};
 use super::run_id::EndpointTag;
+use super::sticky::Stay;
 use crate::agentos::operation::Version;
 use crate::outbound::Origin;
 
@@ -27,11 +30,14 @@ pub struct Endpoint {
     /// The origin as text, for logs and metrics.
     pub address: Arc<str>,
     in_flight: AtomicUsize,
+    runs: AtomicU32,
     state: AtomicU8,
     connect_failures: AtomicU32,
     probe_failures: AtomicU32,
     probes_passed: AtomicU32,
     version: AtomicU8,
+    /// How it behaved, and until when it is out for that.
+    record: Record,
 }
 
 /// What is known of an endpoint.
@@ -52,13 +58,19 @@ pub enum Outcome {
     Answered,
     /// No connection could be made.
     ConnectFailed,
-    /// It was connected and then broke off or kept silent.
+    /// It was connected and then broke off, kept silent, or stood behind a proxy that could not reach it (502, 504).
     Broke,
 }
 
 /// A chosen endpoint, counted as in flight until this is dropped: hold it until the last body byte.
 pub struct Picked {
     endpoint: Arc<Endpoint>,
+    /// Those that it was chosen among, and when one may be ejected.
+    peers: Arc<[Arc<Endpoint>]>,
+    ejection: Ejection,
+    what: Use,
+    /// Keeps the session at the endpoint.
+    _stay: Option<Stay>,
 }
 
 // === impl Endpoint ===
@@ -70,12 +82,21 @@ impl Endpoint {
             origin,
             tag,
             in_flight: AtomicUsize::new(0),
+            runs: AtomicU32::new(0),
             state: AtomicU8::new(State::Unknown.code()),
             connect_failures: AtomicU32::new(0),
             probe_failures: AtomicU32::new(0),
             probes_passed: AtomicU32::new(0),
             version: AtomicU8::new(0),
+            record: Record::new(),
         }
+    }
+
+    /// One that joins endpoints which serve already: it gets its share of the traffic little by little.
+    pub(super) fn joining(origin: Origin, tag: EndpointTag) -> Self {
+        let endpoint = Self::new(origin, tag);
+        endpoint.record.begin_slowly();
+        endpoint
     }
 
     /// What is known of it.
@@ -83,14 +104,34 @@ impl Endpoint {
         State::of_code(self.state.load(Ordering::Relaxed))
     }
 
-    /// Says whether it gets traffic.
+    /// Says whether it gets traffic: its probes pass, and it is not out for how it behaved.
     pub fn is_up(&self) -> bool {
+        self.answers() && !self.record.is_out()
+    }
+
+    /// Says whether its probes pass, or none was made: a run that it holds can be reached.
+    pub fn answers(&self) -> bool {
         self.state() != State::Down
+    }
+
+    /// How often it was taken out for how it behaved, since it last behaved well for long.
+    pub fn ejections(&self) -> u32 {
+        self.record.ejections()
+    }
+
+    /// Its share of new traffic in percent: less than 100 for a while after it came back.
+    pub(super) fn warmth(&self, ejection: &Ejection) -> u64 {
+        self.record.warmth(ejection.slow_start)
     }
 
     /// Exchanges that have it picked now.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Runs among them.
+    pub fn runs(&self) -> u32 {
+        self.runs.load(Ordering::Relaxed)
     }
 
     /// The AgentOS line that it was last seen to run.
@@ -115,7 +156,11 @@ impl Endpoint {
         self.probe_failures.store(0, Ordering::Relaxed);
         self.connect_failures.store(0, Ordering::Relaxed);
         let passed = self.probes_passed.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        (self.turn(State::Up), passed)
+        let before = self.turn(State::Up);
+        if before == State::Down {
+            self.record.begin_slowly();
+        }
+        (before, passed)
     }
 
     /// Counts a failed probe; the second in a row takes the endpoint out, or the first when none ever passed.
@@ -126,19 +171,26 @@ impl Endpoint {
         if failures >= PROBE_FAILURES_MAX || before == State::Unknown { self.turn(State::Down) } else { before }
     }
 
-    fn report(&self, outcome: Outcome) {
+    fn report(&self, outcome: Outcome, peers: &[Arc<Self>], ejection: &Ejection) {
         match outcome {
-            // Keeps the line of a healthy endpoint out of every other core's cache.
-            Outcome::Answered if self.connect_failures.load(Ordering::Relaxed) == 0 => {}
-            Outcome::Answered => self.connect_failures.store(0, Ordering::Relaxed),
+            Outcome::Answered => {
+                // Keeps the line of a healthy endpoint out of every other core's cache.
+                if self.connect_failures.load(Ordering::Relaxed) != 0 {
+                    self.connect_failures.store(0, Ordering::Relaxed);
+                }
+                self.record.behaved(ejection);
+            }
             Outcome::ConnectFailed => {
                 let failures = self.connect_failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
                 if failures >= CONNECT_FAILURES_MAX {
                     self.turn(State::Down);
                 }
             }
-            // The process lives: a broken run says nothing about the next one, and the probe will tell.
-            Outcome::Broke => {}
+            // The process lives, and a broken run says little about the next one: several in a row do.
+            Outcome::Broke => {
+                let out = || peers.iter().filter(|peer| peer.record.is_out()).count();
+                self.record.misbehaved(ejection, || ejection.allows(out(), peers.len()));
+            }
         }
     }
 
@@ -181,9 +233,18 @@ impl State {
 // === impl Picked ===
 
 impl Picked {
-    pub(super) fn new(endpoint: &Arc<Endpoint>) -> Self {
+    pub(super) fn new(endpoint: &Arc<Endpoint>, peers: &Arc<[Arc<Endpoint>]>, ejection: Ejection, what: Use) -> Self {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self { endpoint: Arc::clone(endpoint) }
+        if what == Use::Run {
+            endpoint.runs.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { endpoint: Arc::clone(endpoint), peers: Arc::clone(peers), ejection, what, _stay: None }
+    }
+
+    /// The same, while a session stays where it is.
+    pub(super) fn staying(mut self, stay: Stay) -> Self {
+        self._stay = Some(stay);
+        self
     }
 
     /// The endpoint.
@@ -191,15 +252,19 @@ impl Picked {
         &self.endpoint
     }
 
-    /// Tells how the attempt went; three failed connects in a row take the endpoint out until a probe succeeds.
+    /// Tells how the attempt went; three failed connects in a row take the endpoint out until a probe succeeds, and
+    /// several that broke in a row for a time that grows.
     pub fn report(&self, outcome: Outcome) {
-        self.endpoint.report(outcome);
+        self.endpoint.report(outcome, &self.peers, &self.ejection);
     }
 }
 
 impl Drop for Picked {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.what == Use::Run {
+            self.endpoint.runs.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -228,6 +293,12 @@ pub(super) fn tags(cluster: &str, origins: &[Origin]) -> Vec<EndpointTag> {
     tagged.into_iter().map(|(_, tag)| tag).collect()
 }
 
+/// The tag of an origin that joins others: the one that it has among them, unless that is taken.
+pub(super) fn tag_beside(cluster: &str, origin: &Origin, taken: &mut HashSet<EndpointTag>) -> EndpointTag {
+    let free = (0..=u32::from(u16::MAX)).map(|round| tag(cluster, origin, round)).find(|tag| taken.insert(*tag));
+    free.unwrap_or(EndpointTag(0))
+}
+
 fn tag(cluster: &str, origin: &Origin, round: u32) -> EndpointTag {
     let again = if round == 0 { String::new() } else { format!("\0{round}") };
     let digest = Sha256::digest(format!("{cluster}\0{origin}{again}"));
@@ -240,6 +311,10 @@ mod tests {
 
     fn origins(n: u16) -> Vec<Origin> {
         (1..=n).map(|port| Origin { tls: false, host: "10.0.0.1".into(), port }).collect()
+    }
+
+    fn picked(endpoint: &Arc<Endpoint>) -> Picked {
+        Picked::new(endpoint, &Arc::from([Arc::clone(endpoint)]), Ejection::default(), Use::Run)
     }
 
     #[test]
@@ -277,7 +352,7 @@ mod tests {
     #[test]
     fn three_failed_connects_in_a_row_take_out_until_a_probe_passes() {
         let endpoint = Arc::new(Endpoint::new(origins(1).remove(0), EndpointTag(1)));
-        let picked = Picked::new(&endpoint);
+        let picked = picked(&endpoint);
         for outcome in [Outcome::ConnectFailed, Outcome::ConnectFailed, Outcome::Answered, Outcome::Broke] {
             picked.report(outcome);
         }
@@ -296,7 +371,7 @@ mod tests {
     #[test]
     fn in_flight_counts_what_is_held() {
         let endpoint = Arc::new(Endpoint::new(origins(1).remove(0), EndpointTag(1)));
-        let (a, b) = (Picked::new(&endpoint), Picked::new(&endpoint));
+        let (a, b) = (picked(&endpoint), picked(&endpoint));
         assert_eq!(endpoint.in_flight(), 2);
         drop(a);
         assert_eq!(endpoint.in_flight(), 1);

@@ -28,6 +28,22 @@ pub struct Load {
     pub queue_max: u32,
     /// How long one waits.
     pub queue_timeout: Duration,
+    /// Whether runs of one session take turns.
+    pub session_runs: SessionRuns,
+    /// How long a run waits for the one before it in its session.
+    pub session_timeout: Duration,
+}
+
+/// Whether runs of one session take turns. AgentOS 2 reads a session when a run begins and writes all of it when the
+/// run ends: of runs at the same time it keeps the last one, also within one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionRuns {
+    /// Where AgentOS would lose some otherwise.
+    Auto,
+    /// Always.
+    OneByOne,
+    /// Never.
+    AtOnce,
 }
 
 /// The gate of one cluster. Clones share it.
@@ -77,7 +93,13 @@ pub enum Busy {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { runs_per_endpoint: None, queue_max: 1_000, queue_timeout: Duration::from_secs(5) }
+        Self {
+            runs_per_endpoint: None,
+            queue_max: 1_000,
+            queue_timeout: Duration::from_secs(5),
+            session_runs: SessionRuns::Auto,
+            session_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -258,7 +280,7 @@ mod tests {
     use super::*;
 
     fn gate(runs: u32, queue_max: u32) -> Gate {
-        Gate::new(Load { runs_per_endpoint: Some(runs), queue_max, queue_timeout: Duration::from_secs(5) })
+        Gate::new(Load { runs_per_endpoint: Some(runs), queue_max, ..Load::default() })
     }
 
     fn tenant(name: &str) -> TenantId {

@@ -44,7 +44,8 @@ impl Cluster {
     /// Dropping the future leaves the states of endpoints that had not answered as they were.
     pub async fn probe_round(&self, client: &Client, report: &(dyn Fn(&Probed<'_>) + Send + Sync)) {
         client.prune();
-        let probes = self.endpoints().iter().map(|endpoint| async move {
+        let endpoints = self.endpoints();
+        let probes = endpoints.iter().map(|endpoint| async move {
             report(&self.probe(client, endpoint).await);
         });
         join_all(probes).await;

@@ -3,7 +3,10 @@
 //! Invariant: a tenant never learns of a cluster that it may not use: unknown and foreign ones look the same.
 
 mod balance;
+mod budget;
 mod credential;
+mod dns;
+mod ejection;
 mod endpoint;
 mod gate;
 mod health;
@@ -11,6 +14,7 @@ mod jwt;
 mod run_id;
 mod seal;
 mod settings;
+mod sticky;
 #[cfg(test)]
 mod tests;
 mod user_id;
@@ -27,18 +31,22 @@ use crate::outbound::Origin;
 use crate::principal::{Principal, TenantId};
 use crate::secret::Secret;
 
-pub use balance::{Balance, NoEndpoint, Want};
+pub use balance::{Balance, NoEndpoint, Use, Want};
+pub use budget::Retries;
 pub use credential::{BadCredential, CredentialSettings};
+pub use dns::{Dns, Refreshed};
+pub use ejection::Ejection;
 pub use endpoint::{Endpoint, Outcome, Picked, State};
-pub use gate::{Busy, Load, Place};
+pub use gate::{Busy, Load, Place, SessionRuns};
 pub use health::Probed;
 pub use jwt::{BadKey, MintAlgorithm};
 pub use run_id::{EndpointTag, RunIds, tag_of};
 pub use seal::Seal;
-pub use settings::{Health, Knowledge, Settings, SettingsError, SettingsErrors, Timeouts};
+pub use settings::{Health, Knowledge, OnDisconnect, Settings, SettingsError, SettingsErrors, Streams, Timeouts};
 pub use user_id::{BadTemplate, ReservedName, Side, TEMPLATE_BYTES_MAX, TenantMark, UpstreamUser, UserIdTemplate};
 
 use balance::Balancer;
+use budget::Budget;
 use credential::Credential;
 use gate::Gate;
 
@@ -63,6 +71,8 @@ pub struct Cluster {
     credential: Credential,
     gate: Gate,
     run_ids: RunIds,
+    asking: dns::Asking,
+    budget: Budget,
 }
 
 /// There is no such cluster for the tenant: unknown and foreign clusters are the same to it.
@@ -188,21 +198,26 @@ impl Clusters {
 impl Cluster {
     fn new(settings: Settings, run_ids: &RunIds, former: Option<&Self>) -> Result<Self, BadCredential> {
         let credential = Credential::new(&settings.credential)?;
-        let tags = endpoint::tags(&settings.name, &settings.endpoints);
-        let kept = |origin: &Origin, tag| {
-            let mut known = former.into_iter().flat_map(Cluster::endpoints);
-            known.find(|e| e.origin == *origin && e.tag == tag).cloned()
+        let known = former.map(Cluster::endpoints);
+        let endpoints = match (&settings.dns, former, &known) {
+            // The last good answer stands until the next one.
+            (Some(dns), Some(former), Some(known))
+                if former.settings.dns.as_ref().is_some_and(|d| d.name == dns.name) =>
+            {
+                known.to_vec()
+            }
+            (_, _, known) => written(&settings, known.as_deref().unwrap_or_default()),
         };
-        let endpoints = settings.endpoints.iter().zip(tags);
-        let endpoints = endpoints
-            .map(|(origin, tag)| kept(origin, tag).unwrap_or_else(|| Arc::new(Endpoint::new(origin.clone(), tag))))
-            .collect();
         // Instances that start together must not draw the same sequence.
         let (seed, _) = Uuid::new_v4().as_u64_pair();
-        let balancer = Balancer::new(settings.balance, endpoints, seed);
+        let runs_max = settings.load.runs_per_endpoint;
+        let balancer = Balancer::new(settings.balance, settings.ejection, runs_max, endpoints, seed);
+        let balancer = former.into_iter().fold(balancer, |balancer, former| balancer.after(&former.balancer));
+        let budget = Budget::new(settings.retries);
         let kept = former.filter(|former| former.settings.load == settings.load).map(|former| former.gate.clone());
         let gate = kept.unwrap_or_else(|| Gate::new(settings.load));
-        Ok(Self { settings, balancer, credential, gate, run_ids: run_ids.clone() })
+        let (run_ids, asking) = (run_ids.clone(), dns::Asking::default());
+        Ok(Self { settings, balancer, credential, gate, run_ids, asking, budget })
     }
 
     /// The cluster's name.
@@ -210,8 +225,8 @@ impl Cluster {
         &self.settings.name
     }
 
-    /// The endpoints, as configured.
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+    /// The endpoints, as configured or as found by name.
+    pub fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
         self.balancer.endpoints()
     }
 
@@ -220,7 +235,35 @@ impl Cluster {
     /// # Errors
     /// [`NoEndpoint`] says whether all are down, all were tried, or the run's own one is down or gone.
     pub fn pick(&self, want: Want<'_>) -> Result<Picked, NoEndpoint> {
-        self.balancer.pick(want)
+        self.balancer.pick(want, Use::Other)
+    }
+
+    /// As [`Cluster::pick`], for a run: it counts against `runs_per_endpoint`.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::pick`].
+    pub fn pick_for(&self, want: Want<'_>, what: Use) -> Result<Picked, NoEndpoint> {
+        self.balancer.pick(want, what)
+    }
+
+    /// Notes the first attempt of a call: it pays for a share of a retry.
+    pub fn asked(&self) {
+        self.budget.asked();
+    }
+
+    /// Takes a retry out of the cluster's budget; `false` when there is none left.
+    pub fn may_retry(&self) -> bool {
+        self.budget.take()
+    }
+
+    /// Says whether runs of one session take turns here.
+    pub fn takes_turns(&self) -> bool {
+        match self.settings.load.session_runs {
+            // Before the first probe nothing is known: AgentOS 3 loses a moment, AgentOS 2 would lose runs.
+            SessionRuns::Auto => self.version() != Some(Version::V3),
+            SessionRuns::OneByOne => true,
+            SessionRuns::AtOnce => false,
+        }
     }
 
     /// Says whether its endpoints take a limited number of runs.
@@ -286,7 +329,7 @@ impl Cluster {
 
     /// The AgentOS line of the cluster: the oldest among endpoints that are up, `None` before the first probe.
     pub fn version(&self) -> Option<Version> {
-        self.endpoints().iter().filter(|endpoint| endpoint.is_up()).filter_map(|endpoint| endpoint.version()).min()
+        self.endpoints().iter().filter(|endpoint| endpoint.answers()).filter_map(|endpoint| endpoint.version()).min()
     }
 
     /// Makes the id of a new run of the user on an endpoint.
@@ -303,6 +346,17 @@ impl Cluster {
     }
 }
 
+/// The endpoints that the settings name; those that are known already stay what they are.
+fn written(settings: &Settings, known: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    let kept = |origin: &Origin, tag| known.iter().find(|e| e.origin == *origin && e.tag == tag).cloned();
+    let new = |origin: &Origin, tag| {
+        let made = if known.is_empty() { Endpoint::new } else { Endpoint::joining };
+        Arc::new(made(origin.clone(), tag))
+    };
+    let tagged = settings.endpoints.iter().zip(endpoint::tags(&settings.name, &settings.endpoints));
+    tagged.map(|(origin, tag)| kept(origin, tag).unwrap_or_else(|| new(origin, tag))).collect()
+}
+
 impl std::fmt::Debug for Clusters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.all.iter().map(|cluster| cluster.name())).finish()
@@ -311,6 +365,6 @@ impl std::fmt::Debug for Clusters {
 
 impl std::fmt::Debug for Balancer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.endpoints()).finish()
+        f.debug_list().entries(self.endpoints().iter()).finish()
     }
 }

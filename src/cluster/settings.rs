@@ -9,7 +9,10 @@ use std::time::Duration;
 use http::Uri;
 
 use super::balance::Balance;
+use super::budget::Retries;
 use super::credential::{BadCredential, CredentialSettings};
+use super::dns::Dns;
+use super::ejection::Ejection;
 use super::gate::Load;
 use super::user_id::UserIdTemplate;
 use crate::outbound::Origin;
@@ -23,8 +26,10 @@ pub struct Settings {
     pub name: Arc<str>,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
-    /// Its AgentOS processes.
+    /// Its AgentOS processes; none where they are found by name.
     pub endpoints: Vec<Origin>,
+    /// How they are found by name.
+    pub dns: Option<Dns>,
     /// How requests are spread.
     pub balance: Balance,
     /// How callers are named upstream.
@@ -39,6 +44,12 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How many runs its endpoints take.
     pub load: Load,
+    /// When an endpoint that misbehaves is left alone.
+    pub ejection: Ejection,
+    /// How calls are sent again.
+    pub retries: Retries,
+    /// What streams do.
+    pub streams: Streams,
     /// Tenants of the table that may use it.
     pub tenants: Vec<TenantId>,
     /// Tenants outside the table may use it too (`unknown_tenant = "default_plan"`).
@@ -80,6 +91,26 @@ pub struct Timeouts {
     pub stream_max: Duration,
 }
 
+/// What streams do toward the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streams {
+    /// Silence after which a comment tells proxies and clients that the stream lives.
+    pub keep_alive: Duration,
+    /// What becomes of a run whose caller goes away, by operation; the others do as AgentOS does.
+    pub on_disconnect: BTreeMap<String, OnDisconnect>,
+}
+
+/// What becomes of a run whose caller goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// What AgentOS does: one that streams is cancelled, any other goes on.
+    AsAgentOs,
+    /// It is cancelled.
+    Cancel,
+    /// It goes on.
+    Detach,
+}
+
 /// A problem of the clusters' settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the texts say it")]
@@ -90,6 +121,8 @@ pub enum SettingsError {
     HostTwice { host: String, first: Arc<str>, second: Arc<str> },
     #[error("cluster `{0}` has no endpoints")]
     NoEndpoints(Arc<str>),
+    #[error("cluster `{0}` has both endpoints and a name to find them by")]
+    EndpointsAndDns(Arc<str>),
     #[error("cluster `{cluster}` has the endpoint `{endpoint}` twice")]
     EndpointTwice { cluster: Arc<str>, endpoint: Origin },
     #[error("health path `{path}` of cluster `{cluster}` must be a path such as `/health`")]
@@ -126,6 +159,20 @@ impl std::error::Error for SettingsErrors {}
 impl Default for Health {
     fn default() -> Self {
         Self { path: "/health".into(), interval: Duration::from_secs(2), timeout: Duration::from_secs(1) }
+    }
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { keep_alive: Duration::from_secs(15), on_disconnect: BTreeMap::new() }
+    }
+}
+
+impl Streams {
+    /// What becomes of a run of this operation whose caller goes away: its own rule, else the one for `*`.
+    pub fn on_disconnect(&self, operation: &str) -> OnDisconnect {
+        let rule = self.on_disconnect.get(operation).or_else(|| self.on_disconnect.get("*"));
+        rule.copied().unwrap_or(OnDisconnect::AsAgentOs)
     }
 }
 
@@ -194,8 +241,10 @@ pub(super) fn check(
 
 fn check_one(settings: &Settings, problems: &mut Vec<SettingsError>) {
     let name = || Arc::clone(&settings.name);
-    if settings.endpoints.is_empty() {
-        problems.push(SettingsError::NoEndpoints(name()));
+    match (settings.endpoints.is_empty(), &settings.dns) {
+        (true, None) => problems.push(SettingsError::NoEndpoints(name())),
+        (false, Some(_)) => problems.push(SettingsError::EndpointsAndDns(name())),
+        (true, Some(_)) | (false, None) => {}
     }
     let mut seen = HashSet::new();
     let twice = settings.endpoints.iter().filter(|origin| !seen.insert(*origin));

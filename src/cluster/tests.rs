@@ -36,6 +36,10 @@ fn settings(name: &str, tenants: &[&str]) -> Settings {
         health: Health::default(),
         timeouts: Timeouts::default(),
         load: Load::default(),
+        dns: None,
+        ejection: Ejection::default(),
+        retries: Retries::default(),
+        streams: Streams::default(),
         tenants: tenants.iter().map(|name| tenant(name)).collect(),
         open: false,
     }

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::agentos::Catalog;
 use crate::cluster::{
-    Balance, CredentialSettings, Health, Knowledge, Load, MintAlgorithm, Settings, Timeouts, UserIdTemplate,
+    Balance, CredentialSettings, Health, Knowledge, Load, MintAlgorithm, SessionRuns, Settings, Timeouts,
+    UserIdTemplate,
 };
 use crate::identity::{self, UnknownTenant};
 use crate::outbound::Origin;
@@ -15,6 +17,7 @@ use crate::principal::TenantId;
 use crate::secret::Secret;
 
 use super::reader::{At, Table, Value};
+use super::resilience;
 use super::secrets::is_pem;
 use super::tenants;
 use super::words::{nearest, quoted};
@@ -35,7 +38,12 @@ struct Placed {
     knowledge: Option<usize>,
 }
 
-pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, identity: Option<&identity::Settings>) -> Option<Read> {
+pub(super) fn read(
+    root: &Table<'_>,
+    tenants: &tenants::Read,
+    identity: Option<&identity::Settings>,
+    catalog: Option<&Catalog>,
+) -> Option<Read> {
     let unknown = identity.map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
     let sections = root.sections("clusters");
     if root.get("clusters").is_none() {
@@ -45,7 +53,7 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, identity: Option<&
     let complete = sections.len();
     let mut clusters: Vec<Placed> = Vec::new();
     for section in sections {
-        let Some(cluster) = cluster(section) else { continue };
+        let Some(cluster) = cluster(section, catalog) else { continue };
         for earlier in &clusters {
             collide(root, earlier, &cluster);
         }
@@ -159,9 +167,10 @@ fn forward(root: &Table<'_>, cluster: &Placed, identity: Option<&identity::Setti
     }
 }
 
-fn cluster(table: Table<'_>) -> Option<Placed> {
+fn cluster(table: Table<'_>, catalog: Option<&Catalog>) -> Option<Placed> {
     let name = table.require("name", "\"main\"").and_then(|v| cluster_name(&v));
     let hosts = table.get("hosts").and_then(|v| hosts(&v)).unwrap_or_default();
+    let dns = resilience::dns(&table);
     let endpoints = endpoints(&table);
     let balance = table.get("balance").and_then(|v| {
         v.word(&[
@@ -179,6 +188,8 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
     let knowledge_value = table.get("knowledge");
     let knowledge = knowledge_value.as_ref().and_then(knowledge).unwrap_or(Knowledge::Unset);
     let (health, timeouts, load) = (health(&table), timeouts(&table), load(&table));
+    let (ejection, retries, streams) =
+        (resilience::ejection(&table), resilience::retries(&table), resilience::streams(&table, catalog));
     let at = table.at;
     table.close();
     let template = user_id?;
@@ -186,6 +197,7 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         name: name?,
         hosts: hosts.iter().map(|host| host.value.clone()).collect(),
         endpoints: endpoints?,
+        dns,
         balance: balance.unwrap_or(Balance::LeastRequests),
         user_id: template,
         credential: credential?,
@@ -193,6 +205,9 @@ fn cluster(table: Table<'_>) -> Option<Placed> {
         health,
         timeouts,
         load,
+        ejection,
+        retries,
+        streams,
         tenants: Vec::new(),
         open: false,
     };
@@ -228,9 +243,11 @@ fn hosts(value: &Value<'_>) -> Option<Vec<At<String>>> {
 }
 
 fn endpoints(table: &Table<'_>) -> Option<Vec<Origin>> {
-    if let Some(value) = table.get("dns") {
-        let help = "list the addresses in `endpoints`".to_owned();
-        return value.problem("cannot be used by this version", Some(help));
+    if table.get("dns").is_some() {
+        return match table.get("endpoints") {
+            None => Some(Vec::new()),
+            Some(value) => value.problem("stands beside `dns`", Some("keep one of them".to_owned())),
+        };
     }
     let value = table.require("endpoints", "[\"http://127.0.0.1:7777\"]")?;
     let items = value.list("a list of URLs such as `[\"http://127.0.0.1:7777\"]`")?;
@@ -388,6 +405,20 @@ fn load(cluster: &Table<'_>) -> Load {
             .get("queue_timeout")
             .and_then(|v| v.duration(Duration::from_millis(10)..=Duration::from_mins(10)))
             .unwrap_or(default.queue_timeout),
+        session_runs: table
+            .get("session_runs")
+            .and_then(|v| {
+                v.word(&[
+                    ("auto", SessionRuns::Auto),
+                    ("one_by_one", SessionRuns::OneByOne),
+                    ("at_once", SessionRuns::AtOnce),
+                ])
+            })
+            .unwrap_or(default.session_runs),
+        session_timeout: table
+            .get("session_timeout")
+            .and_then(|v| v.duration(Duration::from_millis(10)..=Duration::from_hours(1)))
+            .unwrap_or(default.session_timeout),
     };
     table.close();
     load

@@ -22,6 +22,7 @@ mod mcp_runs;
 mod operations;
 mod plans;
 mod policy;
+mod resilience;
 mod server;
 mod store;
 mod telemetry;
@@ -122,8 +123,8 @@ fn config(root: Table<'_>) -> Option<Config> {
     let tenants = tenants::read(&root, &plans);
     let identity = identity::read(&root, &tenants, &plans);
     let unknown = identity.as_ref().map_or(UnknownTenant::Deny, |settings| settings.unknown_tenant);
-    let clusters = clusters::read(&root, &tenants, identity.as_ref());
     let (operations, catalog) = operations::read(&root);
+    let clusters = clusters::read(&root, &tenants, identity.as_ref(), catalog.as_ref());
     contradict(&root, &plans, unknown);
     if let (Some(catalog), Some(server)) = (&catalog, &server) {
         hide(&root, catalog, &server.mcp.path);

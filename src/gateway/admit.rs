@@ -15,7 +15,7 @@ use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
 use super::filter;
-use super::ground::Ground;
+use super::ground::{self, Ground, Hold};
 use super::knowledge;
 use super::path::Gateway;
 use super::refusal::Refusal;
@@ -27,7 +27,7 @@ use super::triggers;
 use super::view::View;
 use crate::agentos::{Action, CanonicalPath, Cost, Exposure, Matched, Method, Operation, Own, Query, Reply};
 use crate::cache::FillGuard;
-use crate::cluster::{Cluster, Picked, Place, UpstreamUser};
+use crate::cluster::{Cluster, OnDisconnect, Picked, UpstreamUser, Use};
 use crate::principal::Principal;
 use crate::usage::Meter;
 
@@ -68,8 +68,7 @@ pub(super) struct Admitted {
     /// AgentOS goes on with the run whoever listens.
     pub(super) background: bool,
     pub(super) lease: Option<Held>,
-    /// The run's place at busy endpoints, until its exchange ends, or the run where that goes on.
-    pub(super) place: Option<Place>,
+    pub(super) hold: Hold,
     pub(super) continuing: Option<Continuing>,
     /// Held until the exchange ends.
     pub(super) new_session: Option<sessions::Held>,
@@ -78,17 +77,6 @@ pub(super) struct Admitted {
     pub(super) answer_headers: HeaderMap,
     pub(super) view: View,
     _ticket: (),
-}
-
-/// A lease of a run that AgentOS has not heard of: given back, it costs nothing.
-struct Unsent(Option<Held>);
-
-impl Drop for Unsent {
-    fn drop(&mut self) {
-        if let Some(held) = &mut self.0 {
-            held.waive();
-        }
-    }
 }
 
 /// A call whose operation, caller and cluster are known, and whose rate is spent.
@@ -118,6 +106,31 @@ impl Admitted {
         (self.headers, self.query) = (HeaderMap::new(), Query::default());
     }
 
+    /// What the call does at its endpoint.
+    pub(super) fn uses(&self) -> Use {
+        ground::uses(self.operation())
+    }
+
+    /// The session whose endpoint the call goes to.
+    pub(super) fn follows_session(&self) -> Option<&str> {
+        self.session.as_deref().filter(|_| ground::follows_session(self.operation(), &self.cluster))
+    }
+
+    /// What becomes of its run when the caller goes away.
+    pub(super) fn on_disconnect(&self) -> OnDisconnect {
+        self.cluster.settings.streams.on_disconnect(self.operation().id)
+    }
+
+    /// From here on AgentOS may act on the call.
+    pub(super) fn sending(&mut self) {
+        if let Some(continuing) = &mut self.continuing {
+            continuing.sending();
+        }
+        if let Some(session) = &mut self.new_session {
+            session.sending();
+        }
+    }
+
     /// Says whether the caller asked for a stream: AgentOS streams unless the form says otherwise.
     pub(super) fn streams(&self) -> bool {
         match (self.operation().reply, &self.payload) {
@@ -139,7 +152,7 @@ impl Payload {
 }
 
 /// Form booleans as pydantic reads them.
-fn is_true(text: &str) -> bool {
+pub(super) fn is_true(text: &str) -> bool {
     matches!(text.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "t" | "y")
 }
 
@@ -153,7 +166,7 @@ fn is_true(text: &str) -> bool {
 pub(super) async fn admit(
     gateway: &Gateway,
     snapshot: &Arc<Snapshot>,
-    call: Call,
+    mut call: Call,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
     let (path, matched) = arrival::operation(snapshot, &call, exchange)?;
@@ -166,12 +179,15 @@ pub(super) async fn admit(
     let work = arrival::work(&cluster, &matched, call.tool);
     exchange.limits = arrival::spend(gateway, snapshot, &principal, operation, &work, exchange).await?.limits;
     if operation.exposure.is_local() {
-        return arrival::local(operation, snapshot, &principal, &exchange.limits).await.map(Verdict::Answered);
+        // Boxed: few calls are answered here, and every call would carry its state.
+        return Box::pin(arrival::local(operation, snapshot, &principal, &exchange.limits))
+            .await
+            .map(Verdict::Answered);
     }
     let user = arrival::upstream_user(&cluster, &principal)?;
     let caller_token = arrival::token(&cluster, &call.headers)?;
     let arrived = Arrived { path, matched, principal, cluster, user, caller_token };
-    decide(gateway, snapshot, call, arrived, exchange).await
+    decide(gateway, snapshot, &mut call, arrived, exchange).await
 }
 
 /// Reads the request, learns the facts, asks policy, cache and quota, and chooses an endpoint.
@@ -186,7 +202,7 @@ pub(super) async fn admit(
 async fn decide(
     gateway: &Gateway,
     snapshot: &Arc<Snapshot>,
-    mut call: Call,
+    call: &mut Call,
     arrived: Arrived,
     exchange: &mut Exchange,
 ) -> Result<Verdict, Refusal> {
@@ -224,11 +240,11 @@ async fn decide(
         Err(fill) => fill,
     };
 
-    let mut lease = Unsent(ground.lease().await?);
-    let place = ground.place(lease.0.as_ref()).await?;
-    let picked = ground.endpoint(&facts)?;
+    let (mut lease, mut hold) = ground.reserve(&facts).await?;
+    let (picked, holder) = ground.endpoint(&facts)?;
     exchange.audit_first().await?;
     let run_id = shape::assign_run(&ground, &picked, &mut payload);
+    (hold.holder, hold.going) = (holder, ground.going(run_id, &facts));
     exchange.event.run_id = run_id.map(|id| id.to_string()).or(facts.run);
     Ok(Verdict::Admitted(Box::new(Admitted {
         snapshot: Arc::clone(snapshot),
@@ -239,7 +255,7 @@ async fn decide(
         acting,
         path,
         query,
-        headers: call.headers,
+        headers: std::mem::take(&mut call.headers),
         caller_token,
         background: payload.is_background(),
         payload,
@@ -247,7 +263,7 @@ async fn decide(
         run_id,
         session: facts.session,
         lease: lease.0.take(),
-        place,
+        hold,
         continuing,
         new_session: facts.new_session,
         fill,
@@ -275,7 +291,7 @@ async fn guard(
     knowledge::reachable(ground, payload, exchange.rehearsal.is_some()).await?;
     triggers::authorize(ground, payload, exchange).await?;
     if exchange.rehearsal.is_some() {
-        approvals::rehearse(ground, facts, payload, exchange).await?;
+        Box::pin(approvals::rehearse(ground, facts, payload, exchange)).await?;
         return Ok(None);
     }
     let continuing = approvals::guard(ground, facts, payload).await?;

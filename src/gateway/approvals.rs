@@ -127,6 +127,11 @@ pub(super) async fn guard(
     payload: &mut Payload,
 ) -> Result<Option<Continuing>, Refusal> {
     let Some(kind) = continued_kind(ground.operation().id) else { return Ok(None) };
+    // Boxed: few calls continue a run, and every call would carry its state.
+    Box::pin(claimed(ground, facts, payload, kind)).await.map(Some)
+}
+
+async fn claimed(ground: &Ground<'_>, facts: &Facts, payload: &mut Payload, kind: Kind) -> Result<Continuing, Refusal> {
     let (form, run_id) = asked(facts, payload)?;
     let deed = Deed::of(form)?;
     let claim = ground.gateway.continues.claim(&ground.cluster.settings.name, run_id).await;
@@ -134,7 +139,7 @@ pub(super) async fn guard(
     let run = stored(ground, facts, run_id).await?;
     let approvals = weigh(ground, facts, form, (kind, deed), &run, Taking::Claimed(&mut claim)).await?;
     let stored = (deed == Deed::Answer).then(|| run.to_string().into_boxed_str());
-    Ok(Some(Continuing { claim: (deed == Deed::Answer).then_some(claim), approvals, stored }))
+    Ok(Continuing { claim: (deed == Deed::Answer).then_some(claim), approvals, stored })
 }
 
 /// Says what `guard` would, without claiming the run.

@@ -57,8 +57,9 @@ pub(super) async fn read(
     let content_type = headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap_or("?"));
     match operation.body {
         Body::None => nothing(inbound).await,
-        Body::Json(allowed) => json(inbound, content_type, allowed, limits).await,
-        Body::Form(allowed) => form(inbound, content_type, allowed, limits).await,
+        // Boxed: most calls have no body, and each would carry the state of reading one.
+        Body::Json(allowed) => Box::pin(json(inbound, content_type, allowed, limits)).await,
+        Body::Form(allowed) => Box::pin(form(inbound, content_type, allowed, limits)).await,
     }
 }
 

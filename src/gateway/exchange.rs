@@ -40,15 +40,16 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Begins an exchange; it counts as in flight until it is dropped.
+    /// Begins an exchange; it counts as in flight until it is dropped. Boxed: it goes from hand to hand until the last
+    /// byte is sent, and each would copy it.
     pub(super) fn begin(
         telemetry: &Arc<Telemetry>,
         door: Door,
         request_id: Arc<str>,
         peer: IpAddr,
         method: &http::Method,
-    ) -> Self {
-        Self {
+    ) -> Box<Self> {
+        Box::new(Self {
             event: ExchangeFinished {
                 door,
                 request_id,
@@ -81,7 +82,7 @@ impl Exchange {
             telemetry: Arc::clone(telemetry),
             started: Instant::now(),
             _in_flight: telemetry.in_flight(door),
-        }
+        })
     }
 
     /// Names the outcome: served with this status.

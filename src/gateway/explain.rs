@@ -244,7 +244,9 @@ pub(super) fn rest(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange) 
     let ttl = ttl.filter(|_| operation.cache != Caching::Never);
     exchange.note("cache", Said::Passed, || json!({ "kept": kept, "ttl_s": ttl }));
     match ground.endpoint(facts) {
-        Ok(picked) => exchange.note("endpoint", Said::Passed, || json!({ "endpoint": &*picked.endpoint().address })),
+        Ok((picked, _)) => {
+            exchange.note("endpoint", Said::Passed, || json!({ "endpoint": &*picked.endpoint().address }))
+        }
         // What this process sees of the endpoints need not be what a server sees.
         Err(refusal) => exchange.note(
             "endpoint",

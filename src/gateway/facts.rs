@@ -120,12 +120,33 @@ impl Facts {
 /// Safe: look-ups read only.
 pub(super) async fn gather(ground: &Ground<'_>, query: &Query, payload: &Payload) -> Result<Facts, Refusal> {
     let operation = ground.operation();
-    let mut facts = Facts::of_call(ground, payload);
+    let facts = Facts::of_call(ground, payload);
     if facts.resource_id.len() > ID_BYTES_MAX {
         return Err(not_found());
     }
     let sessions =
         if narrows_own_list(operation) { Vec::new() } else { ids_at(ground, operation.session_id, query, payload)? };
+    if sessions.is_empty() && names_nothing(operation, &facts) {
+        return Ok(facts);
+    }
+    // Boxed: most calls name nothing that has an owner, and each would carry the state of several look-ups.
+    Box::pin(look_into(ground, query, payload, facts, sessions)).await
+}
+
+/// Says whether a call without a session names nothing whose owner would have to be known.
+fn names_nothing(operation: &Operation, facts: &Facts) -> bool {
+    let checks_its_payload = matches!(operation.resource, Resource::Knowledge | Resource::Learning);
+    facts.resource_id.is_empty() && operation.run_id.is_empty() && !checks_its_payload
+}
+
+async fn look_into(
+    ground: &Ground<'_>,
+    query: &Query,
+    payload: &Payload,
+    mut facts: Facts,
+    sessions: Vec<String>,
+) -> Result<Facts, Refusal> {
+    let operation = ground.operation();
     let mut session_is_mine = false;
     let enough = (sessions.len() > 1).then(|| Instant::now() + GATHER_MAX);
     for session in &sessions {
@@ -260,8 +281,11 @@ async fn follow_run(
     let Some(run) = ids_at(ground, operation.run_id, query, payload)?.into_iter().next() else { return Ok(()) };
     let cluster = ground.cluster.name();
     let signed = ground.cluster.read_run_id(&run, ground.user);
-    let learned = ground.gateway.runs.learned(cluster, &run, ground.user);
-    facts.tag = signed.or(learned);
+    let known = &ground.gateway.runs;
+    facts.tag = match signed.or_else(|| known.learned(cluster, &run, ground.user)) {
+        None if operation.affinity == Affinity::FollowsRun => known.recalled(cluster, &run, ground.user).await,
+        known => known,
+    };
     facts.run = Some(run);
     if operation.resource != Resource::Run {
         return Ok(());

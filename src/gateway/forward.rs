@@ -1,8 +1,7 @@
-//! Owns the way upstream and back: an admitted call is sent, its reply narrowed, metered, kept, handed on.
-//! Both doors drive it. Does not decide: an `Admitted` is the ticket.
-//! Invariant: upstream sees the path that was authorized, our own credential, and allow-listed headers only.
+//! Owns the way back from upstream: an admitted call is sent, its reply narrowed, metered, kept, handed on.
+//! Both doors drive it. Does not decide (an `Admitted` is the ticket) and does not retry (`send`).
+//! Invariant: a caller sees allow-listed headers of AgentOS only.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,25 +10,25 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
-use super::admit::{Acting, Admitted, is_idempotent};
+use super::admit::Admitted;
 use super::arrival;
-use super::body::Payload;
 use super::call::{Answer, AnswerBody};
+use super::cancel;
 use super::exchange::Exchange;
 use super::filter::{self, Eye, Rule};
-use super::form::{Form, FormStream, Outgoing};
+use super::ground::Holder;
+use super::orphans;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
-use super::runs;
+use super::runs::{self, Fate, Left, Telling};
+use super::send::{self, target};
 use super::stream::{self, Settlement};
-use crate::agentos::{Affinity, Cost, Operation, Query, Resource};
+use crate::agentos::{Operation, Resource};
 use crate::cache::{self, Stored};
-use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
-use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
+use crate::cluster::{Cluster, EndpointTag, Outcome, Want};
+use crate::outbound::{self, BodyError, Freshness, ResponseBody, Retry, SendOptions};
 use crate::telemetry::ModelTokens;
 
-/// Most attempts for one call, the first included.
-const ATTEMPTS_MAX: u32 = 3;
 /// Largest reply that is read whole, for filtering, metering or keeping.
 const REPLY_BYTES_MAX: usize = 32 << 20;
 /// A reply of at most this many bytes is read whole anyway: one write instead of several.
@@ -40,13 +39,6 @@ const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 const PAGE_ROWS: usize = 500;
 const PAGES_MAX: usize = 20;
 
-/// Request headers of the caller that AgentOS may see. Identity never travels in headers.
-const PASSED_UP: [HeaderName; 4] = [
-    header::ACCEPT,
-    header::ACCEPT_LANGUAGE,
-    HeaderName::from_static("traceparent"),
-    HeaderName::from_static("tracestate"),
-];
 /// Response headers of AgentOS that the caller may see.
 const PASSED_DOWN: [HeaderName; 3] = [header::CONTENT_TYPE, header::CONTENT_DISPOSITION, header::CONTENT_LANGUAGE];
 
@@ -54,12 +46,16 @@ const PASSED_DOWN: [HeaderName; 3] = [header::CONTENT_TYPE, header::CONTENT_DISP
 ///
 /// # Cancel safety
 /// Dropping the future or the answer's body closes the upstream connection and settles the exchange.
-pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut exchange: Exchange) -> Answer {
+pub(super) async fn forward(
+    gateway: &Arc<Gateway>,
+    mut admitted: Box<Admitted>,
+    mut exchange: Box<Exchange>,
+) -> Answer {
     let rule = filter::rule(admitted.operation(), &admitted.cluster, admitted.tenant_wide);
     let replied = match rule {
         Rule::TenantRows | Rule::MarkedRows => Box::pin(rows(gateway, &admitted, rule)).await.map(Replied::Whole),
         Rule::Pass | Rule::PerItem | Rule::Within | Rule::Emptied(_) => {
-            reply(gateway, &mut admitted, &mut exchange).await
+            followed(gateway, &mut admitted, &mut exchange).await
         }
     };
     match replied {
@@ -81,7 +77,7 @@ pub(super) async fn forward(gateway: &Arc<Gateway>, mut admitted: Admitted, mut 
 }
 
 /// Ends an exchange whose body is whole.
-pub(super) fn whole(answer: Answer, mut exchange: Exchange) -> Answer {
+pub(super) fn whole(answer: Answer, mut exchange: Box<Exchange>) -> Answer {
     let length = http_body::Body::size_hint(&answer.body).exact().unwrap_or(0);
     exchange.sent(usize::try_from(length).unwrap_or(usize::MAX));
     answer
@@ -92,8 +88,35 @@ enum Replied {
     Stream { status: StatusCode, headers: HeaderMap, body: ResponseBody },
 }
 
+/// Sends the call where it has to go: a cancel is confirmed, and goes to every replica where nobody knows the one; what
+/// is known of a run whose replica is gone is told from the database.
+async fn followed(
+    gateway: &Arc<Gateway>,
+    admitted: &mut Admitted,
+    exchange: &mut Exchange,
+) -> Result<Replied, Refusal> {
+    if cancel::goes_to_all(admitted) {
+        let told = Box::pin(cancel::tell_all(gateway, admitted)).await?;
+        return Box::pin(cancel::confirmed(gateway, admitted, told)).await.map(Replied::Whole);
+    }
+    let resumes = orphans::is_resume(admitted.operation());
+    let last = orphans::last_index(admitted).filter(|_| resumes);
+    if resumes && admitted.hold.holder == Holder::Lost {
+        return Box::pin(orphans::resume(gateway, admitted, last)).await.map(Replied::Whole);
+    }
+    match reply(gateway, admitted, exchange).await {
+        Ok(Replied::Whole(answer)) if cancel::is_cancel(admitted.operation()) => {
+            Box::pin(cancel::confirmed(gateway, admitted, answer)).await.map(Replied::Whole)
+        }
+        Err(refusal) if resumes && admitted.session.is_some() && refusal.code == Code::UpstreamUnreachable => {
+            Box::pin(orphans::resume(gateway, admitted, last)).await.map(Replied::Whole)
+        }
+        replied => replied,
+    }
+}
+
 async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut Exchange) -> Result<Replied, Refusal> {
-    let response = send(gateway, admitted, exchange).await?;
+    let response = send::send(gateway, admitted, exchange).await?;
     let (head, body) = response.into_parts();
     if head.status == StatusCode::UNAUTHORIZED {
         return Err(invalid("AgentOS refused the gateway's credential"));
@@ -132,8 +155,12 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
         purge(gateway, admitted);
     }
     if admitted.lease.is_some() {
-        settle_whole(gateway, admitted, exchange, head.status, &raw);
+        let telling = settle_whole(gateway, admitted, exchange, head.status, &raw);
         Box::pin(admitted.snapshot.quota.kept()).await;
+        // Who is told an id of AgentOS's own may use it at another instance at once.
+        if let Some(telling) = telling {
+            Box::pin(telling.told()).await;
+        }
     }
     // A reply that is no success is no list either.
     let body = if head.status.is_success() { Eye::of_admitted(admitted).narrow(raw)? } else { raw };
@@ -168,37 +195,40 @@ pub(super) fn purge(gateway: &Gateway, admitted: &Admitted) {
     }
 }
 
-/// Charges a run whose reply is whole, or hands its lease over when the run goes on.
+/// Charges a run whose reply is whole, or hands its lease over when the run goes on; gives what is being told of an id
+/// that AgentOS chose.
 fn settle_whole(
     gateway: &Arc<Gateway>,
     admitted: &mut Admitted,
     exchange: &mut Exchange,
     status: StatusCode,
     body: &[u8],
-) {
-    let Some(mut lease) = admitted.lease.take() else { return };
+) -> Option<Telling> {
+    let mut lease = admitted.lease.take()?;
     let mut meter = admitted.meter();
     meter.json(body);
     let seen = meter.run().cloned();
+    let ended = meter.terminal().is_some();
     // A workflow of 2.x answers 200 to a run in the background, with a status that is no end.
-    let goes_on =
-        status == StatusCode::ACCEPTED || (admitted.background && status.is_success() && meter.terminal().is_none());
+    let goes_on = status == StatusCode::ACCEPTED || (admitted.background && status.is_success() && !ended);
     let usage = meter.finish();
     exchange.event.tokens = usage.models.iter().map(tokens).collect();
+    if let Some(going) = admitted.hold.going.as_mut().filter(|_| ended) {
+        going.ended();
+    }
+    let mut telling = None;
     if let Some(seen) = &seen {
         exchange.event.run_id = Some(seen.run_id.clone());
         let minted = admitted.run_id.map(|id| id.to_string());
         if minted.as_deref() != Some(&seen.run_id) {
-            gateway.runs.learn(
-                &admitted.cluster.settings.name,
-                &seen.run_id,
-                &admitted.user,
-                admitted.picked.endpoint().tag,
-            );
+            let tag = admitted.picked.endpoint().tag;
+            telling = Some(gateway.runs.learn(admitted.cluster.name(), &seen.run_id, &admitted.user, tag));
         }
     }
     if goes_on && let Some(seen) = seen {
-        return runs::hand_over(gateway, admitted, seen, lease);
+        let left = Left { seen, fate: Fate::GoesOn, told: usage };
+        runs::hand_over(gateway, admitted, lease, left);
+        return telling;
     }
     if status.is_success() {
         lease.commit(&usage);
@@ -206,6 +236,7 @@ fn settle_whole(
         lease.waive();
     }
     // Else AgentOS failed, perhaps after its models had answered: the run pays what was reserved.
+    telling
 }
 
 /// One model's tokens in the words of telemetry.
@@ -213,205 +244,11 @@ pub(super) fn tokens(model: &crate::usage::ModelUsage) -> ModelTokens {
     ModelTokens { model: model.model.clone(), input: model.input, output: model.output }
 }
 
-/// Sends the call, again on another endpoint where that is safe.
-async fn send(
-    gateway: &Gateway,
-    admitted: &mut Admitted,
-    exchange: &mut Exchange,
-) -> Result<Response<ResponseBody>, Refusal> {
-    let mut payload = std::mem::replace(&mut admitted.payload, Payload::None);
-    let mut tried = Vec::new();
-    loop {
-        exchange.event.attempts += 1;
-        exchange.event.endpoint = Some(Arc::clone(&admitted.picked.endpoint().address));
-        let (spare, outgoing) = outgoing(payload);
-        let failed_form = Arc::new(parking_lot::Mutex::new(None));
-        let request = request(admitted, outgoing, &failed_form)?;
-        let options = options(admitted, exchange.event.attempts);
-        if let Some(continuing) = &mut admitted.continuing {
-            continuing.sending();
-        }
-        if let Some(session) = &mut admitted.new_session {
-            session.sending();
-        }
-        let error = match gateway.client.send_or_return(&admitted.picked.endpoint().origin, request, &options).await {
-            Ok(response) => {
-                admitted.picked.report(Outcome::Answered);
-                return Ok(response);
-            }
-            Err(unsent) => unsent.error,
-        };
-        tried.push(admitted.picked.endpoint().tag);
-        if let Some(refusal) = failed_form.lock().take() {
-            return Err(refusal);
-        }
-        let name = &admitted.cluster.settings.name;
-        gateway.telemetry.upstream_error(name, &admitted.picked.endpoint().address, error.kind());
-        if !error.is_stale() {
-            admitted.picked.report(if error.retry() == Retry::Always {
-                Outcome::ConnectFailed
-            } else {
-                Outcome::Broke
-            });
-        }
-        if error.retry() == Retry::Always
-            && let Some(continuing) = &mut admitted.continuing
-        {
-            continuing.unsent();
-        }
-        let next = next(admitted, &tried, &error).filter(|_| exchange.event.attempts < ATTEMPTS_MAX);
-        match (spare, next) {
-            (Some(spare), Some(picked)) => {
-                admitted.picked = picked;
-                payload = spare;
-                retag(admitted, &mut payload, exchange);
-            }
-            (_, _) => {
-                // AgentOS heard nothing of the run: it costs nothing.
-                if let Some(lease) = admitted.lease.as_mut().filter(|_| error.retry() == Retry::Always) {
-                    lease.waive();
-                }
-                return Err(failed(admitted, exchange.event.attempts, &error));
-            }
-        }
-    }
-}
-
-/// Where a failed call may be tried again: another endpoint, or the same one when only its old connection was dead.
-fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError) -> Option<Picked> {
-    let again = match error.retry() {
-        Retry::Always => true,
-        Retry::Idempotent => is_idempotent(admitted.operation()),
-        Retry::Never => false,
-    };
-    if !again {
-        return None;
-    }
-    // Only the replica that holds a run knows it: another one would answer 200 and do nothing.
-    let movable = admitted.operation().affinity != Affinity::FollowsRun;
-    if movable && let Ok(picked) = admitted.cluster.pick(Want::Except(tried)) {
-        return Some(picked);
-    }
-    error.is_stale().then(|| admitted.cluster.pick(Want::Tag(admitted.picked.endpoint().tag)).ok()).flatten()
-}
-
-/// A run that moves to another endpoint needs an id that names it.
-fn retag(admitted: &mut Admitted, payload: &mut Payload, exchange: &mut Exchange) {
-    if admitted.operation().affinity != Affinity::StartsRun {
-        return;
-    }
-    if let Payload::Form(form) = payload {
-        let id = admitted.cluster.mint_run_id(&admitted.user, admitted.picked.endpoint());
-        form.set("run_id", &id.to_string());
-        admitted.run_id = Some(id);
-        exchange.event.run_id = Some(id.to_string());
-    }
-}
-
-fn failed(admitted: &Admitted, attempt: u32, error: &SendError) -> Refusal {
-    let code = match error {
-        SendError::Connect { .. } | SendError::ConnectTimeout { .. } => Code::UpstreamUnreachable,
-        SendError::Reset { .. } => Code::UpstreamReset,
-        SendError::HeaderTimeout(_) => Code::UpstreamTimeout,
-        SendError::InvalidResponse(_) => Code::UpstreamInvalid,
-        SendError::BodyFailed(_) => Code::FormMalformed,
-    };
-    let source = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
-    Refusal::new(code, Stage::Forward)
-        .because(format!("endpoint `{}`, attempt {attempt}: {error}{source}", admitted.picked.endpoint().address))
-}
-
-/// The body to send, and a second copy where there can be one.
-fn outgoing(payload: Payload) -> (Option<Payload>, Option<(String, Outgoing)>) {
-    const JSON: &str = "application/json";
-    match payload {
-        Payload::None => (Some(Payload::None), None),
-        Payload::Raw(bytes) => (Some(Payload::Raw(bytes.clone())), Some((JSON.to_owned(), Outgoing::Whole(bytes)))),
-        Payload::Json(object) => {
-            let bytes = object.to_bytes();
-            (Some(Payload::Json(object)), Some((JSON.to_owned(), Outgoing::Whole(bytes))))
-        }
-        Payload::Form(form) => (form.copy().map(Payload::Form), Some(Form::into_outgoing(form))),
-    }
-}
-
-type FailedForm = Arc<parking_lot::Mutex<Option<Refusal>>>;
-
-fn request(
-    admitted: &Admitted,
-    outgoing: Option<(String, Outgoing)>,
-    failed: &FailedForm,
-) -> Result<Request<RequestBody>, Refusal> {
-    let (content_type, body) = match outgoing {
-        None => (None, outbound::empty()),
-        Some((content_type, Outgoing::Whole(bytes))) => (Some(content_type), outbound::full(bytes)),
-        Some((content_type, Outgoing::Streamed(form))) => (Some(content_type), streamed(*form, Arc::clone(failed))),
-    };
-    let operation = admitted.operation();
-    let target = target(admitted.path.as_str(), &admitted.query);
-    let mut request = Request::builder()
-        .method(operation.method.as_str())
-        .uri(target)
-        .body(body)
-        .map_err(|e| Refusal::new(Code::Internal, Stage::Forward).because(e.to_string()))?;
-    let headers = request.headers_mut();
-    for name in &PASSED_UP {
-        if let Some(value) = admitted.headers.get(name) {
-            headers.insert(name.clone(), value.clone());
-        }
-    }
-    if let Some(content_type) = content_type.and_then(|c| HeaderValue::from_str(&c).ok()) {
-        headers.insert(header::CONTENT_TYPE, content_type);
-    }
-    let now = SystemTime::now();
-    let credential = match &admitted.acting {
-        Acting::User(user) => admitted.cluster.authorization(user, operation, admitted.caller_token.as_deref(), now),
-        Acting::Lookup => admitted.cluster.lookup_authorization(admitted.caller_token.as_deref(), now),
-    };
-    if let Some(credential) = credential {
-        headers.insert(header::AUTHORIZATION, credential);
-    }
-    Ok(request)
-}
-
-fn target(path: &str, query: &Query) -> String {
-    let mut target = String::with_capacity(path.len() + 64);
-    target.push_str(path);
-    if !query.is_empty() {
-        // Writing to a String cannot fail.
-        let _ = write!(target, "?{query}");
-    }
-    target
-}
-
-/// A form that streams as a request body; why it broke is left for the caller of `send`.
-fn streamed(mut form: FormStream, failed: FailedForm) -> RequestBody {
-    let frames = futures_util::stream::poll_fn(move |cx| {
-        form.poll_next(cx).map(|next| {
-            next.map(|chunk| {
-                chunk.map(http_body::Frame::data).map_err(|refusal| {
-                    let error = BodyError::Producer(refusal.code.row().code.to_owned());
-                    *failed.lock() = Some(refusal);
-                    error
-                })
-            })
-        })
-    });
-    http_body_util::StreamBody::new(frames).boxed_unsync()
-}
-
-fn options(admitted: &Admitted, attempt: u32) -> SendOptions {
-    let timeouts = &admitted.cluster.settings.timeouts;
-    // A run must not be sent twice, so it must not meet a connection that is just being closed; nor must a second try.
-    let fresh = admitted.operation().cost == Cost::Model || attempt > 1;
-    SendOptions {
-        connect_timeout: timeouts.connect,
-        header_timeout: timeouts.response_header,
-        freshness: if fresh { Freshness::Fresh } else { Freshness::Pooled },
-    }
-}
-
-async fn collect(mut body: ResponseBody, bytes_max: usize) -> Result<Bytes, Refusal> {
+/// Reads a whole body.
+///
+/// # Errors
+/// `upstream_reset` and `upstream_timeout` for one that breaks off, `upstream_invalid` for one that is too large.
+pub(super) async fn collect(mut body: ResponseBody, bytes_max: usize) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| {
@@ -457,10 +294,11 @@ pub(super) async fn look_up_as(
 ) -> Result<Option<Value>, Refusal> {
     // Boxed: few calls look anything up, and every call would carry the state of several sends.
     let work = Box::pin(async {
-        let response = match ask(gateway, cluster, caller_token, target, (agent, Freshness::Pooled)).await {
-            // Reading twice does no harm; a pooled connection may have been closed meanwhile.
+        let mut tried = Vec::new();
+        let response = match ask(gateway, cluster, caller_token, target, (agent, Freshness::Pooled), &mut tried).await {
+            // Reading twice does no harm; a pooled connection may have been closed meanwhile, or the endpoint died.
             Err((_, Retry::Always | Retry::Idempotent)) => {
-                ask(gateway, cluster, caller_token, target, (agent, Freshness::Fresh)).await
+                ask(gateway, cluster, caller_token, target, (agent, Freshness::Fresh), &mut tried).await
             }
             other => other,
         };
@@ -497,6 +335,7 @@ async fn ask(
     caller_token: Option<&str>,
     target: &str,
     (agent, freshness): (Option<&'static str>, Freshness),
+    tried: &mut Vec<EndpointTag>,
 ) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
@@ -509,11 +348,12 @@ async fn ask(
     }
     let connect_timeout = cluster.settings.timeouts.connect;
     let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };
-    let picked =
-        cluster.pick(Want::Any).map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    let picked = cluster.pick(Want::Except(tried)).or_else(|_| cluster.pick(Want::Any));
+    let picked = picked.map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    tried.push(picked.endpoint().tag);
     gateway.client.send(&picked.endpoint().origin, request, &options).await.map_err(|e| {
         let retry = e.retry();
-        if retry == Retry::Always {
+        if retry == Retry::Always && !e.is_stale() {
             picked.report(Outcome::ConnectFailed);
         }
         (stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")), retry)

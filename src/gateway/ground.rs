@@ -1,10 +1,12 @@
 //! Owns what is known once a call has a caller and a cluster, and what the later stages ask on that ground: policies,
-//! the cache, a lease, a place, an endpoint.
+//! the cache, a turn, a lease, a place, an endpoint.
 //! Does not order the stages (`admit`).
 //! Invariant: what is reserved here is a guard; dropping it gives it back.
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::admit::Acting;
 use super::arrival;
@@ -13,14 +15,17 @@ use super::exchange::Exchange;
 use super::explain;
 use super::facts::Facts;
 use super::filter;
+use super::live::Going;
+use super::orphans;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
 use super::snapshot::Snapshot;
+use super::turns::Turn;
 use super::view::View;
 use crate::agentos::{Action, Affinity, Caching, CanonicalPath, Cost, Matched, Operation, Query};
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
-use crate::cluster::{Cluster, Picked, Place, UpstreamUser, Want};
+use crate::cluster::{Cluster, Picked, Place, UpstreamUser, Use, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
 use crate::principal::Principal;
 use crate::telemetry::{CacheResult, ShadowDecision};
@@ -43,11 +48,47 @@ pub(super) struct Ground<'a> {
     pub(super) caller_token: Option<&'a str>,
 }
 
+/// What a run holds beside its lease, until its exchange ends, or the run where that goes on.
+pub(super) struct Hold {
+    /// Whether the endpoint holds the run that the call follows.
+    pub(super) holder: Holder,
+    /// The run's turn in its session.
+    pub(super) turn: Option<Turn>,
+    /// Tells whoever cancels the run that it goes on here.
+    pub(super) going: Option<Going>,
+    /// The run's place at busy endpoints.
+    pub(super) place: Option<Place>,
+}
+
+/// What is known of the endpoint that holds the run of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// The call follows no run, or goes to the endpoint that holds it.
+    Known,
+    /// Nobody knows which one it is.
+    Unknown,
+    /// It is down or gone.
+    Lost,
+}
+
+/// A lease of a run that AgentOS has not heard of: given back, it costs nothing.
+pub(super) struct Unsent(pub(super) Option<Held>);
+
 /// What the cache said.
 pub(super) enum Looked {
     Fresh(Arc<cache::Stored>),
     Miss(FillGuard),
     Bypass,
+}
+
+// === impl Unsent ===
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(held) = &mut self.0 {
+            held.waive();
+        }
+    }
 }
 
 // === impl Looked ===
@@ -193,7 +234,7 @@ impl Ground<'_> {
     }
 
     /// Takes a run slot and reserves, for calls that start a run.
-    pub(super) async fn lease(&self) -> Result<Option<Held>, Refusal> {
+    async fn lease(&self) -> Result<Option<Held>, Refusal> {
         if self.operation().cost == Cost::Light {
             return Ok(None);
         }
@@ -204,7 +245,7 @@ impl Ground<'_> {
     }
 
     /// Takes the run's place at the endpoints of the cluster, in the tenant's turn where they are busy.
-    pub(super) async fn place(&self, held: Option<&Held>) -> Result<Option<Place>, Refusal> {
+    async fn place(&self, held: Option<&Held>) -> Result<Option<Place>, Refusal> {
         let Some(held) = held.filter(|_| self.cluster.limits_runs()) else { return Ok(None) };
         // Boxed: few clusters limit runs, and every exchange would carry its state.
         Box::pin(self.cluster.enter(&self.principal.tenant, held.weight())).await.map_err(|busy| {
@@ -213,15 +254,78 @@ impl Ground<'_> {
         })
     }
 
-    /// Chooses the endpoint: the one that holds the run or follows the session, else any.
-    pub(super) fn endpoint(&self, facts: &Facts) -> Result<Picked, Refusal> {
-        let want = match (self.operation().affinity, facts.tag, &facts.session) {
-            (Affinity::FollowsRun, Some(tag), _) => Want::Tag(tag),
-            (Affinity::Session | Affinity::StartsRun, _, Some(session)) if self.cluster.follows_sessions() => {
-                Want::Session(session)
-            }
-            (Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun | Affinity::Session, _, _) => Want::Any,
+    /// Takes what a run needs: its turn, its lease, its place.
+    pub(super) async fn reserve(&self, facts: &Facts) -> Result<(Unsent, Hold), Refusal> {
+        let turn = self.turn(facts).await?;
+        let lease = Unsent(self.lease().await?);
+        let place = self.place(lease.0.as_ref()).await?;
+        Ok((lease, Hold { holder: Holder::Known, turn, going: None, place }))
+    }
+
+    /// Waits for the run's turn in its session, where AgentOS would lose runs at the same time.
+    async fn turn(&self, facts: &Facts) -> Result<Option<Turn>, Refusal> {
+        let Some(session) = facts.session.as_deref().filter(|_| self.operation().cost == Cost::Model) else {
+            return Ok(None);
         };
-        self.cluster.pick(want).map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
+        if !self.cluster.takes_turns() {
+            return Ok(None);
+        }
+        let within = self.cluster.settings.load.session_timeout;
+        // Boxed: few clusters need turns, and every exchange would carry its state.
+        let turn = Box::pin(self.gateway.turns.take(self.cluster.name(), session, within)).await;
+        turn.map(Some).map_err(|no| {
+            let refusal = Refusal::new(Code::Overloaded, Stage::Cluster).because(no.to_string());
+            let refusal = refusal.saying("another run of this session goes on, and its runs take turns");
+            Refusal { retry_after: Some(Duration::from_secs(1)), ..refusal }
+        })
+    }
+
+    /// Lists the run as going on here.
+    pub(super) fn going(&self, run_id: Option<Uuid>, facts: &Facts) -> Option<Going> {
+        if self.operation().cost == Cost::Light {
+            return None;
+        }
+        let run = run_id.map(|id| id.to_string()).or_else(|| facts.run.clone())?;
+        Some(self.gateway.runs.live.begin(self.cluster.name(), &run))
+    }
+
+    /// The endpoint that the call goes to, and whether it holds the run that the call follows.
+    pub(super) fn endpoint(&self, facts: &Facts) -> Result<(Picked, Holder), Refusal> {
+        let (operation, cluster) = (self.operation(), self.cluster);
+        let what = uses(operation);
+        let anywhere = || match facts.session.as_deref().filter(|_| follows_session(operation, cluster)) {
+            Some(session) => cluster.pick_for(Want::Session(session), what),
+            None => cluster.pick_for(Want::Any, what),
+        };
+        let picked = match (operation.affinity, facts.tag) {
+            (Affinity::FollowsRun, Some(tag)) => match cluster.pick_for(Want::Tag(tag), what) {
+                // A paused run goes on from the database, and a stored one can be told from it.
+                Err(_) if operation.cost == Cost::Model => anywhere().map(|picked| (picked, Holder::Lost)),
+                Err(_) if orphans::is_resume(operation) && facts.session.is_some() => {
+                    anywhere().map(|picked| (picked, Holder::Lost))
+                }
+                picked => picked.map(|picked| (picked, Holder::Known)),
+            },
+            (Affinity::FollowsRun, None) => anywhere().map(|picked| (picked, Holder::Unknown)),
+            (Affinity::Any | Affinity::StartsRun | Affinity::Session, _) => {
+                anywhere().map(|picked| (picked, Holder::Known))
+            }
+        };
+        picked.map_err(|no| Refusal::new(Code::NoEndpoint, Stage::Cluster).because(no.to_string()))
+    }
+}
+
+/// What a call does at its endpoint.
+pub(super) fn uses(operation: &Operation) -> Use {
+    if operation.cost == Cost::Model { Use::Run } else { Use::Other }
+}
+
+/// Says whether a call goes where its session is: writes always, since AgentOS 2 loses some that meet elsewhere.
+pub(super) fn follows_session(operation: &Operation, cluster: &Cluster) -> bool {
+    match operation.affinity {
+        Affinity::StartsRun => true,
+        Affinity::FollowsRun => operation.cost == Cost::Model,
+        Affinity::Session => operation.action != Action::Read || cluster.follows_sessions(),
+        Affinity::Any => false,
     }
 }

@@ -56,7 +56,8 @@ pub(super) async fn reachable(ground: &Ground<'_>, payload: &Payload, rehearsal:
     if kind == Kind::Team && version.is_some_and(|version| !version.is_empty()) {
         return Err(shared(kind));
     }
-    let Some(described) = describe(ground, version, rehearsal).await? else { return Ok(()) };
+    // Boxed: few calls get here, and every call would carry its state.
+    let Some(described) = Box::pin(describe(ground, version, rehearsal)).await? else { return Ok(()) };
     let unfiltered = match kind {
         Kind::Team => described.drops_filters,
         Kind::Agent | Kind::Workflow => described.has_knowledge,

@@ -34,12 +34,17 @@ mod triggers;
 mod explain;
 mod trail;
 
+mod cancel;
 mod filter;
 mod forward;
+mod live;
 mod once;
+mod orphans;
 mod runs;
+mod send;
 mod stream;
 mod strip;
+mod turns;
 
 mod discover;
 mod path;

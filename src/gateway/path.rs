@@ -13,6 +13,7 @@ use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
 use super::call::{Answer, Call, Caller, Carrier};
+use super::cancel::Order;
 use super::described::Descriptions;
 use super::exchange::Exchange;
 use super::facts::Owners;
@@ -24,9 +25,10 @@ use super::refusal::{Code, Refusal, Stage, limit_json};
 use super::runs::Runs;
 use super::sessions::NewSessions;
 use super::snapshot::Snapshot;
+use super::turns::Turns;
 use super::view::View;
 use crate::agentos::{Cost, Reply};
-use crate::cluster::Seal;
+use crate::cluster::{OnDisconnect, Seal};
 use crate::outbound::Client;
 use crate::policy::Policies;
 use crate::principal::Principal;
@@ -47,8 +49,11 @@ pub struct Gateway {
     pub(super) descriptions: Descriptions,
     pub(super) new_sessions: NewSessions,
     pub(super) runs: Runs,
+    pub(super) turns: Turns,
     pub(super) continues: Continues,
     once: Names,
+    /// Turns true when streams have to end because the process does.
+    pub(super) ending: tokio::sync::watch::Sender<bool>,
     pub(super) spawn: Spawn,
     seal: Seal,
     /// Counts what lists depend on.
@@ -58,7 +63,7 @@ pub struct Gateway {
 impl Gateway {
     /// A gateway with its first configuration.
     pub fn new(snapshot: Snapshot, client: Client, telemetry: Arc<Telemetry>, seal: Seal, spawn: Spawn) -> Arc<Self> {
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, (Continues::new(), Names::new(None)))
+        Self::with(snapshot, client, telemetry, seal, spawn, None)
     }
 
     /// The same, with the claims of continued runs in a store that instances share.
@@ -70,19 +75,23 @@ impl Gateway {
         spawn: Spawn,
         store: Arc<dyn Store>,
     ) -> Arc<Self> {
-        let once = Names::new(Some(Arc::clone(&store)));
-        let continues = Continues::shared(store, Arc::clone(&spawn));
-        Self::with_claims(snapshot, client, telemetry, seal, spawn, (continues, once))
+        Self::with(snapshot, client, telemetry, seal, spawn, Some(store))
     }
 
-    fn with_claims(
+    fn with(
         snapshot: Snapshot,
         client: Client,
         telemetry: Arc<Telemetry>,
         seal: Seal,
         spawn: Spawn,
-        (continues, once): (Continues, Names),
+        store: Option<Arc<dyn Store>>,
     ) -> Arc<Self> {
+        let continues = match &store {
+            None => Continues::new(),
+            Some(store) => Continues::shared(Arc::clone(store), Arc::clone(&spawn)),
+        };
+        let once = Names::new(store.clone());
+        let shared = store.map(|store| (store, Arc::clone(&spawn)));
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             client,
@@ -91,9 +100,11 @@ impl Gateway {
             look_ups: LookUps::default(),
             descriptions: Descriptions::new(),
             new_sessions: NewSessions::new(),
-            runs: Runs::new(),
+            runs: Runs::new(shared.clone()),
+            turns: Turns::new(shared),
             continues,
             once,
+            ending: tokio::sync::watch::Sender::new(false),
             spawn,
             seal,
             changed: tokio::sync::watch::Sender::new(0),
@@ -116,6 +127,11 @@ impl Gateway {
         let policies = Arc::new(policies);
         self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
         self.has_changed();
+    }
+
+    /// Ends every stream with an event that says so and that the caller may try again: the process is about to end.
+    pub fn end_streams(&self) {
+        self.ending.send_replace(true);
     }
 
     /// Sizes and times that the doors enforce.
@@ -193,9 +209,10 @@ impl Gateway {
                     && !admitted.streams()
                     && matches!(operation.reply, Reply::Json | Reply::SseIfStream);
                 if outlives {
-                    self.detached(*admitted, exchange).await
+                    // Boxed: most exchanges end with their caller, and each would carry its state.
+                    Box::pin(self.detached(admitted, exchange)).await
                 } else {
-                    forward::forward(self, *admitted, exchange).await
+                    forward::forward(self, admitted, exchange).await
                 }
             }
             Err(refusal) => arrival::answer_refused(&snapshot, &mut exchange, &refusal),
@@ -203,15 +220,27 @@ impl Gateway {
     }
 
     /// AgentOS finishes a non-streamed run whoever waits for it: so do we, to meter it and to keep its lease.
-    async fn detached(self: &Arc<Self>, admitted: admit::Admitted, mut exchange: Exchange) -> Answer {
+    async fn detached(self: &Arc<Self>, admitted: Box<admit::Admitted>, mut exchange: Box<Exchange>) -> Answer {
         let id = Arc::clone(&exchange.event.request_id);
         // What is said if the work is not taken, or cut by the drain.
         let draining = Refusal::new(Code::Draining, Stage::Forward);
         exchange.refused(&draining);
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (mut sender, receiver) = tokio::sync::oneshot::channel();
         let gateway = Arc::clone(self);
+        let cancels = admitted.on_disconnect() == OnDisconnect::Cancel;
+        let order = admitted.run_id.filter(|_| cancels).and_then(|run| Order::of(&admitted, &run.to_string()));
         let work = Box::pin(async move {
-            let answer = forward::forward(&gateway, admitted, exchange).await;
+            let mut forwarded = Box::pin(forward::forward(&gateway, admitted, exchange));
+            let answer = match order {
+                None => forwarded.await,
+                Some(order) => tokio::select! {
+                    answer = &mut forwarded => answer,
+                    () = sender.closed() => {
+                        order.send(Arc::clone(&gateway)).await;
+                        forwarded.await
+                    }
+                },
+            };
             // The caller may be gone; the exchange has settled either way.
             let _ = sender.send(answer);
         });

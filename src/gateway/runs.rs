@@ -1,20 +1,27 @@
 //! Owns what is known about runs beyond their exchange: ids that AgentOS minted itself, and leases of runs that go
 //! on after their answer.
 //! Does not start or stop runs.
-//! Invariant: a lease that is kept here is given back when its run is seen to end, or at its deadline.
+//! Invariant: a lease that is kept here is given back when its run is seen to end, its replica to be gone, or at its
+//! deadline; with it the run's turn in its session and its place at the endpoints.
+//!
+//! Learned ids are kept in this process, and where instances share a store in that too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use moka::sync::Cache;
+use tokio::sync::oneshot;
 
 use super::admit::Admitted;
 use super::forward;
-use super::path::Gateway;
+use super::live::{Going, Live};
+use super::path::{Gateway, Spawn};
+use super::turns::Turn;
 use crate::agentos::{Kind, RunStatus, rows};
-use crate::cluster::{Cluster, EndpointTag, Place, UpstreamUser};
+use crate::cluster::{Cluster, EndpointTag, Picked, Place, UpstreamUser, Use, Want};
 use crate::principal::TenantId;
 use crate::quota::{Growth, Lease, ModelSpent};
+use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::usage::{Meter, ModelUsage, RunSeen, UsageRecord};
 
@@ -22,11 +29,45 @@ use crate::usage::{Meter, ModelUsage, RunSeen, UsageRecord};
 const LEARNED_MAX: u64 = 100_000;
 /// How long a learned run id is kept.
 const LEARNED_TTL: Duration = Duration::from_secs(24 * 60 * 60);
-/// How often a background run is looked at.
+/// Longest wait until other instances can know a learned id.
+const TOLD_WITHIN: Duration = Duration::from_millis(500);
+/// How often a run that goes on is looked at, at first and later.
+const POLL_FIRST: Duration = Duration::from_millis(500);
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// A run that AgentOS may drop without a trace is gone when it was not there so often in a row; so is one whose replica
+/// was down so often in a row.
+const GONE_LOOKS: u32 = 3;
 
-/// Run ids that carry no mark of ours: learned from answers.
-pub(super) struct Runs(Cache<(Arc<str>, String), (UpstreamUser, EndpointTag)>);
+/// What is known of runs.
+pub(super) struct Runs {
+    /// Ids that carry no mark of ours: learned from answers.
+    learned: Cache<(Arc<str>, String), (UpstreamUser, EndpointTag)>,
+    /// Where other instances learn them.
+    shared: Option<(Arc<dyn Store>, Spawn)>,
+    /// Runs that are followed here.
+    pub(super) live: Live,
+}
+
+/// That the other instances are being told of a learned id.
+#[must_use = "who waits for it can say that the others know"]
+pub(super) struct Telling(Option<oneshot::Receiver<()>>);
+
+/// What becomes of a run after its exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes on, and AgentOS stores it.
+    GoesOn,
+    /// It was given up: AgentOS stores its end, or drops it without a trace.
+    GivenUp,
+}
+
+/// What an exchange knows of a run that it leaves.
+pub(super) struct Left {
+    pub(super) seen: RunSeen,
+    pub(super) fate: Fate,
+    /// What the exchange has told of it.
+    pub(super) told: UsageRecord,
+}
 
 /// A run's lease, counted as active until it is dropped.
 pub(super) struct Held {
@@ -46,9 +87,16 @@ struct Background {
     caller_token: Option<String>,
     /// Knows what the run had used before, if it goes on after a pause.
     meter: Meter,
+    /// What telemetry was told of already.
+    told: UsageRecord,
+    fate: Fate,
+    /// Counts at its endpoint while it goes on.
+    picked: Option<Picked>,
     lease: Held,
+    going: Going,
     /// The endpoint is as busy with it as with any other run.
     _place: Option<Place>,
+    _turn: Option<Turn>,
 }
 
 // === impl Held ===
@@ -104,62 +152,137 @@ fn spent(model: &ModelUsage) -> ModelSpent<'_> {
 // === impl Runs ===
 
 impl Runs {
-    pub(super) fn new() -> Self {
-        Self(Cache::builder().max_capacity(LEARNED_MAX).time_to_live(LEARNED_TTL).build())
+    pub(super) fn new(shared: Option<(Arc<dyn Store>, Spawn)>) -> Self {
+        let learned = Cache::builder().max_capacity(LEARNED_MAX).time_to_live(LEARNED_TTL).build();
+        Self { learned, shared, live: Live::new() }
     }
 
-    /// Remembers who started a run and where it is.
-    pub(super) fn learn(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser, tag: EndpointTag) {
-        self.0.insert((Arc::clone(cluster), run.to_owned()), (user.clone(), tag));
+    /// Remembers who started a run and where it is, and tells the other instances.
+    pub(super) fn learn(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser, tag: EndpointTag) -> Telling {
+        self.learned.insert((Arc::clone(cluster), run.to_owned()), (user.clone(), tag));
+        let Some((store, spawn)) = &self.shared else { return Telling(None) };
+        let (store, name, tag) = (Arc::clone(store), shared_name(cluster, run, user), tag.to_string());
+        let (told, telling) = oneshot::channel();
+        let tell = async move {
+            // Another instance that does not find it asks every replica.
+            let _ = store.claim(&name, &tag, LEARNED_TTL).await;
+            // Nobody may wait for it.
+            let _ = told.send(());
+        };
+        spawn("learned run", Box::pin(tell));
+        Telling(Some(telling))
     }
 
     /// The endpoint that holds the run, if this user started it.
     pub(super) fn learned(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser) -> Option<EndpointTag> {
-        let (owner, tag) = self.0.get(&(Arc::clone(cluster), run.to_owned()))?;
+        let (owner, tag) = self.learned.get(&(Arc::clone(cluster), run.to_owned()))?;
         (owner == *user).then_some(tag)
+    }
+
+    /// The same, as another instance, or this one before it was started anew, has learned it. A store out of reach
+    /// knows nothing.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn recalled(&self, cluster: &Arc<str>, run: &str, user: &UpstreamUser) -> Option<EndpointTag> {
+        let (store, _) = self.shared.as_ref()?;
+        let tag = store.holder(&shared_name(cluster, run, user)).await.ok()??;
+        u16::from_str_radix(&tag, 16).ok().map(EndpointTag)
     }
 }
 
-/// Gives the lease of a run that goes on to whoever watches it; where nobody can, it ends here at the price of its
-/// reservation.
-pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, seen: RunSeen, lease: Held) {
-    let place = admitted.place.take();
+// === impl Telling ===
+
+impl Telling {
+    /// Waits until the other instances can know, but not for a store that is slow or lost.
+    ///
+    /// # Cancel safety
+    /// Safe: the store is told all the same.
+    pub(super) async fn told(self) {
+        if let Some(telling) = self.0 {
+            // In vain it costs a question to every replica later.
+            let _ = tokio::time::timeout(TOLD_WITHIN, telling).await;
+        }
+    }
+}
+
+/// The name under which instances share where a run is; the user is part of it, so that it is found for them only.
+fn shared_name(cluster: &str, run: &str, user: &UpstreamUser) -> String {
+    format!("run:{cluster}:{}:{run}", user.as_str())
+}
+
+/// Gives the lease of a run that goes on to whoever watches it, and with it what else lasts as long as the run; where
+/// nobody can, it ends here at the price of its reservation.
+pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: Held, left: Left) {
+    let Left { seen, fate, told } = left;
     let Some((kind, component)) = admitted.matched.component() else { return };
+    let cluster = Arc::clone(&admitted.cluster);
+    let going = gateway.runs.live.begin(&cluster.settings.name, &seen.run_id);
     let run = Background {
-        cluster: Arc::clone(&admitted.cluster),
         kind,
         component: component.to_owned(),
         run_id: seen.run_id,
         session_id: seen.session_id.or_else(|| admitted.session.clone()).unwrap_or_default(),
         caller_token: admitted.caller_token.clone(),
         meter: admitted.meter(),
+        told,
+        fate,
+        picked: cluster.pick_for(Want::Tag(admitted.picked.endpoint().tag), Use::Run).ok(),
         lease,
-        _place: place,
+        going,
+        _place: admitted.hold.place.take(),
+        _turn: admitted.hold.turn.take(),
+        cluster,
     };
     (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
 }
 
-/// Holds a background run's lease until the run is seen to end, then commits what it used.
+/// Holds the lease of a run until the run is seen to end, then commits what it used.
 ///
 /// # Cancel safety
 /// Dropping the future gives the lease back at the price of its reservation.
 async fn watch(gateway: Arc<Gateway>, mut run: Background) {
     let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
     let path = rows::run(run.kind, &run.component, &run.run_id, &run.session_id);
+    let (mut pause, mut absent, mut down) = (POLL_FIRST, 0, 0);
     while tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(POLL_INTERVAL).await;
-        // A failed look-up says nothing about the run; the deadline bounds the patience.
-        let Ok(Some(row)) = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await else {
-            continue;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(POLL_INTERVAL);
+        down = if run.is_held() { 0 } else { down + 1 };
+        if down >= GONE_LOOKS || absent >= GONE_LOOKS {
+            return run.going.ended();
+        }
+        let found = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await;
+        let row = match found {
+            Ok(Some(row)) => row,
+            Ok(None) if run.fate == Fate::GivenUp => {
+                absent += 1;
+                continue;
+            }
+            // Without its session a run cannot be looked at: it is given the time that AgentOS takes to notice.
+            Err(_) if run.fate == Fate::GivenUp && run.session_id.is_empty() => {
+                absent += 1;
+                continue;
+            }
+            // A failed look-up says nothing about the run; the deadline bounds the patience.
+            Ok(None) | Err(_) => continue,
         };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
         if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
             run.meter.json(row.to_string().as_bytes());
             let usage = run.meter.finish();
-            // The exchange that started the run has ended without them.
-            usage.models.iter().for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
             run.lease.commit(&usage);
-            return;
+            // The exchange that started the run has ended without them.
+            let more = usage.since(&run.told);
+            more.models.iter().for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
+            return run.going.ended();
         }
+    }
+}
+
+impl Background {
+    /// Says whether the replica that holds the run answers.
+    fn is_held(&self) -> bool {
+        self.picked.as_ref().is_some_and(|picked| picked.endpoint().answers())
     }
 }

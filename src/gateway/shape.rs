@@ -5,14 +5,16 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::admit::Acting;
+use super::admit::{Acting, is_true};
 use super::body::Payload;
 use super::facts::not_found;
+use super::form::Form;
 use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Affinity, CanonicalPath, Operation, Place, Query};
-use crate::cluster::Picked;
+use crate::agentos::operation::Version;
+use crate::agentos::{Affinity, CanonicalPath, Kind, Operation, Place, Query};
+use crate::cluster::{OnDisconnect, Picked};
 
 /// Reads the query as Starlette would and keeps what the row names.
 ///
@@ -91,5 +93,18 @@ pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Pay
     }
     let id = ground.cluster.mint_run_id(ground.user, picked.endpoint());
     form.set("run_id", &id.to_string());
+    if outlives_its_caller(ground, form) {
+        form.set("background", "true");
+    }
     Some(id)
+}
+
+/// Says whether AgentOS itself should let the run go on without its caller: where it can, and still streams it. A
+/// workflow in the background would mint an id of its own.
+fn outlives_its_caller(ground: &Ground<'_>, form: &Form) -> bool {
+    let operation = ground.operation();
+    let detaches = ground.cluster.settings.streams.on_disconnect(operation.id) == OnDisconnect::Detach;
+    let streams = form.text("stream").is_none_or(is_true);
+    let kind = ground.matched.component().map(|(kind, _)| kind);
+    detaches && streams && ground.cluster.version() == Some(Version::V3) && kind != Some(Kind::Workflow)
 }

@@ -1,6 +1,7 @@
 //! Owns an answer that streams: bytes pass as they come, are metered by reference, and settle when they end.
 //! Does not buffer: what upstream sent is what is passed on, at once.
-//! Invariant: a run's stream never ends cleanly before the run's own end; a break is an explicit error event.
+//! Invariants: a run's stream never ends cleanly before the run's own end; a break is an explicit error event; a lease
+//! is not given back while the run may go on.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,26 +16,26 @@ use tokio::time::{Instant, Sleep};
 
 use super::admit::Admitted;
 use super::call::{AnswerBody, BodyBroken};
+use super::cancel::Order;
 use super::exchange::Exchange;
 use super::forward;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
-use super::runs;
+use super::runs::{self, Fate, Left};
 use super::strip::UserStripper;
 use crate::agentos::Cost;
+use crate::cluster::OnDisconnect;
 use crate::outbound::{BodyError, ResponseBody};
 use crate::quota::Growth;
 use crate::usage::{Meter, RunSeen};
 
-/// Silence after which a comment tells proxies and clients that the stream lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_COMMENT: &[u8] = b": keep-alive\n\n";
 
 /// Everything that an exchange still owes when its answer streams. Dropping it settles.
 pub(super) struct Settlement {
     gateway: Arc<Gateway>,
-    admitted: Admitted,
-    exchange: Exchange,
+    admitted: Box<Admitted>,
+    exchange: Box<Exchange>,
     meter: Meter,
     /// Tokens that the lease was told of.
     charged: u64,
@@ -43,6 +44,8 @@ pub(super) struct Settlement {
     learned: bool,
     settled: bool,
     ended: bool,
+    /// The caller has gone, and the run goes on to its end.
+    detached: bool,
 }
 
 /// Starts an event stream.
@@ -54,42 +57,62 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
         Some(ends) if ends < longest => (ends, true),
         Some(_) | None => (longest, false),
     };
-    let stream = Events {
+    let silence = settlement.admitted.cluster.settings.streams.keep_alive;
+    let passing = Passing {
         upstream: Some(upstream.with_idle_timeout(timeouts.stream_idle)),
         stripper: settlement.stripper(),
-        keep_alive: Box::pin(tokio::time::sleep(KEEP_ALIVE)),
+        silence,
+        keep_alive: Box::pin(tokio::time::sleep(silence)),
         deadline: Box::pin(tokio::time::sleep_until(deadline)),
-        revoked: settlement.revoked(),
+        stopped: settlement.stopped(),
         expires,
         line_open: false,
         tail: Bytes::new(),
         kept: None,
         settlement,
     };
-    AnswerBody::stream(stream.boxed_unsync())
+    AnswerBody::stream(Events(Some(Box::new(passing))).boxed_unsync())
 }
 
 /// Starts a stream of anything else.
 pub(super) fn opaque(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
     let idle = settlement.admitted.cluster.settings.timeouts.stream_idle;
-    let (stripper, revoked) = (settlement.stripper(), settlement.revoked());
+    let (stripper, stopped) = (settlement.stripper(), settlement.stopped());
     AnswerBody::stream(
-        Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, revoked, settlement }.boxed_unsync(),
+        Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, stopped, settlement }.boxed_unsync(),
     )
 }
 
-/// How a stream ends whose caller may not see more of it.
-fn revoked() -> Refusal {
-    Refusal::new(Code::Unauthenticated, Stage::Identity).because("the credential was revoked")
+/// Why a stream ends that might go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// The caller may not see more of it.
+    Revoked,
+    /// The process is about to end.
+    Draining,
 }
 
-struct Events {
+impl Stopped {
+    fn refusal(self) -> Refusal {
+        match self {
+            Self::Revoked => Refusal::new(Code::Unauthenticated, Stage::Identity).because("the credential was revoked"),
+            Self::Draining => Refusal::new(Code::Draining, Stage::Forward).because("the process is about to end"),
+        }
+    }
+}
+
+/// The stream as the caller reads it; empty once it has ended.
+struct Events(Option<Box<Passing>>);
+
+/// A stream that passes on what upstream sends.
+struct Passing {
     upstream: Option<ResponseBody>,
     stripper: UserStripper,
+    silence: Duration,
     keep_alive: Pin<Box<Sleep>>,
     deadline: Pin<Box<Sleep>>,
-    /// Ready once the caller's credential is revoked.
-    revoked: BoxFuture<'static, ()>,
+    /// Ready once the stream must end although upstream goes on.
+    stopped: BoxFuture<'static, Stopped>,
     /// The deadline is the end of the caller's authority, not of AgentOS's time.
     expires: bool,
     /// The last byte passed on was not the end of an event.
@@ -104,14 +127,14 @@ struct Events {
 struct Opaque {
     upstream: Option<ResponseBody>,
     stripper: UserStripper,
-    revoked: BoxFuture<'static, ()>,
+    stopped: BoxFuture<'static, Stopped>,
     settlement: Settlement,
 }
 
 // === impl Settlement ===
 
 impl Settlement {
-    pub(super) fn new(gateway: Arc<Gateway>, admitted: Admitted, exchange: Exchange) -> Self {
+    pub(super) fn new(gateway: Arc<Gateway>, admitted: Box<Admitted>, exchange: Box<Exchange>) -> Self {
         Self {
             meter: admitted.meter(),
             gateway,
@@ -122,6 +145,7 @@ impl Settlement {
             learned: false,
             settled: false,
             ended: false,
+            detached: false,
         }
     }
 
@@ -136,10 +160,16 @@ impl Settlement {
         now.checked_add(left + self.admitted.snapshot.identity.stream_grace())
     }
 
-    /// Waits until the caller's credential is revoked.
-    fn revoked(&self) -> BoxFuture<'static, ()> {
+    /// Waits until the caller's credential is revoked, or the process is about to end.
+    fn stopped(&self) -> BoxFuture<'static, Stopped> {
         let revocations = Arc::clone(self.admitted.snapshot.identity.revocations());
-        Box::pin(revocations.ended(Arc::clone(&self.admitted.principal)))
+        let (principal, mut ending) = (Arc::clone(&self.admitted.principal), self.gateway.ending.subscribe());
+        Box::pin(async move {
+            tokio::select! {
+                () = revocations.ended(principal) => Stopped::Revoked,
+                Ok(_) = ending.wait_for(|ending| *ending) => Stopped::Draining,
+            }
+        })
     }
 
     /// Reads along: who runs, what was used.
@@ -152,7 +182,10 @@ impl Settlement {
             let minted = self.admitted.run_id.map(|id| id.to_string());
             if minted.as_deref() != Some(&run.run_id) && self.admitted.operation().cost == Cost::Model {
                 let cluster = &self.admitted.cluster.settings.name;
-                self.gateway.runs.learn(cluster, &run.run_id, &self.admitted.user, self.admitted.picked.endpoint().tag);
+                let tag = self.admitted.picked.endpoint().tag;
+                // A stream does not wait until the others know.
+                drop(self.gateway.runs.learn(cluster, &run.run_id, &self.admitted.user, tag));
+                self.admitted.hold.going = Some(self.gateway.runs.live.begin(cluster, &run.run_id));
             }
             self.exchange.event.run_id = Some(run.run_id.clone());
         }
@@ -163,6 +196,12 @@ impl Settlement {
             self.charged = seen;
             self.overdrawn |= lease.grow(self.meter.models_so_far()) == Growth::Cut;
         }
+    }
+
+    /// The run that it tells of, as far as is known.
+    fn run_id(&self) -> Option<String> {
+        let seen = self.meter.run().map(|run| run.run_id.clone());
+        seen.or_else(|| self.admitted.run_id.map(|id| id.to_string()))
     }
 
     /// The stream came to its own end.
@@ -184,16 +223,32 @@ impl Settlement {
         let run = self.meter.run().cloned().or_else(minted);
         let usage = std::mem::take(&mut self.meter).finish();
         self.exchange.event.tokens = usage.models.iter().map(forward::tokens).collect();
+        if let Some(going) = self.admitted.hold.going.as_mut().filter(|_| terminal) {
+            going.ended();
+        }
         match (self.admitted.lease.take(), run) {
             (Some(mut lease), _) if terminal => {
                 lease.commit(&usage);
             }
-            // AgentOS 3 streams background runs too, and goes on when nobody listens.
-            (Some(lease), Some(run)) if self.admitted.background => {
-                runs::hand_over(&self.gateway, &mut self.admitted, run, lease);
+            // AgentOS 3 streams background runs too, and goes on when nobody listens; any other run ends when AgentOS
+            // notices that nobody does.
+            (Some(lease), Some(run)) => {
+                let fate = if self.admitted.background { Fate::GoesOn } else { Fate::GivenUp };
+                let left = Left { seen: run, fate, told: usage };
+                runs::hand_over(&self.gateway, &mut self.admitted, lease, left);
             }
             // A lease that is dropped pays what was seen or reserved.
             (_, _) => {}
+        }
+    }
+
+    /// Says whether the caller may send the call again: not what a model may have acted on already, unless it was told
+    /// that another instance takes it.
+    fn may_retry(&self, code: Code) -> bool {
+        match code {
+            Code::Draining => true,
+            Code::TokenExpired | Code::Unauthenticated | Code::BudgetExhausted => false,
+            _ => self.admitted.operation().cost == Cost::Light,
         }
     }
 
@@ -205,7 +260,7 @@ impl Settlement {
             "event": "error",
             "code": refusal.code.row().code,
             "run_id": self.exchange.event.run_id,
-            "retry": !matches!(refusal.code, Code::TokenExpired | Code::Unauthenticated | Code::BudgetExhausted) && self.admitted.operation().cost == Cost::Light,
+            "retry": self.may_retry(refusal.code),
         });
         let mut event = BytesMut::new();
         if line_open {
@@ -219,7 +274,7 @@ impl Settlement {
 impl Drop for Settlement {
     fn drop(&mut self) {
         self.settle();
-        if !self.ended {
+        if !self.ended || self.detached {
             self.exchange.abandoned();
         }
     }
@@ -227,7 +282,57 @@ impl Drop for Settlement {
 
 // === impl Events ===
 
-impl Events {
+type Polled = Poll<Option<Result<Frame<Bytes>, BodyBroken>>>;
+
+impl Body for Events {
+    type Data = Bytes;
+    type Error = BodyBroken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+        let Some(passing) = &mut self.0 else { return Poll::Ready(None) };
+        let polled = passing.poll(cx);
+        if matches!(polled, Poll::Ready(None)) {
+            self.0 = None;
+        }
+        polled
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        if let Some(passing) = self.0.take().filter(|passing| passing.upstream.is_some()) {
+            passing.deserted();
+        }
+    }
+}
+
+// === impl Passing ===
+
+impl Passing {
+    /// The caller went away before the end: the run goes on, or is told to stop.
+    fn deserted(mut self: Box<Self>) {
+        let Settlement { admitted, gateway, .. } = &self.settlement;
+        let gateway = Arc::clone(gateway);
+        let is_run = admitted.operation().cost == Cost::Model;
+        match admitted.on_disconnect() {
+            // One that runs in the background goes on by itself.
+            OnDisconnect::Detach if is_run && !admitted.background => {
+                self.settlement.detached = true;
+                let work = async move { while let Some(Ok(_)) = std::future::poll_fn(|cx| self.poll(cx)).await {} };
+                // Where no more work is taken it ends as without the rule.
+                (gateway.spawn)("detached run", Box::pin(work));
+            }
+            OnDisconnect::Cancel if is_run => {
+                let run = self.settlement.run_id();
+                if let Some(order) = run.and_then(|run| Order::of(&self.settlement.admitted, &run)) {
+                    (gateway.spawn)("cancel", Box::pin(order.send(Arc::clone(&gateway))));
+                }
+            }
+            // AgentOS notices that the connection has closed.
+            OnDisconnect::AsAgentOs | OnDisconnect::Cancel | OnDisconnect::Detach => {}
+        }
+    }
+
     fn pass(&mut self, data: Bytes, cx: &mut Context<'_>) -> Option<Bytes> {
         self.settlement.see(&data);
         let data = self.stripper.push(data);
@@ -242,11 +347,11 @@ impl Events {
 
     /// Starts the silence anew.
     fn rest(&mut self, cx: &mut Context<'_>) {
-        self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+        self.keep_alive.as_mut().reset(Instant::now() + self.silence);
         let _ = self.keep_alive.as_mut().poll(cx);
     }
 
-    fn cut(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+    fn cut(&mut self, refusal: &Refusal) -> Polled {
         self.upstream = None;
         let event = self.settlement.cut(refusal, self.line_open);
         self.settlement.exchange.sent(event.len());
@@ -254,7 +359,7 @@ impl Events {
     }
 
     /// Upstream has closed: a run must have ended before. The answer ends once the store has what it used.
-    fn finish(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+    fn finish(&mut self, cx: &mut Context<'_>) -> Polled {
         let is_run = self.settlement.admitted.operation().cost == Cost::Model;
         if is_run && self.settlement.meter.terminal().is_none() {
             let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because("the stream ended before its run");
@@ -270,7 +375,7 @@ impl Events {
         self.last(cx)
     }
 
-    fn last(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+    fn last(&mut self, cx: &mut Context<'_>) -> Polled {
         if let Some(kept) = &mut self.kept {
             std::task::ready!(kept.as_mut().poll(cx));
             self.kept = None;
@@ -278,33 +383,36 @@ impl Events {
         let tail = std::mem::take(&mut self.tail);
         Poll::Ready((!tail.is_empty()).then(|| Ok(Frame::data(tail))))
     }
-}
 
-impl Body for Events {
-    type Data = Bytes;
-    type Error = BodyBroken;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
-        let this = &mut *self;
-        // The ends of authority come first: a stream that never pauses must not outrun them.
-        if this.upstream.is_some() && this.revoked.as_mut().poll(cx).is_ready() {
-            return this.cut(&revoked());
+    /// What ends the stream although upstream would go on.
+    fn overruled(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        self.upstream.as_ref()?;
+        if let Poll::Ready(stopped) = self.stopped.as_mut().poll(cx) {
+            return Some(stopped.refusal());
         }
-        if this.upstream.is_some() && this.deadline.as_mut().poll(cx).is_ready() {
-            let code = if this.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
-            return this.cut(&Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            let code = if self.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
+            return Some(Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
         }
         // Not at the run's own end: what it used is used.
-        if this.upstream.is_some() && this.settlement.overdrawn && this.settlement.meter.terminal().is_none() {
+        if self.settlement.overdrawn && self.settlement.meter.terminal().is_none() {
             let refusal = Refusal::new(Code::BudgetExhausted, Stage::Quota);
-            return this.cut(&refusal.because("the budget ran out during the run"));
+            return Some(refusal.because("the budget ran out during the run"));
+        }
+        None
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Polled {
+        // The ends of authority come first: a stream that never pauses must not outrun them.
+        if let Some(refusal) = self.overruled(cx) {
+            return self.cut(&refusal);
         }
         loop {
-            let Some(upstream) = &mut this.upstream else { return this.last(cx) };
+            let Some(upstream) = &mut self.upstream else { return self.last(cx) };
             match Pin::new(upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
-                    if let Some(data) = this.pass(data, cx) {
+                    if let Some(data) = self.pass(data, cx) {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                 }
@@ -314,15 +422,15 @@ impl Body for Events {
                     } else {
                         Code::UpstreamReset
                     };
-                    return this.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
+                    return self.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
                 }
-                Poll::Ready(None) => return this.finish(cx),
+                Poll::Ready(None) => return self.finish(cx),
                 Poll::Pending => break,
             }
         }
-        if this.keep_alive.as_mut().poll(cx).is_ready() {
-            this.rest(cx);
-            if !this.line_open {
+        if self.keep_alive.as_mut().poll(cx).is_ready() {
+            self.rest(cx);
+            if !self.line_open {
                 return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(KEEP_ALIVE_COMMENT)))));
             }
         }
@@ -338,11 +446,14 @@ impl Body for Opaque {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
         let this = &mut *self;
-        if this.upstream.is_some() && this.revoked.as_mut().poll(cx).is_ready() {
+        if this.upstream.is_some()
+            && let Poll::Ready(stopped) = this.stopped.as_mut().poll(cx)
+        {
+            let refusal = stopped.refusal();
             this.upstream = None;
             this.settlement.ended = true;
-            this.settlement.exchange.refused(&revoked());
-            return Poll::Ready(Some(Err(BodyBroken("the credential was revoked".to_owned()))));
+            this.settlement.exchange.refused(&refusal);
+            return Poll::Ready(Some(Err(BodyBroken(refusal.reason.unwrap_or_default()))));
         }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };

@@ -166,6 +166,10 @@ mod tests {
             health: Health::default(),
             timeouts: Timeouts::default(),
             load: crate::cluster::Load::default(),
+            dns: None,
+            ejection: crate::cluster::Ejection::default(),
+            retries: crate::cluster::Retries::default(),
+            streams: crate::cluster::Streams::default(),
             tenants: vec![TenantId::new("acme").unwrap()],
             open: false,
         };

@@ -52,19 +52,23 @@ pub(super) async fn authorize(
 ) -> Result<(), Refusal> {
     match ground.operation().triggers {
         None => Ok(()),
-        Some(Triggers::Components) => components(ground, payload, exchange).await,
-        Some(Triggers::Schedule) => {
-            let stored = match stored(ground).await {
-                Err(refusal) if exchange.rehearsal.is_some() && explain::is_out_of_reach(refusal.code) => {
-                    explain::unknown_run(refusal, exchange);
-                    return Ok(());
-                }
-                stored => stored?,
-            };
-            let planned = planned(ground, stored, payload)?;
-            schedule(ground, planned, payload, exchange).await
-        }
+        // Boxed: few calls start runs behind their backs, and every call would carry the state of asking.
+        Some(Triggers::Components) => Box::pin(components(ground, payload, exchange)).await,
+        Some(Triggers::Schedule) => Box::pin(scheduled(ground, payload, exchange)).await,
     }
+}
+
+/// A schedule runs what it names, or what the stored one names.
+async fn scheduled(ground: &Ground<'_>, payload: &mut Payload, exchange: &mut Exchange) -> Result<(), Refusal> {
+    let stored = match stored(ground).await {
+        Err(refusal) if exchange.rehearsal.is_some() && explain::is_out_of_reach(refusal.code) => {
+            explain::unknown_run(refusal, exchange);
+            return Ok(());
+        }
+        stored => stored?,
+    };
+    let planned = planned(ground, stored, payload)?;
+    schedule(ground, planned, payload, exchange).await
 }
 
 /// An evaluation runs the components that it names.

@@ -242,6 +242,12 @@ impl Identity {
             }
             self.verified.remove(&digest);
         }
+        // Boxed: most calls come with a token that is known, and each would carry the state of judging one.
+        Box::pin(self.judge(token, digest, now)).await
+    }
+
+    /// Judges a token from the start, and remembers it.
+    async fn judge(&self, token: &str, digest: [u8; 32], now: u64) -> Result<Arc<Principal>, Refused> {
         let jws = jws::Jws::parse(token)?;
         let claims = claims::ClaimSet::parse(&jws.payload)?;
         let issuer = self.issuers.get(claims.issuer()?).ok_or(Refused::Invalid("issuer not configured"))?;

@@ -86,8 +86,8 @@ impl Channel {
     }
 
     /// Starts the wait for an answer anew.
-    pub(super) fn expect_within(&mut self, limit: Duration) {
-        self.timer.as_mut().reset(Instant::now() + limit);
+    pub(super) fn expect_until(&mut self, deadline: Instant) {
+        self.timer.as_mut().reset(deadline);
     }
 
     /// Says whether the wait is over; else the task is woken when it is.
@@ -117,11 +117,11 @@ impl Lane {
     ///
     /// The context must be a task's own: with a waker that does nothing the runtime would not report the
     /// peer's close. Sockets are closed outside the lock.
-    pub(super) fn take(&self, cx: &mut Context<'_>) -> Option<Box<Channel>> {
+    pub(super) fn take(&self, cx: &mut Context<'_>, now: Instant) -> Option<Box<Channel>> {
         loop {
             let Idle { mut channel, since } = self.idle.lock().pop_back()?;
-            if since.elapsed() >= self.idle_timeout {
-                self.prune();
+            if now.saturating_duration_since(since) >= self.idle_timeout {
+                self.prune(now);
                 return None;
             }
             channel.drive(cx);
@@ -134,17 +134,22 @@ impl Lane {
 
     /// Keeps a free connection for later, or closes it when the lane is full.
     pub(super) fn put(&self, channel: Box<Channel>) {
-        self.prune();
+        let now = Instant::now();
+        self.prune(now);
         let mut idle = self.idle.lock();
         if idle.len() < self.idle_max {
-            idle.push_back(Idle { channel, since: Instant::now() });
+            idle.push_back(Idle { channel, since: now });
         }
     }
 
     /// Closes connections that were idle too long.
-    pub(super) fn prune(&self) {
+    pub(super) fn prune(&self, now: Instant) {
         let mut idle = self.idle.lock();
-        let expired = idle.iter().take_while(|entry| entry.since.elapsed() >= self.idle_timeout).count();
+        let is_old = |entry: &&Idle| now.saturating_duration_since(entry.since) >= self.idle_timeout;
+        let expired = idle.iter().take_while(is_old).count();
+        if expired == 0 {
+            return;
+        }
         let closing: Vec<Idle> = idle.drain(..expired).collect();
         drop(idle);
         drop(closing);

@@ -1,4 +1,4 @@
-//! Owns the one HTTP/1.1 client: connections, their reuse, deadlines, and requests to other servers.
+//! Owns the one HTTP/1.1 client: names, connections, their reuse, deadlines, and requests to other servers.
 //! Does not choose servers (`cluster`), does not retry, follow redirects or decompress; spawns nothing.
 //! Invariant: dropping a send or a response body closes its connection at once, so that the peer sees it.
 
@@ -8,6 +8,7 @@ mod connect;
 mod error;
 mod fetch;
 mod origin;
+mod resolve;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +26,13 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use parking_lot::RwLock;
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 
 pub use body::{RequestBody, ResponseBody, empty, full};
 pub use error::{BodyError, Retry, SendError, Sent, Unsent};
 pub use fetch::{FetchError, FetchOptions, Fetched};
 pub use origin::{BadOrigin, Origin};
+pub use resolve::{BadServerName, ResolveError, Resolver, ServerName};
 
 use body::Counted;
 use channel::{Channel, Lane, Rejected};
@@ -149,12 +152,16 @@ impl Client {
         let lane = self.lane(origin);
         prepare(&lane, &mut request);
         loop {
-            let channel = match self.channel(origin, &lane, options).await {
+            let mut asked_at = Instant::now();
+            let channel = match self.channel(origin, &lane, options, asked_at).await {
                 Ok(channel) => channel,
                 Err(error) => return Err(Unsent { error, request: Some(Box::new(request)) }),
             };
             let reused = channel.reused;
-            match exchange(channel, request, options.header_timeout, &lane).await {
+            if !reused {
+                asked_at = Instant::now();
+            }
+            match exchange(channel, request, (asked_at, options.header_timeout), &lane).await {
                 Ok(response) => return check(response).map_err(Unsent::consumed),
                 Err(Stopped::HeaderTimeout) => {
                     return Err(Unsent::consumed(SendError::HeaderTimeout(options.header_timeout)));
@@ -171,7 +178,8 @@ impl Client {
     /// Closes connections that were unused too long. The pool does so itself where there is traffic.
     pub fn prune(&self) {
         let lanes: Vec<_> = self.0.lanes.read().values().cloned().collect();
-        lanes.iter().for_each(|lane| lane.prune());
+        let now = Instant::now();
+        lanes.iter().for_each(|lane| lane.prune(now));
     }
 
     /// How many unused connections are open to the origin.
@@ -179,9 +187,15 @@ impl Client {
         self.0.lanes.read().get(origin).map_or(0, |lane| lane.len())
     }
 
-    async fn channel(&self, origin: &Origin, lane: &Lane, options: &SendOptions) -> Result<Box<Channel>, SendError> {
+    async fn channel(
+        &self,
+        origin: &Origin,
+        lane: &Lane,
+        options: &SendOptions,
+        now: Instant,
+    ) -> Result<Box<Channel>, SendError> {
         if options.freshness == Freshness::Pooled
-            && let Some(channel) = poll_fn(|cx| Poll::Ready(lane.take(cx))).await
+            && let Some(channel) = poll_fn(|cx| Poll::Ready(lane.take(cx, now))).await
         {
             return Ok(channel);
         }
@@ -193,7 +207,8 @@ impl Client {
                 _ => SendError::Connect { origin, source },
             }
         };
-        let stream = self.0.connector.connect(origin, limit).await.map_err(failed)?;
+        // Boxed: most exchanges find a connection, and each would carry the state of making one.
+        let stream = Box::pin(self.0.connector.connect(origin, limit)).await.map_err(failed)?;
         Channel::handshake(stream).await.map(Box::new).map_err(|cause| failed(io::Error::other(cause)))
     }
 
@@ -252,13 +267,13 @@ fn prepare(lane: &Lane, request: &mut Request<RequestBody>) {
 async fn exchange(
     mut channel: Box<Channel>,
     request: Request<RequestBody>,
-    header_timeout: Duration,
+    (asked_at, header_timeout): (Instant, Duration),
     lane: &Arc<Lane>,
 ) -> Result<Response<ResponseBody>, Stopped> {
     let (request, taken) = count_long_body(request);
     let mut seen = 0;
     let mut answer = pin!(channel.begin(request));
-    channel.expect_within(header_timeout);
+    channel.expect_until(asked_at + header_timeout);
     let answered = poll_fn(|cx| {
         channel.drive(cx);
         if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
@@ -271,7 +286,7 @@ async fn exchange(
             }
             // The body moved since the timer was set: the peer is being fed, not silent.
             seen = now;
-            channel.expect_within(header_timeout);
+            channel.expect_until(Instant::now() + header_timeout);
         }
         Poll::Pending
     });

@@ -28,6 +28,9 @@ use crate::telemetry::{OpenError, Telemetry};
 /// Most connections of the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
+/// How long before the end of the drain streams are told to end.
+const STREAMS_END_BEFORE: Duration = Duration::from_secs(1);
+
 /// How often the revocation list is looked at.
 const REVOKED_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -82,7 +85,14 @@ impl Running {
 
     /// Stops accepting, lets exchanges end, cuts them at the deadline. Says how many were cut.
     pub async fn drain(self) -> usize {
-        self.tasks.drain(self.drain_timeout).await
+        let early = self.drain_timeout - (self.drain_timeout / 4).min(STREAMS_END_BEFORE);
+        let mut drained = std::pin::pin!(self.tasks.drain(self.drain_timeout));
+        tokio::select! {
+            left = &mut drained => return left,
+            // What still streams is told, rather than cut.
+            () = tokio::time::sleep(early) => self.gateway.end_streams(),
+        }
+        drained.await
     }
 }
 
@@ -270,6 +280,19 @@ fn background(tasks: &Tasks, gateway: &Arc<Gateway>, client: &Client, telemetry:
 }
 
 async fn probe(cluster: &crate::cluster::Cluster, client: &Client, telemetry: &Telemetry) {
+    if let Some(refreshed) = cluster.refresh_endpoints().await {
+        let name = cluster.name();
+        for endpoint in &refreshed.removed {
+            telemetry.endpoint_gone(name, endpoint);
+        }
+        if !refreshed.added.is_empty() || !refreshed.removed.is_empty() {
+            let (added, removed) = (refreshed.added.join(" "), refreshed.removed.join(" "));
+            tracing::info!(cluster = %name, added, removed, "endpoints changed");
+        }
+        if let Some(failure) = refreshed.failure {
+            tracing::warn!(cluster = %name, failure, "endpoints not found by name, those that are known stay");
+        }
+    }
     cluster
         .probe_round(client, &|probed| {
             let (name, endpoint) = (cluster.name(), &probed.endpoint.address);

@@ -229,6 +229,10 @@ impl Store for FileStore {
         })
     }
 
+    fn holder<'a>(&'a self, name: &'a str) -> Outcome<'a, Option<String>> {
+        self.memory.holder(name)
+    }
+
     fn release<'a>(&'a self, name: &'a str, owner: &'a str) -> Outcome<'a, ()> {
         self.durable(move |tables, _, changes| tables.release(name, owner, changes))
     }

@@ -250,6 +250,10 @@ impl Tables {
         true
     }
 
+    pub(super) fn holder(&self, name: &str, now: u64) -> Option<String> {
+        self.claims.get(name).filter(|(_, ends)| *ends > now).map(|(owner, _)| owner.clone())
+    }
+
     pub(super) fn release(&mut self, name: &str, owner: &str, changes: &mut Vec<Change>) {
         if self.claims.get(name).is_some_and(|(holder, _)| holder == owner) {
             self.claims.remove(name);
@@ -343,6 +347,11 @@ impl Store for MemoryStore {
             tables.claim(name, owner, now.saturating_add(lasts.as_secs()), now, changes)
         });
         ready(Ok(claimed)).boxed()
+    }
+
+    fn holder<'a>(&'a self, name: &'a str) -> Outcome<'a, Option<String>> {
+        let (holder, _) = self.with(|tables, time, _| tables.holder(name, time.wall_secs()));
+        ready(Ok(holder)).boxed()
     }
 
     fn release<'a>(&'a self, name: &'a str, owner: &'a str) -> Outcome<'a, ()> {

@@ -174,6 +174,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Claims a name for an owner, for a time; `false` while another owner holds it. An owner may claim again.
     fn claim<'a>(&'a self, name: &'a str, owner: &'a str, lasts: Duration) -> Outcome<'a, bool>;
 
+    /// Who holds a claim now.
+    fn holder<'a>(&'a self, name: &'a str) -> Outcome<'a, Option<String>>;
+
     /// Gives a claim back. Nothing happens to another owner's.
     fn release<'a>(&'a self, name: &'a str, owner: &'a str) -> Outcome<'a, ()>;
 

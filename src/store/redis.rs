@@ -364,6 +364,15 @@ impl Store for RedisStore {
         .boxed()
     }
 
+    fn holder<'a>(&'a self, name: &'a str) -> Outcome<'a, Option<String>> {
+        let key = format!("tb:{name}");
+        self.ask(move |connection| {
+            let key = key.clone();
+            async move { connection.command(&["GET", &key]).await }
+        })
+        .boxed()
+    }
+
     fn release<'a>(&'a self, name: &'a str, owner: &'a str) -> Outcome<'a, ()> {
         let (key, arguments) = (format!("tb:{name}"), [owner.to_owned()]);
         self.ask(move |connection| async move {

@@ -112,6 +112,13 @@ impl AgentOs {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Sends it a signal by name: `STOP`, `CONT`, `KILL`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self._child.id().expect("it runs").to_string();
+        let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
     async fn start_in(setup: Setup, folder: Arc<TempDir>, name: &str) -> Self {
         let log = folder.path().join(format!("{name}.log"));
         let mut child = command(&setup, folder.path(), &log).spawn().unwrap();

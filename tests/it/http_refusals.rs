@@ -19,7 +19,7 @@ const NOT_REACHED: [(&str, &str); 7] = [
     ("approval_pending", "the guard on `continue` is not built yet"),
     ("approval_rejected", "the guard on `continue` is not built yet"),
     ("already_continued", "the guard on `continue` is not built yet"),
-    ("cancel_unconfirmed", "the confirmation of cancels is not built yet"),
+    ("cancel_unconfirmed", "`cancels.rs` waits for it"),
     ("internal", "stands for a fault of ours"),
     ("draining", "only sent while more runs are detached than the process takes"),
 ];

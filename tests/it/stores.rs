@@ -126,9 +126,12 @@ async fn claims(store: &dyn Store) {
     assert_eq!(claims.iter().filter(|claimed| **claimed == Ok(true)).count(), 1);
     let owner = ["a", "b", "c", "d"][claims.iter().position(|claimed| *claimed == Ok(true)).unwrap()];
     assert_eq!(store.claim("run", owner, minute).await, Ok(true), "an owner may claim again");
+    assert_eq!(store.holder("run").await, Ok(Some(owner.to_owned())));
+    assert_eq!(store.holder("another run").await, Ok(None));
     store.release("run", "nobody").await.unwrap();
     assert_eq!(store.claim("run", "e", minute).await, Ok(false));
     store.release("run", owner).await.unwrap();
+    assert_eq!(store.holder("run").await, Ok(None));
     assert_eq!(store.claim("run", "e", minute).await, Ok(true));
 }
 
@@ -156,6 +159,7 @@ async fn a_file_keeps_its_promises_and_remembers_them() {
     assert_eq!(store.cells(vec![cells("tb:{acme}:r", 1)]).await.unwrap()[0].granted, 0, "the bucket is still empty");
     assert!(!granted(&store, vec![part("runs", "new", 0, 1, Some(9))]).await, "the slots are still taken");
     assert_eq!(store.claim("run", "f", Duration::from_secs(60)).await, Ok(false));
+    assert_eq!(store.holder("run").await, Ok(Some("e".to_owned())));
 }
 
 #[tokio::test]

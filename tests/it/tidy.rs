@@ -29,7 +29,7 @@ const DOOR_SEES: [&str; 2] = ["gateway", "telemetry"];
 const DOOR_FLOOR: usize = 4;
 
 /// Crates (or paths into them) and the one module that may name them.
-const OWNERS: [(&[&str], &str); 12] = [
+const OWNERS: [(&[&str], &str); 13] = [
     (&["pingora"], "proxy"),
     (&["rmcp"], "mcp"),
     (&["toml"], "config"),
@@ -39,6 +39,7 @@ const OWNERS: [(&[&str], &str); 12] = [
     (&["jsonwebtoken"], "identity"),
     (&["cedar_policy"], "policy"),
     (&["redis"], "store"),
+    (&["hickory_resolver"], "outbound"),
     (&["redb"], "store"),
     (&["hyper", "client"], "outbound"),
     (&["hyper_util", "client"], "outbound"),

@@ -87,6 +87,10 @@ impl Store for Gate {
         passed!(self, async |store: &dyn Store| store.claim(name, owner, lasts).await)
     }
 
+    fn holder<'a>(&'a self, name: &'a str) -> Outcome<'a, Option<String>> {
+        passed!(self, async |store: &dyn Store| store.holder(name).await)
+    }
+
     fn release<'a>(&'a self, name: &'a str, owner: &'a str) -> Outcome<'a, ()> {
         passed!(self, async |store: &dyn Store| store.release(name, owner).await)
     }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub(crate) use self::form::Form;
-pub(crate) use self::reply::{Event, Gate, Reply};
+pub(crate) use self::reply::{Event, Gate, RUN, Reply};
 
 /// The longest that a test waits for something to reach the fake.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -83,7 +83,15 @@ impl FakeAgentOs {
 
     /// Starts a fake of a given line on a free port.
     pub(crate) async fn start_as(line: Line) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::listening(TcpListener::bind("127.0.0.1:0").await.unwrap(), line)
+    }
+
+    /// Starts a fake of the newest line where another one has been.
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        Self::listening(TcpListener::bind(address).await.unwrap(), Line::V3)
+    }
+
+    fn listening(listener: TcpListener, line: Line) -> Self {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             line,
@@ -226,13 +234,14 @@ impl Shared {
     /// The reply to a request: pinned, else scripted, else what AgentOS would say.
     fn reply(&self, request: &Recorded) -> Reply {
         let key = (request.method.clone(), request.path().to_owned());
+        let run = || request.header("content-type").and_then(|_| request.form().get("run_id").map(str::to_owned));
         if let Some(reply) = self.pinned.lock().unwrap().get(&key) {
-            return reply.clone();
+            return reply.clone().about(run().as_deref());
         }
         if !request.is_probe()
             && let Some(reply) = self.script.lock().unwrap().pop_front()
         {
-            return reply;
+            return reply.about(run().as_deref());
         }
         routes::answer(&mut self.world.lock().unwrap(), self.line, request)
     }

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+/// Stands in a scripted reply for the run id that the request gives, and is as long as one.
+pub(crate) const RUN: &str = "the-run-that-the-request-has-named--";
+
 /// A reply: what is written, what it waits for, how it ends.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
@@ -86,6 +89,19 @@ impl Event {
 // === impl Reply ===
 
 impl Reply {
+    /// The reply to a request that gives a run this id.
+    pub(super) fn about(mut self, run: Option<&str>) -> Self {
+        let Some(run) = run.filter(|run| run.len() == RUN.len()) else { return self };
+        for step in &mut self.steps {
+            if let Step::Write(bytes) = step
+                && bytes.windows(RUN.len()).any(|text| text == RUN.as_bytes())
+            {
+                *bytes = String::from_utf8_lossy(bytes).replace(RUN, run).into();
+            }
+        }
+        self
+    }
+
     /// A JSON document.
     pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
         Self::body(status, "application/json", body.to_string())

@@ -1,0 +1,228 @@
+//! Proves that a cancel says what became of the run, wherever it is, and what becomes of runs whose caller goes away.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::fake::{Event, FakeAgentOs, RUN, Reply};
+use crate::redis_server::RedisServer;
+use crate::stack::{Ask, Settings, Stack, Who, within};
+
+const RUNS: &str = "/agents/assistant/runs";
+
+fn unprobed() -> Settings {
+    Settings::new().set("[clusters.health]", "interval", "\"5m\"").set("[[clusters]]", "balance", "\"round_robin\"")
+}
+
+fn stream() -> Ask {
+    Ask::run("assistant").field("message", "hi").field("session_id", "s-1").by(&Who::alice())
+}
+
+/// The events of a run whose id the gateway gives.
+fn events() -> Vec<Event> {
+    let event = |name| Event::new(name, json!({"run_id": RUN, "session_id": "s-1"}));
+    ["RunStarted", "RunContent", "RunCancelled"].map(event).into()
+}
+
+fn cancel(run: &str) -> Ask {
+    Ask::post(&format!("{RUNS}/{run}/cancel?session_id=s-1")).by(&Who::alice())
+}
+
+/// Starts a stream that waits after its first event; gives the id of its run.
+async fn started(stack: &Stack, fake: &FakeAgentOs) -> (crate::stack::Flow, crate::fake::Gate, String) {
+    let (reply, gate) = Reply::paced_sse(&events());
+    fake.pin("POST", RUNS, reply);
+    let mut flow = stack.open(stream()).await;
+    gate.open_once();
+    flow.until("RunStarted").await;
+    let run = fake.requests_to(RUNS).last().unwrap().form().get("run_id").unwrap().to_owned();
+    (flow, gate, run)
+}
+
+#[tokio::test]
+async fn a_cancel_is_confirmed_by_the_end_of_the_stream() {
+    let stack = Stack::with(unprobed()).await;
+    let (mut flow, gate, run) = started(&stack, stack.os()).await;
+    let began = Instant::now();
+    let (got, ()) = tokio::join!(stack.send(cancel(&run)), async {
+        stack.os().wait_for_request(&format!("{RUNS}/{run}/cancel"), 1).await;
+        gate.open();
+        assert!(flow.rest().await.0.contains("RunCancelled"));
+    });
+    assert_eq!(got.status, 200, "{got:?}");
+    assert!(began.elapsed().as_secs() < 4, "{:?}", began.elapsed());
+    // Once more: it is known to have ended.
+    assert_eq!(stack.send(cancel(&run)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_cancel_is_confirmed_by_a_look_at_the_stored_run_from_another_gateway() {
+    let fake = FakeAgentOs::start().await;
+    let urls = [fake.url()];
+    let (first, second) = (Stack::over(&urls, unprobed()).await, Stack::over(&urls, unprobed()).await);
+    let (_flow, _gate, run) = started(&first, &fake).await;
+    let stored = format!("{RUNS}/{run}");
+    let row = |status: &str| json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": status});
+    fake.pin("GET", &stored, Reply::json(200, &row("RUNNING")));
+    let (got, ()) = tokio::join!(second.send(cancel(&run)), async {
+        fake.wait_for_request(&stored, 2).await;
+        fake.pin("GET", &stored, Reply::json(200, &row("CANCELLED")));
+    });
+    assert_eq!(got.status, 200, "{got:?}");
+}
+
+#[tokio::test]
+async fn a_cancel_that_shows_no_effect_is_answered_202_in_time() {
+    let stack = Stack::with(unprobed()).await;
+    let (_flow, _gate, run) = started(&stack, stack.os()).await;
+    let began = Instant::now();
+    let got = stack.send(cancel(&run)).await;
+    assert_eq!((got.status, got.code()), (202, "cancel_unconfirmed".to_owned()), "{got:?}");
+    assert!((4..8).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+/// A run that AgentOS gave an id of its own, as it does to workflows in the background.
+async fn foreign(stack: &Stack, fakes: &[FakeAgentOs]) -> String {
+    let row = json!({"run_id": "os-1", "workflow_id": "daily-report", "session_id": "s-1", "status": "RUNNING"});
+    for fake in fakes {
+        fake.pin("POST", "/workflows/daily-report/runs", Reply::json(202, &row));
+        fake.pin("GET", "/workflows/daily-report/runs/os-1", Reply::json(200, &row));
+    }
+    let ask = Ask::post("/workflows/daily-report/runs").field("message", "hi").field("background", "true");
+    let got = stack.send(ask.field("session_id", "s-1").by(&Who::alice())).await;
+    assert_eq!(got.status, 202, "{got:?}");
+    "/workflows/daily-report/runs/os-1".to_owned()
+}
+
+fn end_on_cancel(fakes: &[FakeAgentOs], path: &str) {
+    let row = json!({"run_id": "os-1", "workflow_id": "daily-report", "session_id": "s-1", "status": "CANCELLED"});
+    fakes.iter().for_each(|fake| fake.pin("GET", path, Reply::json(200, &row)));
+}
+
+#[tokio::test]
+async fn a_cancel_of_a_run_that_nobody_placed_goes_to_every_replica() {
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let (first, second) = (Stack::over(&urls, unprobed()).await, Stack::over(&urls, unprobed()).await);
+    let path = foreign(&first, &fakes).await;
+    end_on_cancel(&fakes, &path);
+    let ask = || Ask::post(&format!("{path}/cancel?session_id=s-1")).by(&Who::alice());
+    let told = |fakes: &[FakeAgentOs]| {
+        fakes.iter().map(|fake| fake.requests_to(&format!("{path}/cancel")).len()).sum::<usize>()
+    };
+    // The gateway that started it has learned where it is.
+    assert_eq!(first.send(ask()).await.status, 200);
+    assert_eq!(told(&fakes), 1);
+    let got = second.send(ask()).await;
+    assert_eq!((got.status, told(&fakes)), (200, 3), "{got:?}");
+    // Somebody else's is none.
+    let other = Ask::post(&format!("{path}/cancel?session_id=s-1")).by(&Who::new("bob").role("operator"));
+    assert_eq!(second.send(other).await.status, 404);
+    assert_eq!(told(&fakes), 3);
+}
+
+#[tokio::test]
+async fn gateways_over_one_store_learn_from_each_other_where_runs_are() {
+    let (server, folder) = (RedisServer::start(), TempDir::new().unwrap());
+    let url = folder.path().join("redis.url");
+    std::fs::write(&url, server.url().expose()).unwrap();
+    let settings =
+        unprobed().set("[quota]", "store", "\"redis\"").set("[store]", "redis", &format!("{{ file = {url:?} }}"));
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let first = Stack::over(&urls, settings.clone()).await;
+    let path = foreign(&first, &fakes).await;
+    end_on_cancel(&fakes, &path);
+    // As after a restart: nothing is known here but what the store knows.
+    let second = Stack::over(&urls, settings).await;
+    let got = second.send(Ask::post(&format!("{path}/cancel?session_id=s-1")).by(&Who::alice())).await;
+    assert_eq!(got.status, 200, "{got:?}");
+    let told: Vec<usize> = fakes.iter().map(|fake| fake.requests_to(&format!("{path}/cancel")).len()).collect();
+    let ran: Vec<usize> = fakes.iter().map(|fake| fake.requests_to("/workflows/daily-report/runs").len()).collect();
+    assert_eq!(told, ran, "only the replica that holds the run is told");
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_run_whose_replica_is_gone_is_told_as_incomplete() {
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let stack = Stack::over(&urls, unprobed()).await;
+    let got = stack.send(Ask::plain_run().by(&Who::alice())).await;
+    let run = got.json()["run_id"].as_str().unwrap().to_owned();
+    let (holder, other): (Vec<_>, Vec<_>) = fakes.into_iter().partition(|fake| !fake.requests_to(RUNS).is_empty());
+    drop(holder);
+    let resume = || Ask::post(&format!("{RUNS}/{run}/resume")).field("session_id", "s-1").by(&Who::alice());
+    let row = json!({
+        "run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": "RUNNING", "user_id": "acme~alice",
+        "events": [{"event": "RunStarted", "run_id": run}],
+    });
+    other[0].pin("GET", &format!("{RUNS}/{run}"), Reply::json(200, &row));
+    let got = stack.send(resume()).await;
+    let text = got.text();
+    assert_eq!(got.status, 200, "{text}");
+    assert!(text.contains("\"incomplete\":true") && text.contains("event: RunStarted"), "{text}");
+    let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!((&last["event"], &last["run_id"], &last["retry"]), (&json!("error"), &json!(run), &json!(false)));
+    assert_eq!(other[0].requests_to(&format!("{RUNS}/{run}/resume")), [], "another replica would say that all is well");
+    // The database does not know it either: then it is gone.
+    other[0].pin("GET", &format!("{RUNS}/{run}"), Reply::detail(404, "Run not found"));
+    assert_eq!(stack.send(resume()).await.status, 404);
+}
+
+async fn leaves(rule: &str) -> (Stack, crate::fake::Gate, String) {
+    let settings = Settings::new().set("[clusters.on_disconnect]", "create_agent_run", &format!("{rule:?}")).set(
+        "[plans.open]",
+        "concurrent_runs",
+        "1",
+    );
+    let stack = Stack::before(vec![FakeAgentOs::start_as(crate::fake::Line::V2).await], settings).await;
+    let (flow, gate, run) = started(&stack, stack.os()).await;
+    drop(flow);
+    (stack, gate, run)
+}
+
+#[tokio::test]
+async fn a_detached_run_goes_on_without_its_caller() {
+    let (stack, gate, _) = leaves("detach").await;
+    // Its slot is taken while it goes on.
+    let refused = stack.send(Ask::plain_run().by(&Who::alice())).await;
+    assert_eq!(refused.code(), "too_many_runs", "{refused:?}");
+    gate.open();
+    stack.os().wait_for("the end of the run", |seen| seen.iter().any(|r| r.path() == RUNS && r.answered)).await;
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+    assert!(stack.os().requests_to(RUNS).iter().all(|request| !request.aborted));
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_with_its_caller_is_told_so() {
+    let (stack, _gate, run) = leaves("cancel").await;
+    stack.os().wait_for_request(&format!("{RUNS}/{run}/cancel"), 1).await;
+    stack.os().wait_for_abort(RUNS).await;
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_run_keeps_its_slot_until_it_is_seen_to_end() {
+    let settings = Settings::new().set("[plans.open]", "concurrent_runs", "1");
+    let stack = Stack::with(settings).await;
+    let (flow, _gate, run) = started(&stack, stack.os()).await;
+    let stored = format!("{RUNS}/{run}");
+    let row = |status: &str| json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": status});
+    stack.os().pin("GET", &stored, Reply::json(200, &row("RUNNING")));
+    drop(flow);
+    stack.os().wait_for_request(&stored, 2).await;
+    assert_eq!(stack.send(stream()).await.code(), "too_many_runs");
+    stack.os().pin("GET", &stored, Reply::json(200, &row("CANCELLED")));
+    within("the slot", async { while stack.metric_sum("tollbridge_runs_active", &[]).await > 0.0 {} }).await;
+}
+
+#[tokio::test]
+async fn streams_that_go_on_at_the_end_of_a_drain_are_told_to_try_again() {
+    let stack = Stack::with(Settings::new().set("[server]", "drain_timeout", "\"1s\"")).await;
+    let (mut flow, _gate, run) = started(&stack, stack.os()).await;
+    let (_, (text, clean)) = tokio::join!(stack.running.drain(), flow.rest());
+    assert!(clean, "{text}");
+    let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!((&last["code"], &last["retry"], &last["run_id"]), (&json!("draining"), &json!(true), &json!(run)));
+}
