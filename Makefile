@@ -1,8 +1,8 @@
 # Developer commands. `make` alone lists them.
 #
-#   AGNO=2.5.6          demo, tour, clients, conformance: the agno release (3.1.10)
+#   AGNO=2.5.6          demo, tour, cluster, clients, conformance: the agno release (3.1.10)
 #   FREE_PORTS=1        demo: free ports instead of the ones in config.toml
-#   TOLLBRIDGE_BIN=…    demo, tour, clients, conformance: take this binary instead of building one
+#   TOLLBRIDGE_BIN=…    demo, tour, cluster, clients, conformance: take this binary instead of building one
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +15,7 @@ PYTHON ?= python3
 DEMO := $(PYTHON) scripts/demo.py
 LOG := target/test-logs
 
-.PHONY: help demo tour clients conformance test build bench load conformance-http clean deps venvs fmt lint unit doc
+.PHONY: help demo tour cluster clients conformance test build bench load conformance-http clean deps venvs fmt lint unit doc
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
@@ -25,6 +25,9 @@ demo: deps ## start two AgentOS replicas and Tollbridge, print lines to paste, s
 
 tour: deps ## play a scripted tour through both doors on free ports; fails when a step fails
 	@$(DEMO) tour --agno $(AGNO)
+
+cluster: deps ## prove on free ports what two gateways with one Redis share
+	@exec $(PYTHON) examples/cluster/run.py --prove --agno $(AGNO)
 
 clients: deps ## let the official MCP clients (Python, TypeScript, inspector) call the example
 	@$(DEMO) clients --agno $(AGNO)

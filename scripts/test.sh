@@ -54,6 +54,7 @@ stage "tests" tests
 stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 stage "clients" python3 scripts/demo.py clients
 stage "tour" python3 scripts/demo.py tour
+stage "cluster" python3 examples/cluster/run.py --prove
 
 if [ ${#failed[@]} -gt 0 ]; then
   echo "FAILED: ${failed[*]}"

@@ -45,6 +45,17 @@ pub struct CredentialId {
     pub audiences: Vec<Arc<str>>,
 }
 
+/// A client certificate that was verified against the authorities of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// What it calls its holder: `subject:…` (RFC 4514), `dns:…`, `uri:…`, `email:…`.
+    pub names: Vec<String>,
+    /// SHA-256 of the certificate.
+    pub sha256: [u8; 32],
+    /// When it ends, in seconds since the Unix epoch.
+    pub expires_at: u64,
+}
+
 /// A verified caller. Built by `identity` only, shared by `Arc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {

@@ -13,7 +13,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -23,6 +25,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::gateway::request_id;
+use crate::secret::Secret;
 use crate::telemetry::{METRICS_CONTENT_TYPE, Telemetry};
 
 pub use settings::Settings;
@@ -42,16 +45,24 @@ pub trait Readiness: Send + Sync {
     fn ready(&self) -> Result<(), String>;
 }
 
+/// Reads the configuration again.
+pub trait Reloading: Send + Sync {
+    /// `Err` says, for the operator, why nothing changed.
+    fn reload(&self) -> BoxFuture<'_, Result<(), String>>;
+}
+
 /// What the admin listener serves from.
 pub struct AdminState {
-    /// Address and token.
-    pub settings: Settings,
+    /// Bearer token; `None` only on a loopback address. A reload may replace it.
+    pub token: Arc<ArcSwapOption<Secret>>,
     /// The metrics.
     pub telemetry: Arc<Telemetry>,
     /// Asked by `/readyz`.
     pub readiness: Arc<dyn Readiness>,
     /// Asked by `/quota` and `/usage`.
     pub steering: Arc<dyn Steering>,
+    /// Asked by `/reload`.
+    pub reloading: Arc<dyn Reloading>,
 }
 
 /// Serves one accepted connection until it closes, errs, or meets its deadline.
@@ -104,9 +115,12 @@ impl AdminState {
         if let Err(refused) = guard::check_host(request) {
             return problem(refused);
         }
-        let trusted = guard::has_token(request.headers(), self.settings.token.as_ref());
+        let trusted = guard::has_token(request.headers(), self.token.load().as_deref());
         if let Some(wish) = Wish::of(request.uri().path()) {
             return self.steer(&wish, request, trusted).await.unwrap_or_else(problem);
+        }
+        if request.uri().path() == "/reload" {
+            return self.reload(request, trusted).await.unwrap_or_else(problem);
         }
         let Some(route) = Route::of(request.uri().path()) else {
             return problem(reply::Problem::NOT_FOUND);
@@ -138,6 +152,18 @@ impl AdminState {
             guard::check_no_browser(request.headers())?;
         }
         wish.fulfil(&*self.steering, request).await
+    }
+
+    async fn reload<B>(&self, request: &Request<B>, trusted: bool) -> Result<Response<Full<Bytes>>, reply::Problem> {
+        if !trusted {
+            return Err(reply::Problem::UNAUTHENTICATED);
+        }
+        if *request.method() != Method::POST {
+            return Err(reply::Problem::method_not_allowed("POST"));
+        }
+        guard::check_no_browser(request.headers())?;
+        self.reloading.reload().await.map_err(|why| reply::Problem::NOT_RELOADED.saying(why))?;
+        Ok(reply::document("application/json", "{\"result\":\"reloaded\"}".to_owned()))
     }
 
     /// Probes carry no token; they learn the verdict, not the reason.

@@ -49,7 +49,9 @@ impl Problem {
         status: StatusCode::NOT_FOUND,
         code: "not_found",
         title: "Not found",
-        detail: Cow::Borrowed("the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage"),
+        detail: Cow::Borrowed(
+            "the admin listener serves /metrics, /healthz, /readyz, /reload, /quota/{tenant} and /usage",
+        ),
         allow: "",
     };
     pub(super) const FROM_A_PAGE: Self = Self {
@@ -57,6 +59,13 @@ impl Problem {
         code: "forbidden",
         title: "Forbidden",
         detail: Cow::Borrowed("web pages may not change anything here"),
+        allow: "",
+    };
+    pub(super) const NOT_RELOADED: Self = Self {
+        status: StatusCode::UNPROCESSABLE_ENTITY,
+        code: "configuration_refused",
+        title: "Configuration refused",
+        detail: Cow::Borrowed("the configuration cannot be used, the old one stays"),
         allow: "",
     };
     pub(super) const STORE_LOST: Self = Self {

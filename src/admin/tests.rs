@@ -17,6 +17,15 @@ impl Readiness for Fixed {
     }
 }
 
+/// A configuration that cannot be read.
+struct Broken;
+
+impl Reloading for Broken {
+    fn reload(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Err("config.toml:3:1: unknown key".to_owned()) })
+    }
+}
+
 /// Says back what it is asked.
 struct Steered;
 
@@ -95,7 +104,7 @@ async fn quotas_are_shown_corrected_and_exported() {
     ] {
         assert_eq!(ask(line, fields).await.0, code, "{line}");
     }
-    for (line, allow) in [("GET /quota/acme/reset", "POST"), ("POST /usage", "GET")] {
+    for (line, allow) in [("GET /quota/acme/reset", "POST"), ("POST /usage", "GET"), ("GET /reload", "POST")] {
         let request = format!("{line} HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n");
         let answer = exchange(Arc::clone(&state), request).await;
         assert!(answer.contains(&format!("allow: {allow}\r\n")), "{answer}");
@@ -111,10 +120,11 @@ fn state(token: Option<&str>, ready: Result<(), &str>) -> Arc<AdminState> {
         audit_failure: telemetry::AuditFailure::Continue,
     };
     Arc::new(AdminState {
-        settings: Settings { listen: "127.0.0.1:9090".parse().unwrap(), token: token.map(Secret::new) },
+        token: Arc::new(ArcSwapOption::from_pointee(token.map(Secret::new))),
         telemetry: Telemetry::new(off, []).unwrap(),
         readiness: Arc::new(Fixed(ready.map_err(str::to_owned))),
         steering: Arc::new(Steered),
+        reloading: Arc::new(Broken),
     })
 }
 
@@ -190,7 +200,7 @@ async fn everything_else_is_a_problem() {
     let answer = get(&state, "/console", "x-request-id: r-1\r\n").await;
     let expected = json!({
         "type": "about:blank", "title": "Not found", "status": 404, "code": "not_found", "request_id": "r-1",
-        "detail": "the admin listener serves /metrics, /healthz, /readyz, /quota/{tenant} and /usage",
+        "detail": "the admin listener serves /metrics, /healthz, /readyz, /reload, /quota/{tenant} and /usage",
     });
     assert_eq!(serde_json::from_str::<Value>(body(&answer)).unwrap(), expected);
     for method in ["POST", "DELETE", "OPTIONS", "TRACE", "BREW"] {

@@ -1,10 +1,12 @@
 //! Owns `tollbridge run`: logging, the runtime, and the server inside it.
-//! Does not reload by itself.
+//! Does not decide when to reload (`server`).
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Ended, chain, configuration, talk};
-use crate::server::{self, StartError, Threads};
+use crate::config::{self, ProcessEnv};
+use crate::server::{self, Reread, StartError, Threads};
 use crate::telemetry;
 
 /// What is logged to stderr: state changes of ours, warnings of everybody else.
@@ -29,7 +31,9 @@ pub(super) fn run(path: &Path) -> Ended {
             return Ended::Failed;
         }
     };
-    match runtime.block_on(server::serve(config)) {
+    let from = path.to_owned();
+    let reread: Reread = Arc::new(move || config::load(&from, &ProcessEnv));
+    match runtime.block_on(server::serve(config, reread)) {
         Ok(()) => Ended::Done,
         Err(StartError::Compose(errors)) => {
             errors.iter().for_each(|error| talk(&chain(error)));

@@ -67,7 +67,7 @@ fn list(config: &Config, arguments: &ToolsArguments) -> Result<Result<Vec<Value>
         let (snapshot, client) = rehearsal::stages(config)?;
         let supposed = arguments.claims.as_deref().map(|file| rehearsal::supposed(&snapshot, file)).transpose()?;
         let gateway = rehearsal::gateway(config, snapshot, client)?;
-        let carrier = Carrier { request_id: "tools".into(), peer: arguments.address, host: None };
+        let carrier = Carrier { request_id: "tools".into(), peer: arguments.address, host: None, certificate: None };
         let principal = match supposed {
             Some(principal) => Arc::new(principal),
             None => match authenticate(&gateway, &carrier, arguments.token.as_deref().unwrap_or_default()).await? {

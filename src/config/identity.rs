@@ -6,7 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
 
-use crate::identity::{Algorithm, ApiKey, Claims, Issuer, KeySource, LEEWAY_MAX, Settings, UnknownTenant};
+use crate::identity::{
+    Algorithm, ApiKey, CertificateHolder, Claims, Issuer, KeySource, LEEWAY_MAX, Settings, UnknownTenant,
+};
 use crate::principal::TenantId;
 use crate::telemetry::Timestamp;
 
@@ -14,9 +16,10 @@ use super::plans;
 use super::reader::{At, Table, Value};
 use super::secrets::is_pem;
 use super::tenants;
+use super::words::quoted;
 
-/// Beginnings of subjects that name API keys, service accounts and AgentOS itself.
-const RESERVED: [&str; 3] = ["key:", "sa:", "__"];
+/// Beginnings of subjects that name API keys, client certificates, service accounts and AgentOS itself.
+const RESERVED: [&str; 4] = ["key:", "cert:", "sa:", "__"];
 /// Longest `subject_prefix`, as `identity` takes it.
 const PREFIX_BYTES_MAX: usize = 64;
 
@@ -41,13 +44,15 @@ pub(super) fn read(root: &Table<'_>, tenants: &tenants::Read, plans: &plans::Rea
     let issuers = issuers(&table, &names);
     let claims = claims(&table);
     let api_keys = api_keys(&table, &names);
-    if table.get("issuers").is_none() && table.get("api_keys").is_none() {
+    let certificates = certificates(&table, &names);
+    let absent = |key| table.get(key).is_none();
+    if absent("issuers") && absent("api_keys") && absent("certificates") {
         let help = "add `[[identity.issuers]]` or `[[identity.api_keys]]`".to_owned();
         root.source.problem(table.at, "no issuer and no API key: nobody could call", Some(help));
     }
     table.close();
     let tenants = tenants.tenants.keys().cloned().collect();
-    Some(Settings { unknown_tenant, stream_grace, revoked, leeway, issuers, claims, api_keys, tenants })
+    Some(Settings { unknown_tenant, stream_grace, revoked, leeway, issuers, claims, api_keys, certificates, tenants })
 }
 
 fn claims(table: &Table<'_>) -> Claims {
@@ -297,6 +302,57 @@ fn api_key(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<ApiKey> {
     let id = table.require("id", "\"ci\"").and_then(|v| key_id(&v));
     let sha256 = table.require("sha256", "\"…\"").and_then(|v| sha256(&v));
     let tenant = table.require("tenant", "\"acme\"").and_then(|v| tenants.value(&v));
+    let (roles, scopes, plan) = rights(&table, tenants);
+    let expires_at = table.get("expires_at").and_then(|v| v.time());
+    table.close();
+    Some(ApiKey { id: id?, sha256: sha256?, tenant: tenant?, roles, scopes, plan, expires_at })
+}
+
+fn certificates(table: &Table<'_>, tenants: &Tenants<'_, '_>) -> Vec<CertificateHolder> {
+    let mut read: Vec<At<CertificateHolder>> = Vec::new();
+    for section in table.sections("certificates") {
+        let at = section.at;
+        let Some(holder) = certificate(section, tenants) else { continue };
+        for earlier in &read {
+            let line = tenants.root.source.line(earlier.at);
+            if earlier.value.id == holder.id {
+                let message = format!("the certificate id `{}` is already used in line {line}", holder.id);
+                tenants.root.source.problem(at, message, None);
+            } else if earlier.value.name == holder.name {
+                let message =
+                    format!("certificates named `{}` stand for `{}` (line {line})", holder.name, earlier.value.id);
+                tenants.root.source.problem(at, message, Some("give each its own name".to_owned()));
+            }
+        }
+        read.push(At { value: holder, at });
+    }
+    read.into_iter().map(|holder| holder.value).collect()
+}
+
+fn certificate(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<CertificateHolder> {
+    let id = table.require("id", "\"billing\"").and_then(|v| key_id(&v));
+    let name = table.require("name", "\"uri:spiffe://example.com/billing\"").and_then(|v| certificate_name(&v));
+    let tenant = table.require("tenant", "\"acme\"").and_then(|v| tenants.value(&v));
+    let (roles, scopes, plan) = rights(&table, tenants);
+    table.close();
+    Some(CertificateHolder { id: id?, name: name?, tenant: tenant?, roles, scopes, plan })
+}
+
+fn certificate_name(value: &Value<'_>) -> Option<String> {
+    let kinds = CertificateHolder::KINDS;
+    let text = value.string("a name of a certificate such as `\"dns:billing.example.com\"`")?;
+    match kinds.into_iter().find(|kind| text.starts_with(kind) && text.len() > kind.len()) {
+        Some("dns:") => Some(text.to_ascii_lowercase()),
+        Some(_) => Some(text.to_owned()),
+        None => {
+            let help = format!("it begins with one of {}", quoted(kinds.into_iter()));
+            value.problem(format!("is `{text}`, which names nothing in a certificate"), Some(help))
+        }
+    }
+}
+
+/// Roles, scopes and plan of a machine.
+fn rights(table: &Table<'_>, tenants: &Tenants<'_, '_>) -> (Vec<String>, Vec<String>, Option<String>) {
     let list = |key: &'static str, each: &str| {
         let names = table.get(key).and_then(|v| v.strings(each)).unwrap_or_default();
         names.into_iter().map(|name| name.value.to_owned()).collect::<Vec<_>>()
@@ -307,9 +363,7 @@ fn api_key(table: Table<'_>, tenants: &Tenants<'_, '_>) -> Option<ApiKey> {
         tenants.plans.known(tenants.root, &name, &v.label);
         Some(name.value)
     });
-    let expires_at = table.get("expires_at").and_then(|v| v.time());
-    table.close();
-    Some(ApiKey { id: id?, sha256: sha256?, tenant: tenant?, roles, scopes, plan, expires_at })
+    (roles, scopes, plan)
 }
 
 /// An API key's record as it stands in a configuration file.

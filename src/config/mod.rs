@@ -15,6 +15,7 @@ mod approvals;
 mod cache;
 mod cases;
 mod clusters;
+mod front;
 mod identity;
 mod limits;
 mod mcp_authorization;
@@ -29,7 +30,7 @@ mod telemetry;
 mod tenants;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ const FILE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The Settings of every module, checked against each other.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file, and every certificate, key and secret file that it refers to.
+    pub files: Vec<PathBuf>,
     /// Runtime and accept loop.
     pub server: ServerSettings,
     /// Secrets that sign run ids and handles: the first signs, all verify. Never empty.
@@ -98,7 +101,10 @@ pub fn load(path: &Path, env: &dyn Env) -> Result<(Config, Vec<Problem>), Proble
     let text = read(path)?;
     let document = parse(path, &text)?;
     let source = Source::new(path, &text, env);
-    let config = config(Table::root(&source, &document));
+    let mut config = config(Table::root(&source, &document));
+    if let Some(config) = &mut config {
+        config.files = std::iter::once(path.to_owned()).chain(source.dependencies()).collect();
+    }
     let (problems, warnings) = source.findings();
     match config {
         Some(config) if problems.is_empty() => Ok((config, warnings)),
@@ -128,6 +134,7 @@ fn config(root: Table<'_>) -> Option<Config> {
     contradict(&root, &plans, unknown);
     if let (Some(catalog), Some(server)) = (&catalog, &server) {
         hide(&root, catalog, &server.mcp.path);
+        front::known_operations(&root, catalog, &server.operations);
     }
     if let (Some(server), Some(identity)) = (&server, &identity) {
         mcp_authorization::contradict(&root, &server.mcp, identity);
@@ -140,6 +147,7 @@ fn config(root: Table<'_>) -> Option<Config> {
     let (clusters, tenant_clusters) = clusters?;
     let server = server?;
     Some(Config {
+        files: Vec::new(),
         server: server.server,
         secrets: server.secrets,
         limits: server.limits,

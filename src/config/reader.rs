@@ -24,6 +24,8 @@ pub(super) struct Source<'a> {
     text: &'a str,
     /// Where environment variables come from.
     pub(super) env: &'a dyn Env,
+    /// Files that the configuration refers to and that were opened: certificates, keys, secrets.
+    opened: RefCell<Vec<PathBuf>>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
 }
@@ -62,7 +64,18 @@ impl<'a> Source<'a> {
     pub(super) fn new(path: &Path, text: &'a str, env: &'a dyn Env) -> Self {
         let dir = path.parent().map(Path::to_path_buf).unwrap_or_default();
         let file = path.display().to_string();
-        Self { file, dir, text, env, problems: RefCell::default(), warnings: RefCell::default() }
+        let opened = RefCell::default();
+        Self { file, dir, text, env, opened, problems: RefCell::default(), warnings: RefCell::default() }
+    }
+
+    /// Notes a file whose contents the configuration depends on.
+    pub(super) fn depends_on(&self, path: &Path) {
+        self.opened.borrow_mut().push(path.to_owned());
+    }
+
+    /// The files noted so far.
+    pub(super) fn dependencies(&self) -> Vec<PathBuf> {
+        self.opened.borrow().clone()
     }
 
     /// Reports what makes the file unusable.

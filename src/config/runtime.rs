@@ -3,6 +3,7 @@
 //! Holds no secret.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Settings of the runtime and the accept loop.
@@ -14,6 +15,12 @@ pub struct ServerSettings {
     pub threads: Threads,
     /// How long exchanges in flight may take to end after SIGTERM.
     pub drain_timeout: Duration,
+    /// How long they may take after a new binary has taken over.
+    pub upgrade_timeout: Duration,
+    /// Where the id of the process is written.
+    pub pid_file: Option<PathBuf>,
+    /// How often files are looked at, to reload what changed; `None`: never.
+    pub watch: Option<Duration>,
     /// Open connections; further ones wait in the listen queue.
     pub connections_max: usize,
 }

@@ -80,6 +80,7 @@ impl Value<'_> {
 
     fn secret_of_file(&self, written: &str) -> Option<At<Secret>> {
         let path = self.source.path(written);
+        self.source.depends_on(&path);
         let bytes = match read_capped(&path) {
             Ok(bytes) => bytes,
             Err(cause) => return self.problem(format!("refers to the file `{written}`: {cause}"), None),

@@ -1,4 +1,4 @@
-//! Owns `[server]`, `[server.limits]`, `[admin]` and `[mcp]`: what listens, and for whom.
+//! Owns `[server]`, `[admin]` and `[mcp]`: what listens, and for whom (`front` has what stands before requests).
 //! Does not bind and does not load certificates.
 
 use std::net::SocketAddr;
@@ -9,11 +9,11 @@ use crate::mcp::Toolset;
 use crate::secret::Secret;
 use crate::{admin, mcp, proxy};
 
+use super::front::{self, ReadLimits};
 use super::mcp_authorization;
 use super::mcp_runs;
 use super::reader::{At, Table, Value};
 use super::runtime::{ServerSettings, Threads};
-use super::secrets::unreadable;
 use super::words::{nearest, quoted};
 
 /// Shortest `[server] secret`: the output size of the MAC.
@@ -26,6 +26,8 @@ pub(super) struct Read {
     pub(super) server: ServerSettings,
     pub(super) secrets: Vec<Secret>,
     pub(super) limits: Limits,
+    /// Operations that have limits of their own, with their places.
+    pub(super) operations: Vec<At<String>>,
     pub(super) proxy: proxy::Settings,
     pub(super) mcp: mcp::Settings,
     pub(super) admin: admin::Settings,
@@ -40,19 +42,38 @@ pub(super) fn read(root: &Table<'_>) -> Option<Read> {
     };
     let listen = table.get("listen").map_or(Some(loopback(8080)), |v| v.address());
     let public_url = public_url(&table, listen);
-    let tls = table.get("tls").and_then(|v| tls(&v));
+    let tls = table.get("tls").and_then(|v| front::tls(&v));
     let h2c = table.get("h2c").and_then(|v| v.boolean()).unwrap_or(false);
     let secrets = secrets(&table);
     let threads = table.get("threads").and_then(|v| threads(&v)).unwrap_or(Threads::Auto);
     let drain = seconds(0)..=Duration::from_hours(1);
     let drain_timeout = table.get("drain_timeout").and_then(|v| v.duration(drain)).unwrap_or(seconds(30));
-    let (limits, connections_max) = limits(&table);
+    let drain = seconds(0)..=Duration::from_hours(24);
+    let upgrade_timeout =
+        table.get("upgrade_timeout").and_then(|v| v.duration(drain)).unwrap_or(Duration::from_hours(1));
+    let pid_file = table.get("pid_file").and_then(|v| v.path());
+    let watch = table.get("watch").and_then(|v| watch(&v)).unwrap_or_default();
+    let from = |key: &'static str| {
+        let section = table.section(key)?;
+        let networks = section.require("from", "[\"10.0.0.0/8\"]").and_then(|v| front::networks(&v));
+        section.close();
+        networks
+    };
+    let proxy_protocol = from("proxy_protocol").unwrap_or_default();
+    let forwarded_for = from("forwarded_for").unwrap_or_default();
+    let (cors, gzip_bytes_min) = (front::cors(&table), front::compression(&table));
+    let ReadLimits { limits, connections_max, operations } = front::limits(&table);
     table.close();
     let admin = admin_door(root, listen);
-    let mcp = mcp_door(root, public_url.as_ref());
-    let server = ServerSettings { listen: listen?, threads, drain_timeout, connections_max };
-    let proxy = proxy::Settings { public_url: public_url?, tls, h2c };
-    Some(Read { server, secrets: secrets?, limits, proxy, mcp: mcp?, admin: admin? })
+    let mut mcp = mcp_door(root, public_url.as_ref());
+    if let (Some(mcp), Some(cors)) = (&mut mcp, &cors) {
+        mcp.origins.clone_from(&cors.origins);
+    }
+    let listen = listen?;
+    let server = ServerSettings { listen, threads, drain_timeout, upgrade_timeout, pid_file, watch, connections_max };
+    let proxy =
+        proxy::Settings { public_url: public_url?, tls, h2c, proxy_protocol, forwarded_for, cors, gzip_bytes_min };
+    Some(Read { server, secrets: secrets?, limits, operations, proxy, mcp: mcp?, admin: admin? })
 }
 
 fn public_url(table: &Table<'_>, listen: Option<SocketAddr>) -> Option<url::Url> {
@@ -73,22 +94,6 @@ fn public_url(table: &Table<'_>, listen: Option<SocketAddr>) -> Option<url::Url>
     }
     let help = format!("write `{}`", url.origin().ascii_serialization());
     value.problem("must hold scheme, host and port only", Some(help))
-}
-
-fn tls(value: &Value<'_>) -> Option<proxy::Tls> {
-    let table = value.table()?;
-    let file = |value: Value<'_>| {
-        let path = value.path()?;
-        match std::fs::File::open(&path) {
-            Ok(_) => Some(path),
-            Err(error) => value.problem(format!("cannot be read: {}", unreadable(error)), None),
-        }
-    };
-    let certificate = table.require("certificate", "\"server.pem\"").and_then(file);
-    let key = table.require("key", "\"server.key\"").and_then(file);
-    let client_ca = table.get("client_ca").and_then(file);
-    table.close();
-    Some(proxy::Tls { certificate: certificate?, key: key?, client_ca })
 }
 
 /// One secret or a list of them: the first signs, all verify.
@@ -112,30 +117,19 @@ fn secrets(table: &Table<'_>) -> Option<Vec<Secret>> {
     read.into_iter().collect()
 }
 
+/// `"off"` or how often to look.
+fn watch(value: &Value<'_>) -> Option<Option<Duration>> {
+    match value.text() {
+        Some("off") => Some(None),
+        Some(_) | None => value.duration(seconds(1)..=Duration::from_hours(1)).map(Some),
+    }
+}
+
 fn threads(value: &Value<'_>) -> Option<Threads> {
     match value.text() {
         Some(_) => value.word(&[("auto", Threads::Auto)]),
         None => value.integer(1..=1024).map(|count| Threads::Count(narrow(count))),
     }
-}
-
-fn limits(server: &Table<'_>) -> (Limits, usize) {
-    let (default, connections) = (Limits::default(), 20_000);
-    let Some(table) = server.section("limits") else { return (default, connections) };
-    let size = |key, low, high| table.get(key).and_then(|v: Value<'_>| v.size(low..=high));
-    let limits = Limits {
-        header_bytes: size("header_bytes", 1 << 10, 1 << 20).map_or(default.header_bytes, narrow),
-        body_bytes: size("body_bytes", 1 << 10, 64 << 30).unwrap_or(default.body_bytes),
-        form_field_bytes: size("form_field_bytes", 1 << 10, 64 << 20).map_or(default.form_field_bytes, narrow),
-        json_body_bytes: size("json_body_bytes", 1 << 10, 64 << 20).map_or(default.json_body_bytes, narrow),
-        header_timeout: table
-            .get("header_timeout")
-            .and_then(|v| v.duration(Duration::from_millis(100)..=seconds(300)))
-            .unwrap_or(default.header_timeout),
-    };
-    let connections = table.get("connections").and_then(|v| v.integer(1..=1_000_000)).map_or(connections, narrow);
-    table.close();
-    (limits, connections)
 }
 
 fn admin_door(root: &Table<'_>, main: Option<SocketAddr>) -> Option<admin::Settings> {
@@ -180,6 +174,7 @@ fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Sett
         runs: mcp::RunSettings::default(),
         authorization: None,
         discovery_interval: mcp::settings::DISCOVERY_INTERVAL,
+        origins: Vec::new(),
     };
     let Some(table) = root.section("mcp") else { return public_url.map(default) };
     let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
@@ -190,8 +185,8 @@ fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Sett
     let discovery_interval = table.get("discovery_interval").and_then(|v| v.duration(range));
     let discovery_interval = discovery_interval.unwrap_or(mcp::settings::DISCOVERY_INTERVAL);
     table.close();
-    let public_url = public_url?.clone();
-    Some(mcp::Settings { enabled, path, toolsets, public_url, runs, authorization, discovery_interval })
+    let (public_url, origins) = (public_url?.clone(), Vec::new());
+    Some(mcp::Settings { enabled, path, toolsets, public_url, runs, authorization, discovery_interval, origins })
 }
 
 fn mcp_path(value: &Value<'_>) -> Option<String> {

@@ -18,7 +18,7 @@ use super::trail::Said;
 use crate::agentos::{CanonicalPath, Exposure, Matched, NotMatched, Operation, Own};
 use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
-use crate::principal::Principal;
+use crate::principal::{ClientCertificate, Principal};
 use crate::quota::{self, Exceeded, ExceededKind, LimitState, NoPlan, Pass, Scope, Work};
 
 /// Guards against floods from one address, before anything is known about the caller.
@@ -26,13 +26,21 @@ pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
     snapshot.quota.flood(peer).map_err(exceeded)
 }
 
-/// Verifies the one credential of a request.
-pub(super) async fn identify(snapshot: &Snapshot, headers: &HeaderMap) -> Result<Arc<Principal>, Refusal> {
+/// Verifies the one credential of a request; a client certificate is one where the request names no other: whoever
+/// holds both may choose, and says so by sending a token.
+pub(super) async fn identify(
+    snapshot: &Snapshot,
+    headers: &HeaderMap,
+    certificate: Option<&ClientCertificate>,
+) -> Result<Arc<Principal>, Refusal> {
     let refuse = |code| Refusal::new(code, Stage::Identity);
-    let credential = Credential::from_headers(headers)
-        .map_err(|_| refuse(Code::CredentialAmbiguous))?
-        .ok_or_else(|| refuse(Code::Unauthenticated).because("no credential"))?;
-    snapshot.identity.verify(&credential, SystemTime::now()).await.map_err(|refused| {
+    let credential = Credential::from_headers(headers).map_err(|_| refuse(Code::CredentialAmbiguous))?;
+    let verified = match (credential, certificate) {
+        (Some(credential), _) => snapshot.identity.verify(&credential, SystemTime::now()).await,
+        (None, Some(certificate)) => snapshot.identity.verify_certificate(certificate, SystemTime::now()),
+        (None, None) => Err(Refused::Missing),
+    };
+    verified.map_err(|refused| {
         let code = match refused {
             Refused::Expired => Code::TokenExpired,
             Refused::KeysUnavailable => Code::Overloaded,
@@ -80,7 +88,8 @@ pub(super) async fn principal(
     exchange: &mut Exchange,
 ) -> Result<Arc<Principal>, Refusal> {
     let principal = match caller {
-        Caller::ByHeaders => identify(snapshot, headers).await?,
+        Caller::ByHeaders => identify(snapshot, headers, None).await?,
+        Caller::ByCertificate(certificate) => identify(snapshot, headers, Some(certificate)).await?,
         // Verified once for its carrier, which may live long: a revocation since then counts.
         Caller::Verified(principal) if snapshot.identity.revocations().covers(principal) => {
             return Err(Refusal::new(Code::Unauthenticated, Stage::Identity).because("credential revoked"));

@@ -18,8 +18,8 @@ use crate::agentos::{Body, FILE_FIELDS, Operation};
 
 /// How much of a form is read before admission; deciding fields must start within it.
 const FORM_PREFIX_BYTES: usize = 48 * 1024;
-/// Longest silence while a body is read.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Longest silence while a body is read, should a door not watch it. Above what `body_timeout` may be.
+const BODY_SILENCE_MAX: Duration = Duration::from_mins(11);
 
 /// A request body, read and checked.
 pub(super) enum Payload {
@@ -46,6 +46,7 @@ pub(super) async fn read(
     headers: &HeaderMap,
     limits: &Limits,
 ) -> Result<Payload, Refusal> {
+    let limits = &Limits { body_bytes: limits.body_bytes_of(operation.id), ..limits.clone() };
     if declared(&inbound).is_some_and(|length| length > limits.body_bytes) {
         return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
     }
@@ -85,6 +86,11 @@ fn declared(inbound: &Inbound) -> Option<u64> {
     }
 }
 
+/// A limit on a kind of body, or the one on the operation's where that is narrower.
+fn narrowest(bytes_max: usize, limits: &Limits) -> usize {
+    usize::try_from(limits.body_bytes).unwrap_or(usize::MAX).min(bytes_max)
+}
+
 async fn nothing(inbound: Inbound) -> Result<Payload, Refusal> {
     if collect(inbound, 0).await.is_ok_and(|b| b.is_empty()) {
         return Ok(Payload::None);
@@ -98,7 +104,7 @@ async fn json(
     allowed: &'static [&'static str],
     limits: &Limits,
 ) -> Result<Payload, Refusal> {
-    let bytes = collect(inbound, limits.json_body_bytes).await?;
+    let bytes = collect(inbound, narrowest(limits.json_body_bytes, limits)).await?;
     if bytes.is_empty() {
         return Ok(Payload::None);
     }
@@ -134,7 +140,7 @@ async fn form(
         return Ok(Payload::Form(Form::new(Vec::new(), false, None)));
     }
     let form = if is_type(content_type, "application/x-www-form-urlencoded") {
-        let body = collect(inbound, limits.form_field_bytes).await?;
+        let body = collect(inbound, narrowest(limits.form_field_bytes, limits)).await?;
         if std::str::from_utf8(&body).is_err() {
             return Err(Refusal::new(Code::FormMalformed, Stage::Request).saying("the form is not UTF-8"));
         }
@@ -226,6 +232,9 @@ async fn multipart(
         let Some(chunk) = next_chunk(&mut body).await? else { break };
         late = read >= FORM_PREFIX_BYTES;
         read += chunk.len();
+        if read as u64 > limits.body_bytes {
+            return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
+        }
         parser.feed(&chunk);
     }
     parser.finish().map_err(malformed)?;
@@ -276,6 +285,7 @@ async fn next_chunk(body: &mut StreamBody) -> Result<Option<Bytes>, Refusal> {
                     return Ok(Some(data));
                 }
             }
+            Some(Err(broken)) if broken.is_slow() => return Err(Refusal::new(Code::RequestTimeout, Stage::Request)),
             Some(Err(broken)) => {
                 return Err(Refusal::new(Code::FormMalformed, Stage::Request)
                     .saying("the request body broke off")

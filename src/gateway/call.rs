@@ -13,13 +13,27 @@ use http::{HeaderMap, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 
-use crate::principal::Principal;
+use crate::principal::{ClientCertificate, Principal};
 use crate::telemetry::Door;
 
 /// Why a body broke off. The text is for the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct BodyBroken(pub String);
+
+impl BodyBroken {
+    const SLOW: &str = "the body came too slowly";
+
+    /// The caller took longer than the limits allow.
+    pub fn slow() -> Self {
+        Self(Self::SLOW.to_owned())
+    }
+
+    /// Says whether that is why.
+    pub fn is_slow(&self) -> bool {
+        self.0 == Self::SLOW
+    }
+}
 
 /// A streamed body of either direction.
 pub type StreamBody = UnsyncBoxBody<Bytes, BodyBroken>;
@@ -44,6 +58,8 @@ pub enum Inbound {
 pub enum Caller {
     /// Look at the `Authorization` header of the call.
     ByHeaders,
+    /// The same, and without one take the client certificate that TLS has verified.
+    ByCertificate(Arc<ClientCertificate>),
     /// Already verified by `Gateway::authenticate` for the carrier request (MCP, WebSocket).
     Verified(Arc<Principal>),
 }
@@ -126,6 +142,25 @@ pub struct Carrier {
     pub peer: IpAddr,
     /// Host of the carrier.
     pub host: Option<String>,
+    /// The client certificate of its connection.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// Whoever the headers name, or else the certificate, if there is one.
+    pub fn named(certificate: Option<Arc<ClientCertificate>>) -> Self {
+        certificate.map_or(Self::ByHeaders, Self::ByCertificate)
+    }
+
+    /// Says whether the call was not yet looked at: nothing is verified, and no flood guard has seen it.
+    pub(super) fn is_fresh(&self) -> bool {
+        match self {
+            Self::ByHeaders | Self::ByCertificate(_) => true,
+            Self::Verified(_) => false,
+        }
+    }
 }
 
 // === impl Inbound ===

@@ -48,7 +48,9 @@ impl Gateway {
 /// What the guard against floods would say, without counting the call.
 fn flood(snapshot: &Snapshot, call: &Call) -> Result<(), Refusal> {
     match call.caller {
-        Caller::ByHeaders => snapshot.quota.would_flood(call.peer).map_err(arrival::exceeded),
+        Caller::ByHeaders | Caller::ByCertificate(_) => {
+            snapshot.quota.would_flood(call.peer).map_err(arrival::exceeded)
+        }
         Caller::Verified(_) => Ok(()),
     }
 }
@@ -81,7 +83,7 @@ pub(super) fn principal(principal: &Principal, caller: &Caller) -> Value {
         "plan": principal.plan.as_deref(),
         "expires_at": principal.expires_at,
         // Claims from a file were believed, not verified.
-        "verified": matches!(caller, Caller::ByHeaders),
+        "verified": caller.is_fresh(),
     })
 }
 

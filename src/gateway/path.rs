@@ -12,7 +12,7 @@ use http::HeaderMap;
 use super::admit::{self, Verdict};
 use super::approvals::Continues;
 use super::arrival;
-use super::call::{Answer, Call, Caller, Carrier};
+use super::call::{Answer, Call, Carrier};
 use super::cancel::Order;
 use super::described::Descriptions;
 use super::exchange::Exchange;
@@ -31,7 +31,7 @@ use crate::agentos::{Cost, Reply};
 use crate::cluster::{OnDisconnect, Seal};
 use crate::outbound::Client;
 use crate::policy::Policies;
-use crate::principal::Principal;
+use crate::principal::{ClientCertificate, Principal};
 use crate::quota::Work;
 use crate::store::Store;
 use crate::telemetry::{Door, Telemetry};
@@ -155,6 +155,11 @@ impl Gateway {
         Some(self.refused(door, carrier, method, &refusal))
     }
 
+    /// Says whether the configuration knows somebody by this client certificate.
+    pub fn knows(&self, certificate: &ClientCertificate) -> bool {
+        self.snapshot.load().identity.knows(certificate)
+    }
+
     /// Verifies who sent the request that carries calls: an MCP request, a WebSocket handshake.
     ///
     /// # Errors
@@ -171,7 +176,7 @@ impl Gateway {
     ) -> Result<Arc<Principal>, Answer> {
         let snapshot = self.snapshot();
         let verified = match arrival::flood(&snapshot, carrier.peer) {
-            Ok(()) => arrival::identify(&snapshot, headers).await,
+            Ok(()) => arrival::identify(&snapshot, headers, carrier.certificate.as_deref()).await,
             Err(refusal) => Err(refusal),
         };
         verified.map_err(|refusal| self.refused(door, carrier, method, &refusal))
@@ -193,7 +198,7 @@ impl Gateway {
         let id = Arc::clone(&call.request_id);
         let mut exchange = Exchange::begin(&self.telemetry, call.door, id, call.peer, &call.method);
         let snapshot = self.snapshot();
-        if matches!(call.caller, Caller::ByHeaders)
+        if call.caller.is_fresh()
             && let Err(refusal) = arrival::flood(&snapshot, call.peer)
         {
             return arrival::answer_refused(&snapshot, &mut exchange, &refusal);

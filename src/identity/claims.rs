@@ -179,7 +179,7 @@ fn subject(claims: &ClaimSet, issuer: &Issuer) -> Result<String, Refused> {
     Ok(subject)
 }
 
-/// Names that mean API keys here (`key:`) or AgentOS's own principals (`sa:`, `__scheduler__`).
+/// Names that mean API keys and client certificates here (`key:`, `cert:`) or AgentOS's own principals (`sa:`, `__scheduler__`).
 pub(super) fn is_reserved(subject: &str) -> bool {
-    ["key:", "sa:", "__"].iter().any(|start| subject.starts_with(start))
+    ["key:", "cert:", "sa:", "__"].iter().any(|start| subject.starts_with(start))
 }

@@ -6,6 +6,7 @@
 
 mod api_key;
 mod cache;
+mod certificate;
 mod claims;
 mod credential;
 mod issuer;
@@ -25,7 +26,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use sha2::{Digest as _, Sha256};
 
-use crate::principal::{CredentialId, Principal};
+use crate::principal::{ClientCertificate, CredentialId, Principal};
 
 pub use api_key::{NewKey, NoRandomness};
 pub use credential::{Ambiguous, Credential, TOKEN_BYTES_MAX};
@@ -33,7 +34,8 @@ pub use jwks::{JWKS_BYTES_MAX, KeyChange};
 pub use mint::{Mint, MintError, mint};
 pub use revoked::{BadList, Revocations, RevokedList};
 pub use settings::{
-    Algorithm, ApiKey, Claims, Issuer, KeySource, LEEWAY_MAX, Problem, Settings, SettingsError, UnknownTenant,
+    Algorithm, ApiKey, CertificateHolder, Claims, Issuer, KeySource, LEEWAY_MAX, Problem, Settings, SettingsError,
+    UnknownTenant,
 };
 
 /// How often [`Identity::refresh`] should run: a key that its issuer withdrew is refused at the latest after this.
@@ -83,6 +85,7 @@ pub struct Refreshed {
 pub struct Identity {
     issuers: HashMap<Arc<str>, issuer::IssuerKeys>,
     api_keys: api_key::ApiKeys,
+    certificates: certificate::Certificates,
     rules: claims::Rules,
     verified: cache::Verified,
     fetch: Arc<dyn KeyFetch>,
@@ -117,6 +120,7 @@ impl Identity {
         Ok(Self {
             issuers,
             api_keys: api_key::ApiKeys::new(settings.api_keys),
+            certificates: certificate::Certificates::new(settings.certificates),
             rules: claims::Rules::new(settings.claims, settings.leeway, settings.unknown_tenant, settings.tenants),
             verified: cache::Verified::new(),
             fetch,
@@ -145,6 +149,25 @@ impl Identity {
         };
         // After the cache of verified tokens: what it remembers is refused as well.
         if self.revocations.covers(&principal) { Err(Refused::Revoked) } else { Ok(principal) }
+    }
+
+    /// Says whether the configuration knows somebody by a name of this client certificate.
+    pub fn knows(&self, certificate: &ClientCertificate) -> bool {
+        self.certificates.knows(certificate)
+    }
+
+    /// Returns the caller behind a client certificate that TLS has verified.
+    ///
+    /// # Errors
+    /// [`Refused`]; `Missing` when the configuration knows nobody by its names.
+    pub fn verify_certificate(
+        &self,
+        certificate: &ClientCertificate,
+        now: SystemTime,
+    ) -> Result<Arc<Principal>, Refused> {
+        let principal = self.certificates.verify(certificate, unix_seconds(now))?;
+        self.rules.check_tenant(&principal.tenant)?;
+        if self.revocations.covers(&principal) { Err(Refused::Revoked) } else { Ok(Arc::new(principal)) }
     }
 
     /// What is revoked now, for those who serve a caller for longer than one look.

@@ -31,6 +31,8 @@ pub struct Settings {
     pub claims: Claims,
     /// Keys of machines.
     pub api_keys: Vec<ApiKey>,
+    /// Client certificates of machines.
+    pub certificates: Vec<CertificateHolder>,
     /// The tenants of the configuration.
     pub tenants: Vec<TenantId>,
 }
@@ -155,6 +157,23 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Whom a client certificate stands for.
+#[derive(Debug, Clone)]
+pub struct CertificateHolder {
+    /// Name; the subject is `cert:<id>`.
+    pub id: String,
+    /// A name that the certificate must have: `subject:…`, `dns:…`, `uri:…`, `email:…`.
+    pub name: String,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// Roles.
+    pub roles: Vec<String>,
+    /// Scopes.
+    pub scopes: Vec<String>,
+    /// Plan, if one is named.
+    pub plan: Option<String>,
+}
+
 // === impl Settings ===
 
 impl Settings {
@@ -173,6 +192,7 @@ impl Settings {
         }
         self.check_separation(&mut found);
         self.check_api_keys(&mut found);
+        self.check_certificates(&mut found);
         if found.0.is_empty() { Ok(()) } else { Err(SettingsError { problems: found.0 }) }
     }
 
@@ -202,6 +222,18 @@ impl Settings {
         }
     }
 
+    fn check_certificates(&self, found: &mut Problems) {
+        let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+        for (i, holder) in self.certificates.iter().enumerate() {
+            if !ids.insert(&holder.id) {
+                found.add(format!("identity.certificates[{i}].id"), format!("`{}` is used twice", holder.id));
+            }
+            if !names.insert(&holder.name) {
+                found.add(format!("identity.certificates[{i}].name"), format!("`{}` is used twice", holder.name));
+            }
+        }
+    }
+
     fn check_api_keys(&self, found: &mut Problems) {
         let (mut ids, mut hashes) = (HashSet::new(), HashSet::new());
         for (i, key) in self.api_keys.iter().enumerate() {
@@ -220,6 +252,13 @@ impl Settings {
             }
         }
     }
+}
+
+// === impl CertificateHolder ===
+
+impl CertificateHolder {
+    /// How names begin.
+    pub const KINDS: [&'static str; 4] = ["subject:", "dns:", "uri:", "email:"];
 }
 
 // === impl Issuer ===
@@ -253,7 +292,7 @@ impl Issuer {
                     at("subject_prefix"),
                     format!(
                         "must be 1 to {PREFIX_BYTES_MAX} bytes without control characters and must not begin with \
-                         `key:`, `sa:` or `__`"
+                         `key:`, `cert:`, `sa:` or `__`"
                     ),
                 );
             }

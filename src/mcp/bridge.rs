@@ -257,7 +257,7 @@ impl ServerHandler for Bridge {
             ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
         })?;
         visit.asker.tool = Some(tool.name);
-        let most = self.0.runs.calls_in_flight;
+        let most = self.0.runs.load().calls_in_flight;
         let Some(_flight) = self.0.flights.board(visit.principal(), most) else {
             let text = format!("too_many_calls: {most} calls of yours are under way: wait for one to end");
             return Ok(Failure::Argument(text).result().into());

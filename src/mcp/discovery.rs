@@ -74,7 +74,7 @@ pub(super) struct Discovery {
     wanted: watch::Sender<Option<Instant>>,
     /// The clusters that are looked at.
     followed: Mutex<HashSet<Arc<str>>>,
-    interval: Duration,
+    interval: Mutex<Duration>,
 }
 
 // === impl Discovery ===
@@ -83,7 +83,22 @@ impl Discovery {
     /// Nothing is known yet; each of the clusters is to be looked at this often.
     pub(super) fn new(interval: Duration, clusters: Vec<Arc<str>>) -> Self {
         let (seen, looked, wanted) = (watch::Sender::default(), watch::Sender::default(), watch::Sender::new(None));
-        Self { seen, looked, wanted, followed: Mutex::new(clusters.into_iter().collect()), interval }
+        Self {
+            seen,
+            looked,
+            wanted,
+            followed: Mutex::new(clusters.into_iter().collect()),
+            interval: Mutex::new(interval),
+        }
+    }
+
+    /// Looks this often from the next look on.
+    pub(super) fn set_interval(&self, interval: Duration) {
+        *self.interval.lock() = interval;
+    }
+
+    fn interval(&self) -> Duration {
+        *self.interval.lock()
     }
 
     /// What is known now.
@@ -117,7 +132,8 @@ impl Discovery {
     pub(super) async fn settled(&self, clusters: &[Arc<str>]) {
         self.want();
         let mut looked = self.looked.subscribe();
-        let recent = |at: &Instant| at.elapsed() < INTEREST + self.interval;
+        let recent_enough = INTEREST + self.interval();
+        let recent = |at: &Instant| at.elapsed() < recent_enough;
         let followed: Vec<&Arc<str>> = {
             let followed = self.followed.lock();
             clusters.iter().filter(|cluster| followed.contains(*cluster)).collect()
@@ -140,7 +156,7 @@ impl Discovery {
                     followed.remove(&gone);
                     self.forget(&gone);
                 }
-                () = tokio::time::sleep(self.interval) => {}
+                () = tokio::time::sleep(self.interval()) => {}
             }
         }
     }
@@ -158,8 +174,8 @@ impl Discovery {
             }
             failed = if self.look(path, &cluster).await { 0 } else { failed.saturating_add(1) };
             let pause = match failed {
-                0 => self.interval,
-                n => RETRY.saturating_mul(1 << (n - 1).min(10)).min(self.interval),
+                0 => self.interval(),
+                n => RETRY.saturating_mul(1 << (n - 1).min(10)).min(self.interval()),
             };
             tokio::time::sleep(BREATH).await;
             tokio::select! {

@@ -22,8 +22,8 @@ use super::reader::{Reader, Watched};
 use super::resources;
 use super::sessions::{InUse, Opened, Session, Use};
 use super::viewer::Viewer;
-use super::{BODY_BYTES_MAX, Shared, step_up};
-use crate::gateway::{Answer, AnswerBody, Carrier, StreamBody};
+use super::{BODY_BYTES_MAX, Front, Shared, step_up};
+use crate::gateway::{Answer, AnswerBody, BodyBroken, Carrier, StreamBody};
 use crate::principal::Principal;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -62,11 +62,12 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         tracing::error!("a request reached the MCP endpoint without a principal");
         return plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal error");
     };
-    if !service.resource.is_for(&principal) {
-        return from_answer(service.resource.refuse_foreign());
+    let front = service.front.load_full();
+    if !front.resource.is_for(&principal) {
+        return from_answer(front.resource.refuse_foreign());
     }
-    let base = &service.settings.path;
-    let Some(narrowing) = Narrowing::of(base, &service.settings.toolsets, parts.uri.path(), &parts.headers) else {
+    let base = &front.settings.path;
+    let Some(narrowing) = Narrowing::of(base, &front.settings.toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
     };
     parts.extensions.insert(narrowing);
@@ -80,7 +81,7 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
         Err(refusal) => return *refusal,
     };
     count(service, &parts, peek.as_ref());
-    if let Some(refusal) = step_up::refusal(service, &principal, &parts, &bytes) {
+    if let Some(refusal) = step_up::refusal(service, &front.resource, &principal, &parts, &bytes) {
         return refusal;
     }
     let mut bytes = bytes;
@@ -99,7 +100,7 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
     if listens {
         bytes = watchable(service, &principal, &parts, &bytes).await.unwrap_or(bytes);
     }
-    within_session(service, &principal, parts, bytes, place).await
+    within_session(service, &front, &principal, parts, bytes, place).await
 }
 
 /// A `subscriptions/listen` without the resources that the caller cannot watch: the library confirms what it is given.
@@ -143,6 +144,7 @@ fn stream(
 /// Hands the request to the library, inside the session that it names if that is the caller's.
 async fn within_session(
     service: &Arc<Shared>,
+    front: &Front,
     principal: &Arc<Principal>,
     mut parts: Parts,
     bytes: Bytes,
@@ -166,7 +168,7 @@ async fn within_session(
     let listens = in_use.as_ref().filter(|_| parts.method == Method::GET);
     let listens = listens.and_then(|used| stream(service, principal, &parts, used.session(), &reader));
     let deleted = id.filter(|_| parts.method == Method::DELETE);
-    let response = service.transport.handle(Request::from_parts(parts, Full::new(bytes))).await;
+    let response = front.transport.handle(Request::from_parts(parts, Full::new(bytes))).await;
     if let Some(id) = deleted.filter(|_| response.status().is_success()) {
         service.sessions.close(&id);
         // Departure: the library says 202, which clients log as a failure.
@@ -177,7 +179,7 @@ async fn within_session(
     }
     let listens = listens.filter(|_| response.status().is_success());
     response.map(|body| {
-        let body = Watched::new(body, reader, in_use).listening(place);
+        let body = Watched::new(body, reader, in_use).listening(place, &service.stop);
         match listens {
             Some(stream) => body.beside(Box::pin(stream.tell())).boxed_unsync(),
             None => body.boxed_unsync(),
@@ -224,8 +226,12 @@ async fn read(method: &Method, body: StreamBody) -> Result<Bytes, Box<Response<S
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Box::new(plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large: at most 4 MiB")))
         }
-        Ok(Err(_)) => Err(Box::new(plain(StatusCode::BAD_REQUEST, "Bad Request: the body broke off"))),
-        Err(_) => Err(Box::new(plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout: the body did not arrive"))),
+        Ok(Err(error)) if !error.downcast_ref::<BodyBroken>().is_some_and(BodyBroken::is_slow) => {
+            Err(Box::new(plain(StatusCode::BAD_REQUEST, "Bad Request: the body broke off")))
+        }
+        Ok(Err(_)) | Err(_) => {
+            Err(Box::new(plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout: the body did not arrive")))
+        }
     }
 }
 

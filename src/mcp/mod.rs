@@ -49,6 +49,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -103,15 +104,22 @@ pub struct McpService {
 
 /// What all requests of the endpoint share.
 struct Shared {
-    settings: Settings,
-    resource: Resource,
+    front: ArcSwap<Front>,
+    bridge: Bridge,
     sessions: Sessions,
     listeners: Arc<Listeners>,
-    transport: StreamableHttpService<Bridge, LocalSessionManager>,
     manager: Arc<LocalSessionManager>,
     counted: Counted,
+    /// Ends the streams that would never end by themselves.
     stop: CancellationToken,
     inner: Arc<Inner>,
+}
+
+/// What a reload replaces; sessions stay.
+struct Front {
+    settings: Settings,
+    resource: Resource,
+    transport: StreamableHttpService<Bridge, LocalSessionManager>,
 }
 
 /// What all tool calls share.
@@ -119,7 +127,7 @@ struct Inner {
     path: Arc<dyn Path>,
     discovery: Discovery,
     detach: Detach,
-    runs: RunSettings,
+    runs: ArcSwap<RunSettings>,
     pending: Pending,
     flights: Arc<Flights>,
 }
@@ -131,19 +139,26 @@ impl McpService {
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
         let discovery = Discovery::new(settings.discovery_interval, path.clusters_to_ask());
-        let (runs, pending, flights) = (settings.runs.clone(), Pending::default(), Arc::default());
+        let runs = ArcSwap::from_pointee(settings.runs.clone());
+        let (pending, flights) = (Pending::default(), Arc::default());
         let inner = Arc::new(Inner { path, discovery, detach, runs, pending, flights });
         let bridge = Bridge(Arc::clone(&inner));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
         manager.session_config = session_config();
         let manager = Arc::new(manager);
-        let config = transport_config(&settings.public_url, &stop);
-        let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(&manager), config);
+        let front = ArcSwap::from_pointee(Front::new(settings, &bridge, &manager));
         let (sessions, listeners) = (Sessions::default(), Arc::default());
-        let resource = Resource::new(&settings.public_url, &settings.path, settings.authorization.as_ref());
-        let shared = Shared { settings, resource, sessions, listeners, transport, manager, counted, stop, inner };
+        let shared = Shared { front, bridge, sessions, listeners, manager, counted, stop, inner };
         Arc::new(Self { shared: Arc::new(shared) })
+    }
+
+    /// Replaces the settings for requests that begin now. Sessions and calls in flight stay.
+    pub fn install(&self, settings: Settings) {
+        let Shared { front, bridge, manager, inner, .. } = &*self.shared;
+        inner.runs.store(Arc::new(settings.runs.clone()));
+        inner.discovery.set_interval(settings.discovery_interval);
+        front.store(Arc::new(Front::new(settings, bridge, manager)));
     }
 
     /// Closes idle sessions, for ever. The server runs it and drops it at drain.
@@ -162,9 +177,20 @@ impl McpService {
         inner.discovery.follow(&inner.path).await;
     }
 
-    /// Ends every session and listening stream: the server drains.
+    /// Ends every listening stream: the server drains. Calls in flight end by themselves, or with the process.
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
+    }
+}
+
+// === impl Front ===
+
+impl Front {
+    fn new(settings: Settings, bridge: &Bridge, manager: &Arc<LocalSessionManager>) -> Self {
+        let (bridge, config) = (bridge.clone(), transport_config(&settings));
+        let transport = StreamableHttpService::new(move || Ok(bridge.clone()), Arc::clone(manager), config);
+        let resource = Resource::new(&settings.public_url, &settings.path, settings.authorization.as_ref());
+        Self { settings, resource, transport }
     }
 }
 
@@ -180,19 +206,19 @@ impl Shared {
 
 impl LocalService for McpService {
     fn owns(&self, path: &str) -> bool {
-        let Shared { settings, resource, .. } = &*self.shared;
-        settings.enabled && (Narrowing::owns(&settings.path, path) || resource.owns(path))
+        let front = self.shared.front.load();
+        front.settings.enabled && (Narrowing::owns(&front.settings.path, path) || front.resource.owns(path))
     }
 
     fn answer_anyone(&self, method: &Method, path: &str, query: Option<&str>) -> Option<Answer> {
-        self.shared.resource.answer_anyone(method, path, query)
+        self.shared.front.load().resource.answer_anyone(method, path, query)
     }
 
     fn challenge(&self, refusal: &mut Answer, headers: &HeaderMap) {
         if refusal.status == StatusCode::UNAUTHORIZED {
             let presented = headers.contains_key(AUTHORIZATION);
             let challenge = if presented { Challenge::Invalid } else { Challenge::Missing };
-            self.shared.resource.challenge(&mut refusal.headers, challenge);
+            self.shared.front.load().resource.challenge(&mut refusal.headers, challenge);
         }
     }
 
@@ -210,14 +236,14 @@ fn session_config() -> SessionConfig {
     config
 }
 
-fn transport_config(public_url: &Url, stop: &CancellationToken) -> StreamableHttpServerConfig {
+/// Without a token of ours to cancel: the library would cut calls off with it.
+fn transport_config(settings: &Settings) -> StreamableHttpServerConfig {
     StreamableHttpServerConfig::default()
         .with_json_response(true)
         .with_sse_keep_alive(KEEP_ALIVE)
         .with_max_request_body_bytes(BODY_BYTES_MAX)
-        .with_cancellation_token(stop.clone())
-        .with_allowed_hosts(allowed_hosts(public_url))
-        .with_allowed_origins(allowed_origins(public_url))
+        .with_allowed_hosts(allowed_hosts(&settings.public_url))
+        .with_allowed_origins(allowed_origins(settings))
 }
 
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -227,9 +253,15 @@ fn allowed_hosts(public_url: &Url) -> Vec<String> {
     LOOPBACK.into_iter().map(str::to_owned).chain(public_url.host_str().map(str::to_owned)).collect()
 }
 
-fn allowed_origins(public_url: &Url) -> Vec<String> {
+fn allowed_origins(settings: &Settings) -> Vec<String> {
+    let public_url = &settings.public_url;
     let loopback = LOOPBACK.into_iter().flat_map(|host| [format!("http://{host}:*"), format!("https://{host}:*")]);
     let public = public_url.host_str().zip(public_url.port_or_known_default());
     let public = public.map(|(host, port)| format!("{}://{host}:{port}", public_url.scheme()));
-    loopback.chain(public).collect()
+    // Without its port, the library would take an origin for one of any port.
+    let named = settings.origins.iter().filter_map(|origin| {
+        let url = Url::parse(origin).ok()?;
+        Some(format!("{}://{}:{}", url.scheme(), url.host_str()?, url.port_or_known_default()?))
+    });
+    loopback.chain(public).chain(named).collect()
 }

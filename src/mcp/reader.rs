@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::BoxBody;
+use tokio_util::sync::CancellationToken;
 
 use super::notices::Listening;
 use super::sessions::InUse;
@@ -35,6 +36,8 @@ pub(super) struct Watched {
     reader: Arc<Reader>,
     _session: Option<InUse>,
     _listening: Option<Listening>,
+    /// The drain, for a body that has no end of its own.
+    drained: Option<BoxFuture<'static, ()>>,
     /// What goes on as long as the client reads; its end is the end of the body.
     work: Option<BoxFuture<'static, ()>>,
     over: bool,
@@ -58,11 +61,12 @@ impl Reader {
 
 impl Watched {
     pub(super) fn new(inner: BoxBody<Bytes, Infallible>, reader: Arc<Reader>, session: Option<InUse>) -> Self {
-        Self { inner, reader, _session: session, _listening: None, work: None, over: false }
+        Self { inner, reader, _session: session, _listening: None, drained: None, work: None, over: false }
     }
 
-    /// A body that holds a place among the listeners.
-    pub(super) fn listening(mut self, place: Option<Listening>) -> Self {
+    /// A body that holds a place among the listeners, until the drain.
+    pub(super) fn listening(mut self, place: Option<Listening>, stop: &CancellationToken) -> Self {
+        self.drained = place.is_some().then(|| Box::pin(stop.clone().cancelled_owned()) as _);
         self._listening = place;
         self
     }
@@ -89,6 +93,10 @@ impl Body for Watched {
             && work.as_mut().poll(cx).is_ready()
         {
             self.work = None;
+            self.over = true;
+        }
+        if self.drained.as_mut().is_some_and(|drained| drained.as_mut().poll(cx).is_ready()) {
+            self.drained = None;
             self.over = true;
         }
         if self.over {

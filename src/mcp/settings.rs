@@ -25,6 +25,8 @@ pub struct Settings {
     pub authorization: Option<Authorization>,
     /// How often the components of each cluster are listed anew, while somebody uses the endpoint.
     pub discovery_interval: std::time::Duration,
+    /// Exact origins of pages that may call, beside our own and those of this machine.
+    pub origins: Vec<String>,
 }
 
 /// How runs are followed, and who decides about paused ones.

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::authorization::Challenge;
+use super::authorization::{Challenge, Resource};
 use super::endpoint::respond;
 use super::narrowing::Narrowing;
 use super::tools::scopes::Intent;
@@ -43,12 +43,13 @@ struct Arguments {
 /// The refusal of a tool call whose caller could get a token with the scope that it lacks.
 pub(super) fn refusal(
     service: &Shared,
+    resource: &Resource,
     principal: &Arc<Principal>,
     parts: &Parts,
     bytes: &[u8],
 ) -> Option<Response<StreamBody>> {
     // An API key is not got from an authorization server.
-    if !service.resource.has_server() || principal.kind != PrincipalKind::User {
+    if !resource.has_server() || principal.kind != PrincipalKind::User {
         return None;
     }
     let call: Call<'_> = serde_json::from_slice(bytes).ok().filter(|call: &Call<'_>| call.method == "tools/call")?;
@@ -67,6 +68,6 @@ pub(super) fn refusal(
     let error = json!({"code": -32603, "message": message, "data": {"reason": "insufficient_scope", "scope": scope}});
     let body = json!({"jsonrpc": "2.0", "id": call.id, "error": error}).to_string();
     let mut response = respond(StatusCode::FORBIDDEN, "application/json", body);
-    service.resource.challenge(response.headers_mut(), Challenge::Insufficient(scope));
+    resource.challenge(response.headers_mut(), Challenge::Insufficient(scope));
     Some(response)
 }

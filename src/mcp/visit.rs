@@ -66,7 +66,7 @@ impl Visit {
         let reader = parts.extensions.get::<Arc<Reader>>().cloned().ok_or_else(missing)?;
         let clusters = inner.path.clusters_for(&principal);
         inner.discovery.want();
-        let client = Client::of(&inner.runs, parts, cx)?;
+        let client = Client::of(&inner.runs.load(), parts, cx)?;
         let path = Arc::clone(&inner.path);
         let visit = Self {
             inner: Arc::clone(inner),

@@ -2,187 +2,88 @@
 //! Does not accept sockets (`server`) and does not decide (`gateway`).
 //! Invariant: every request that a session yields is answered, or its connection is closed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderName, StatusCode, header};
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp as _};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
-use tokio::sync::watch;
 
-use super::connection::{Connection, Transport};
-use super::head::{self, BadHead, Head, HeadLimits, Silence};
+use super::cors;
+use super::gzip;
+use super::head;
+use super::origin;
+use super::places::Places;
 use super::pump::{self, Gone, Upload};
+use super::settings::Settings;
 use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
 use super::websocket;
 use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
+use crate::principal::ClientCertificate;
 use crate::telemetry::{Door, Telemetry};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Silence on a kept-alive connection before it is closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
-/// How long a slow reader may block one write.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the rest of a refused body is read before the connection is closed instead.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest body of a refused request that is read to its end so that the connection can be used again.
 const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
 /// The HTTP door. Shared by all connections.
 pub struct HttpDoor {
-    gateway: Arc<Gateway>,
-    telemetry: Arc<Telemetry>,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) telemetry: Arc<Telemetry>,
     services: Vec<Arc<dyn LocalService>>,
     sockets: Sockets,
-    h2c: bool,
+    pub(super) front: ArcSwap<Front>,
+    pub(super) places: Places,
 }
 
-/// One HTTP/2 connection's view of the door: pingora hands it sessions without the peer's address.
-struct Streams {
-    door: Arc<HttpDoor>,
-    peer: IpAddr,
-    options: HttpServerOptions,
+/// What a reload replaces, for connections and requests that begin afterwards.
+pub(super) struct Front {
+    pub(super) settings: Settings,
+    pub(super) tls: Option<TlsAcceptor>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone)]
+pub(super) struct Peer {
+    /// The address, by PROXY protocol where that is spoken.
+    pub(super) address: IpAddr,
+    /// The certificate that TLS has verified.
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
 }
 
 // === impl HttpDoor ===
 
 impl HttpDoor {
-    /// A door to the gateway; `services` answer their paths in this process. `h2c` accepts HTTP/2 without TLS.
+    /// A door to the gateway; `services` answer their paths in this process.
     pub fn new(
         gateway: Arc<Gateway>,
         telemetry: Arc<Telemetry>,
         services: Vec<Arc<dyn LocalService>>,
-        h2c: bool,
-    ) -> Arc<Self> {
-        Arc::new(Self { gateway, telemetry, services, sockets: Sockets::default(), h2c })
-    }
-
-    /// Serves one connection until it ends. `shutdown` turning true lets the exchange in flight finish.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the connection and ends its exchanges.
-    pub async fn serve(
-        self: &Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
+        settings: Settings,
         tls: Option<TlsAcceptor>,
-        shutdown: &watch::Receiver<bool>,
-    ) {
-        // Small answers must not wait for the peer's delayed acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let transport = match tls {
-            None => Transport::Plain(stream),
-            Some(acceptor) => {
-                let limit = self.gateway.limits().header_timeout;
-                match tokio::time::timeout(limit, acceptor.0.accept(stream)).await {
-                    Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
-                    Ok(Err(_)) => return self.telemetry.head_refused("tls_handshake"),
-                    Err(_) => return self.telemetry.head_refused("tls_slow"),
-                }
-            }
-        };
-        let connection = Connection::new(transport, peer);
-        if connection.is_http2() {
-            let limit = self.gateway.limits().header_timeout;
-            match tokio::time::timeout(limit, connection.with_preface()).await {
-                Ok(Some(connection)) => Box::pin(self.serve_http2(connection, peer, shutdown)).await,
-                Ok(None) => self.telemetry.head_refused("unparsable"),
-                Err(_) => self.telemetry.head_refused("slow"),
-            }
-        } else {
-            // One connection is large; its task should not be moved about.
-            Box::pin(self.serve_http1(connection, peer, shutdown)).await;
-        }
+    ) -> Arc<Self> {
+        let front = ArcSwap::from_pointee(Front { settings, tls });
+        Arc::new(Self { gateway, telemetry, services, sockets: Sockets::default(), front, places: Places::default() })
     }
 
-    async fn serve_http2(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
-        let mut options = HttpServerOptions::default();
-        options.h2_idle_timeout = Some(KEEP_ALIVE);
-        let streams = Arc::new(Streams { door: Arc::clone(self), peer: peer.ip(), options });
-        streams.process_new(Box::new(connection), shutdown).await;
-    }
-
-    async fn serve_http1(self: &Arc<Self>, connection: Connection, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
-        let mut stream: Stream = Box::new(connection);
-        let mut ahead = BytesMut::new();
-        let mut silence = Silence::new();
-        // One wait for all heads: each would join and leave the list of those who wait.
-        let mut stopping = shutdown.clone();
-        let mut stopped = std::pin::pin!(stopping.wait_for(|stop| *stop));
-        loop {
-            let limits = self.head_limits();
-            let read = tokio::select! {
-                biased;
-                read = head::read(stream.as_mut(), &mut ahead, limits, &mut silence) => read,
-                // An idle connection has nothing to lose; one that has begun a head is answered first.
-                _ = &mut stopped, if ahead.is_empty() => return,
-            };
-            match read {
-                Ok(Head::Http1) => {}
-                Ok(Head::Http2) if self.h2c => {
-                    let connection = stream.into_any().downcast::<Connection>().ok();
-                    if let Some(connection) = connection {
-                        self.serve_http2(connection.into_http2(ahead), peer, shutdown).await;
-                    }
-                    return;
-                }
-                Ok(Head::Closed) => return,
-                Ok(Head::Http2) => return self.refuse_head(&mut stream, BadHead::Malformed("http2_not_offered")).await,
-                Err(bad) => return self.refuse_head(&mut stream, bad).await,
-            }
-            let mut session = ServerSession::new_http1(stream);
-            session.set_pipelining_enabled(true);
-            session.set_pipelined_prefix(std::mem::take(&mut ahead));
-            if !matches!(session.read_request().await, Ok(true)) {
-                return self.telemetry.head_refused("unparsable");
-            }
-            // Reading the head sets what the caller wants; a drain and the idle limit come on top of that.
-            session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
-            let Some(reused) = self.exchange(session, peer.ip()).await else { return };
-            (stream, ahead) = reused;
-        }
-    }
-
-    fn head_limits(&self) -> HeadLimits {
-        let limits = self.gateway.limits();
-        HeadLimits { bytes_max: limits.header_bytes, timeout: limits.header_timeout, idle: KEEP_ALIVE }
-    }
-
-    /// Answers a head that never became a request, and closes. Only a metric counts it: there is no exchange.
-    async fn refuse_head(&self, stream: &mut Stream, bad: BadHead) {
-        let (code, reason) = match bad {
-            BadHead::Malformed(reason) => (Code::BadHead, reason),
-            BadHead::TooLarge => (Code::HeadTooLarge, "too_large"),
-            BadHead::Slow => (Code::RequestTimeout, "slow"),
-        };
-        self.telemetry.head_refused(reason);
-        let id = request_id(&HeaderMap::new());
-        let body = Refusal::new(code, Stage::Request).problem(&id);
-        let status = StatusCode::from_u16(code.row().status).unwrap_or(StatusCode::BAD_REQUEST);
-        let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nX-Request-Id: {id}\r\nConnection: close\r\n\r\n",
-            body.len(),
-        );
-        let answer = async {
-            stream.write_all(head.as_bytes()).await?;
-            stream.write_all(&body).await?;
-            AsyncWriteExt::shutdown(stream).await
-        };
-        // Nobody is owed more than one attempt.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, answer).await;
+    /// Replaces settings and certificates. Connections that are open keep theirs.
+    pub fn install(&self, settings: Settings, tls: Option<TlsAcceptor>) {
+        self.front.store(Arc::new(Front { settings, tls }));
     }
 
     /// Runs one exchange on a session whose head was read; returns the connection when it can serve another.
-    async fn exchange(self: &Arc<Self>, mut session: ServerSession, peer: IpAddr) -> Option<(Stream, BytesMut)> {
-        session.set_write_timeout(Some(WRITE_TIMEOUT));
+    pub(super) async fn exchange(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        peer: &Peer,
+    ) -> Option<(Stream, BytesMut)> {
+        session.set_write_timeout(Some(self.gateway.limits().write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         if let ServerSession::H1(session) = &mut session {
             // `reply` decides that: an interim answer and a small body left unread are no reason.
@@ -204,31 +105,49 @@ impl HttpDoor {
         }
     }
 
-    async fn answer(self: &Arc<Self>, session: &mut ServerSession, peer: IpAddr) -> Result<Upgraded, Gone> {
+    async fn answer(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> Result<Upgraded, Gone> {
+        let front = self.front.load_full();
         let request = session.req_header();
         let (method, headers) = (request.method.clone(), request.headers.clone());
         let (path, query) = (request.uri.path().to_owned(), request.uri.query().map(str::to_owned));
         let host = host_of(&request.uri, &headers);
         let id = request_id(&headers);
-        let Some(host) = host else {
-            let answer = Refusal::new(Code::BadHead, Stage::Request).answer(&id);
-            self.telemetry.head_refused("authority");
-            return self.reply(session, Upload::none(), with_id(answer, &id), &method).await;
+        let wishes = Wishes::of(&front.settings, &method, &headers);
+        let limits = self.gateway.limits();
+        let refused = match &host {
+            None => Some((Code::BadHead, "authority")),
+            // HTTP/1 heads were counted before they were parsed.
+            Some(_) if headers.len() > limits.header_fields => Some((Code::HeadTooLarge, "too_large")),
+            Some(_) => None,
+        };
+        if let Some((code, reason)) = refused {
+            self.telemetry.head_refused(reason);
+            let answer = Refusal::new(code, Stage::Request).answer(&id);
+            return self.reply(session, Upload::none(), with_id(answer, &id), &wishes).await;
+        }
+        if let Some(cors) = &front.settings.cors
+            && let Some(answer) = cors::preflight(cors, &method, &headers, &id)
+        {
+            return self.reply(session, Upload::none(), with_id(answer, &id), &wishes).await;
+        }
+        let carrier = Carrier {
+            request_id: Arc::clone(&id),
+            peer: origin::caller(&front.settings.forwarded_for, peer.address, &headers),
+            host,
+            certificate: peer.certificate.clone().filter(|certificate| self.gateway.knows(certificate)),
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
-            let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
             let conversation = websocket::serve(&self.gateway, session, carrier, &headers, &self.sockets);
             return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
             session.write_continue_response().await.map_err(|_| Gone)?;
         }
-        let (body, mut upload) = Upload::open(session);
+        let (body, mut upload) = Upload::open(session, limits.body_timeout, limits.body_bytes_per_second_min);
         let service = self.services.iter().find(|service| service.owns(&path));
         let answer = match service {
             Some(service) => {
-                let carrier = Carrier { request_id: Arc::clone(&id), peer, host: Some(host) };
-                let work = self.local(Arc::clone(service), method.clone(), path, query, headers, carrier, body);
+                let work = self.local(Arc::clone(service), method, path, query, headers, carrier, body);
                 // Boxed, as below.
                 pump::while_uploading(session, &mut upload, Box::pin(work)).await?
             }
@@ -236,13 +155,13 @@ impl HttpDoor {
                 let call = Call {
                     door: Door::Http,
                     request_id: Arc::clone(&id),
-                    method: method.clone(),
+                    method,
                     path,
                     query,
                     headers,
-                    host: Some(host),
-                    peer,
-                    caller: Caller::ByHeaders,
+                    host: carrier.host,
+                    peer: carrier.peer,
+                    caller: Caller::named(carrier.certificate),
                     cluster: None,
                     human: false,
                     tool: None,
@@ -253,7 +172,8 @@ impl HttpDoor {
                 pump::while_uploading(session, &mut upload, Box::pin(self.gateway.serve(call))).await?
             }
         };
-        self.reply(session, upload, with_id(answer, &id), &method).await
+        drop(front);
+        self.reply(session, upload, with_id(answer, &id), &wishes).await
     }
 
     async fn reply(
@@ -261,7 +181,7 @@ impl HttpDoor {
         session: &mut ServerSession,
         mut upload: Upload,
         answer: Answer,
-        method: &http::Method,
+        wishes: &Wishes,
     ) -> Result<Upgraded, Gone> {
         // A body not worth reading to save the connection; or chunks, whose end another parser may see elsewhere: pingora
         // takes a size without digits for the last one. What follows is then no request.
@@ -269,8 +189,7 @@ impl HttpDoor {
         if chunked || (!session.is_body_done() && !is_small(session)) {
             session.set_keepalive(None);
         }
-        let head_only = *method == http::Method::HEAD;
-        pump::send(session, &mut upload, answer, head_only).await?;
+        pump::send(session, &mut upload, wishes.grant(answer), wishes.head_only).await?;
         Ok(Upgraded::No)
     }
 
@@ -310,48 +229,43 @@ impl HttpDoor {
     }
 }
 
+/// What the head of a request says about the form of its answer. Small: it is kept for as long as a stream lasts.
+struct Wishes {
+    head_only: bool,
+    gzip: Option<usize>,
+    accepts_gzip: bool,
+    /// The origin to name, where pages of other origins may call.
+    cors: Option<Option<HeaderValue>>,
+}
+
+impl Wishes {
+    fn of(settings: &Settings, method: &http::Method, headers: &HeaderMap) -> Self {
+        Self {
+            head_only: *method == http::Method::HEAD,
+            gzip: settings.gzip_bytes_min,
+            accepts_gzip: gzip::is_accepted(headers),
+            cors: settings.cors.as_ref().map(|cors| cors::origin(cors, headers)),
+        }
+    }
+
+    fn grant(&self, mut answer: Answer) -> Answer {
+        if let Some(origin) = &self.cors {
+            cors::reveal(origin.as_ref(), &mut answer.headers);
+        }
+        gzip::apply(answer, self.gzip, self.accepts_gzip)
+    }
+}
+
 /// Whether the session still speaks HTTP.
 enum Upgraded {
     No,
     Yes,
 }
 
-#[async_trait]
-impl HttpServerApp for Streams {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        _shutdown: &watch::Receiver<bool>,
-    ) -> Option<ReusedHttpStream> {
-        match session.read_request().await {
-            Ok(true) => {}
-            Ok(false) | Err(_) => {
-                self.door.telemetry.head_refused("unparsable");
-                return None;
-            }
-        }
-        self.door.exchange(session, self.peer).await;
-        // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
-        None
-    }
-
-    fn h2_options(&self) -> Option<H2Options> {
-        let mut options = default_h2_options();
-        // Heads are as large as those of HTTP/1; the library counts 32 bytes for each field on top.
-        let bytes_max = self.door.gateway.limits().header_bytes;
-        options.max_header_list_size(u32::try_from(bytes_max).unwrap_or(u32::MAX));
-        Some(options)
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
-    }
-}
-
 /// The one host of a request, without its port: `None` when absent, malformed or contradictory.
 fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
     let mut hosts = headers.get_all(header::HOST).iter();
-    let from_header = hosts.next().map(http::HeaderValue::as_bytes);
+    let from_header = hosts.next().map(HeaderValue::as_bytes);
     if hosts.next().is_some() {
         return None;
     }
@@ -377,7 +291,7 @@ fn is_small(session: &ServerSession) -> bool {
 }
 
 fn with_id(mut answer: Answer, id: &str) -> Answer {
-    if let Ok(value) = http::HeaderValue::from_str(id) {
+    if let Ok(value) = HeaderValue::from_str(id) {
         answer.headers.insert(REQUEST_ID, value);
     }
     answer

@@ -27,7 +27,7 @@ pub fn head(data: &[u8]) {
     // As it is read from a socket: up to the first blank line.
     let Some(end) = memchr::memmem::find(data, b"\r\n\r\n") else { return };
     let data = data.get(..end + 4).unwrap_or_default();
-    if head::check(data).is_err() {
+    if head::check(data, 100).is_err() {
         return;
     }
     let text = String::from_utf8_lossy(data);
@@ -49,12 +49,9 @@ pub fn head(data: &[u8]) {
 pub async fn echo(stream: TcpStream, peer: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let mut stream: Stream = Box::new(Connection::new(Transport::Plain(stream), peer));
-    let (wait, mut ahead) = (Duration::from_secs(10), BytesMut::new());
-    let limits = HeadLimits { bytes_max: 32 << 10, timeout: wait, idle: wait };
-    if !matches!(
-        head::read(stream.as_mut(), &mut ahead, limits, &mut head::Silence::new()).await,
-        Ok(head::Head::Http1)
-    ) {
+    let mut ahead = BytesMut::new();
+    let limits = HeadLimits { bytes_max: 32 << 10, fields_max: 100, timeout: Duration::from_secs(10) };
+    if !matches!(head::read(stream.as_mut(), &mut ahead, limits).await, Ok(head::Head::Http1)) {
         return;
     }
     let mut session = ServerSession::new_http1(stream);

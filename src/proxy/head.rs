@@ -11,8 +11,6 @@ use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, Sleep};
 
-/// Most header fields in one head.
-const FIELDS_MAX: usize = 100;
 /// How much is asked from the socket at a time.
 const READ_BYTES: usize = 2048;
 /// The connection preface of HTTP/2 (RFC 9113 §3.4) up to its first blank line.
@@ -25,7 +23,7 @@ pub(super) enum Head {
     Http1,
     /// The HTTP/2 preface.
     Http2,
-    /// The peer closed, or stayed silent for as long as it may.
+    /// The peer closed.
     Closed,
 }
 
@@ -40,15 +38,15 @@ pub(super) enum BadHead {
     Slow,
 }
 
-/// How long to wait for a head.
+/// How large a head may be, and how long it may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadLimits {
     /// Most bytes of a head.
     pub(super) bytes_max: usize,
+    /// Most header fields of a head.
+    pub(super) fields_max: usize,
     /// From the first byte to the last.
     pub(super) timeout: Duration,
-    /// Silence before the first byte.
-    pub(super) idle: Duration,
 }
 
 /// The timer of a connection between its heads: moving one costs less than making one for each.
@@ -62,25 +60,17 @@ impl Silence {
     }
 }
 
-/// Reads one head into `buffer`, behind what the last exchange left there, and checks it.
+/// Reads one head into `buffer`, behind what [`begin`] or the last exchange left there, and checks it.
 ///
 /// # Errors
 /// [`BadHead`] when it is malformed, too large, or too slow.
 ///
 /// # Cancel safety
 /// Bytes read so far stay in `buffer`.
-pub(super) async fn read<S>(
-    stream: &mut S,
-    buffer: &mut BytesMut,
-    limits: HeadLimits,
-    silence: &mut Silence,
-) -> Result<Head, BadHead>
+pub(super) async fn read<S>(stream: &mut S, buffer: &mut BytesMut, limits: HeadLimits) -> Result<Head, BadHead>
 where
     S: AsyncRead + Unpin + ?Sized,
 {
-    if buffer.is_empty() && !begin(stream, buffer, limits.idle, silence).await {
-        return Ok(Head::Closed);
-    }
     let deadline = Instant::now() + limits.timeout;
     let mut searched = 0_usize;
     loop {
@@ -92,7 +82,7 @@ where
             if head.len() > limits.bytes_max {
                 return Err(BadHead::TooLarge);
             }
-            return check(head).map(|()| Head::Http1);
+            return check(head, limits.fields_max).map(|()| Head::Http1);
         }
         // A bare line feed could end the head for another parser: do not wait for more.
         if has_bare_break(buffer) {
@@ -111,8 +101,11 @@ where
     }
 }
 
-/// Reads the first bytes: `false` when the peer closed or stayed silent for too long.
-async fn begin<S>(stream: &mut S, buffer: &mut BytesMut, idle: Duration, silence: &mut Silence) -> bool
+/// Waits for the first bytes of a head: `false` when the peer closed or stayed silent for too long.
+///
+/// # Cancel safety
+/// Safe: what was read is in `buffer`.
+pub(super) async fn begin<S>(stream: &mut S, buffer: &mut BytesMut, idle: Duration, silence: &mut Silence) -> bool
 where
     S: AsyncRead + Unpin + ?Sized,
 {
@@ -136,7 +129,7 @@ async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesM
 }
 
 /// Checks a complete head, blank line included.
-pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
+pub(super) fn check(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
     use BadHead::Malformed;
     if has_bare_break(head) || head.contains(&0) {
         return Err(Malformed("bare_line_break"));
@@ -146,7 +139,7 @@ pub(super) fn check(head: &[u8]) -> Result<(), BadHead> {
     let http10 = request_line(lines.next().unwrap_or_default())?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
-        if at >= FIELDS_MAX {
+        if at >= fields_max {
             return Err(BadHead::TooLarge);
         }
         seen.field(line)?;
@@ -325,7 +318,7 @@ mod tests {
     use super::*;
 
     fn checked(head: &str) -> Result<(), BadHead> {
-        check(head.as_bytes())
+        check(head.as_bytes(), 100)
     }
 
     #[test]
@@ -396,8 +389,8 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(64);
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HT").await.unwrap();
         let second = Duration::from_secs(1);
-        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
-        assert_eq!(read(&mut server, &mut BytesMut::new(), limits, &mut Silence::new()).await, Err(BadHead::Slow));
+        let limits = HeadLimits { bytes_max: 1024, fields_max: 100, timeout: second };
+        assert_eq!(read(&mut server, &mut BytesMut::new(), limits).await, Err(BadHead::Slow));
     }
 
     #[tokio::test]
@@ -405,9 +398,9 @@ mod tests {
         let (mut client, mut server) = tokio::io::duplex(1024);
         tokio::io::AsyncWriteExt::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2").await.unwrap();
         let second = Duration::from_secs(1);
-        let limits = HeadLimits { bytes_max: 1024, timeout: second, idle: second };
+        let limits = HeadLimits { bytes_max: 1024, fields_max: 100, timeout: second };
         let mut buffer = BytesMut::new();
-        assert_eq!(read(&mut server, &mut buffer, limits, &mut Silence::new()).await, Ok(Head::Http1));
+        assert_eq!(read(&mut server, &mut buffer, limits).await, Ok(Head::Http1));
         assert!(buffer.ends_with(b"GET /2"));
     }
 }

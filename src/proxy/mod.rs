@@ -3,12 +3,17 @@
 //! Invariant: a head that is malformed or ambiguous never becomes a `Call`.
 
 mod connection;
+mod cors;
 mod door;
 mod frames;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gzip;
 mod head;
+mod intake;
+mod origin;
+mod places;
 mod pump;
 pub mod settings;
 mod sockets;
@@ -16,5 +21,5 @@ mod tls;
 mod websocket;
 
 pub use door::HttpDoor;
-pub use settings::{Settings, Tls};
+pub use settings::{ClientCertificates, Cors, KeyPair, Settings, Tls};
 pub use tls::{TlsAcceptor, TlsError};

@@ -3,6 +3,8 @@
 //! Invariant: no body is read from the caller before the gateway has room for it, and a caller who goes away
 //! while an answer is made or sent ends it at once.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use http_body::{Body as _, Frame};
@@ -10,6 +12,7 @@ use http_body_util::{BodyExt as _, StreamBody as FrameStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::gateway::{Answer, BodyBroken, Inbound, StreamBody};
 
@@ -24,15 +27,49 @@ pub(super) struct Gone;
 pub(super) struct Upload {
     sender: Option<mpsc::Sender<Result<Bytes, BodyBroken>>>,
     ended: bool,
+    pace: Pace,
+}
+
+/// How slowly a body may come. Only time counts in which somebody waits for the caller.
+#[derive(Default)]
+struct Pace {
+    silence_max: Duration,
+    bytes_per_second_min: u64,
+    bytes: u64,
+    waited: Duration,
+    /// When the wait for the next chunk began.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// How long to wait for the next chunk, from now.
+    fn left(&mut self) -> Duration {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let earned = self.bytes.checked_div(self.bytes_per_second_min).map_or(Duration::MAX, Duration::from_secs);
+        let in_all = earned.max(self.silence_max).saturating_sub(self.waited);
+        in_all.min(self.silence_max).saturating_sub(since.elapsed())
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.waited += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+    }
 }
 
 // === impl Upload ===
 
 impl Upload {
     /// Opens the upload of a request: what the gateway gets to read, and the half that feeds it.
-    pub(super) fn open(session: &mut ServerSession) -> (Inbound, Self) {
+    ///
+    /// A caller who is silent for longer than `silence_max`, or after that much waiting in all has sent less than
+    /// `bytes_per_second_min`, is too slow.
+    pub(super) fn open(
+        session: &mut ServerSession,
+        silence_max: Duration,
+        bytes_per_second_min: u64,
+    ) -> (Inbound, Self) {
         if session.is_body_empty() {
-            return (Inbound::Empty, Self { sender: None, ended: true });
+            return (Inbound::Empty, Self { sender: None, ended: true, pace: Pace::default() });
         }
         let length = session.get_header(header::CONTENT_LENGTH);
         let length = length.and_then(|v| v.to_str().ok()?.parse().ok());
@@ -43,12 +80,13 @@ impl Upload {
                 .map(|next: Option<Result<Bytes, BodyBroken>>| next.map(|chunk| chunk.map(Frame::data)))
         });
         let body = FrameStream::new(frames).boxed_unsync();
-        (Inbound::Stream { length, body }, Self { sender: Some(sender), ended: false })
+        let pace = Pace { silence_max, bytes_per_second_min, ..Pace::default() };
+        (Inbound::Stream { length, body }, Self { sender: Some(sender), ended: false, pace })
     }
 
     /// The upload of a request whose body nobody reads.
     pub(super) fn none() -> Self {
-        Self { sender: None, ended: false }
+        Self { sender: None, ended: false, pace: Pace::default() }
     }
 
     /// Moves one chunk, or waits for the caller to go away once nothing is left to move.
@@ -70,8 +108,15 @@ impl Upload {
             self.sender = None;
             return Ok(());
         };
-        match session.read_body_or_idle(false).await {
+        let Ok(read) = tokio::time::timeout(self.pace.left(), session.read_body_or_idle(false)).await else {
+            // The gateway answers; the connection is not used again, because its body has not ended.
+            permit.send(Err(BodyBroken::slow()));
+            self.sender = None;
+            return Ok(());
+        };
+        match read {
             Ok(Some(chunk)) => {
+                self.pace.came(chunk.len());
                 permit.send(Ok(chunk));
                 // Asked again after the last byte, pingora would wait for the caller to go away.
                 if session.is_body_done() {

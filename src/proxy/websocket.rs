@@ -85,7 +85,7 @@ pub(super) async fn serve(
         }
     };
     let (mut identity, mut place) = (HeaderMap::new(), None);
-    if headers.contains_key(header::AUTHORIZATION) {
+    if headers.contains_key(header::AUTHORIZATION) || carrier.certificate.is_some() {
         for value in headers.get_all(header::AUTHORIZATION) {
             identity.append(header::AUTHORIZATION, value.clone());
         }
@@ -377,7 +377,7 @@ impl Conversation {
             headers,
             host: self.carrier.host.clone(),
             peer: self.carrier.peer,
-            caller: Caller::ByHeaders,
+            caller: Caller::named(self.carrier.certificate.clone()),
             cluster: None,
             human: false,
             tool: None,

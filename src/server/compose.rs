@@ -20,7 +20,7 @@ use crate::proxy::{TlsAcceptor, TlsError};
 use crate::quota::{self, Quota};
 use crate::telemetry::{OpenError, Telemetry};
 
-use super::reload::{RevokedError, read_list};
+use super::revoked::{RevokedError, read_list};
 
 /// Deadline of one fetch of keys.
 const KEYS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -57,6 +57,13 @@ pub enum ComposeError {
 /// The stages, and the acceptor where TLS is configured.
 pub type Composed = (Snapshot, Option<TlsAcceptor>);
 
+/// What ran before a reload.
+#[derive(Clone, Copy)]
+pub(super) struct Former<'a> {
+    pub(super) config: &'a Config,
+    pub(super) snapshot: &'a Snapshot,
+}
+
 /// Builds what serves, and makes sure that the logs can be opened. Creates nothing.
 ///
 /// # Errors
@@ -75,21 +82,37 @@ pub fn compose(config: &Config, client: &Client) -> Result<Composed, Vec<Compose
 /// # Errors
 /// Every module that refuses its settings, not only the first.
 pub fn stages(config: &Config, client: &Client) -> Result<Composed, Vec<ComposeError>> {
+    stages_after(config, client, None)
+}
+
+/// The same, and takes over what outlives a reload: counters of quotas, endpoints' state, keys of issuers, the
+/// revocation list, and kept answers where they still hold.
+///
+/// # Errors
+/// As [`stages`].
+pub(super) fn stages_after(
+    config: &Config,
+    client: &Client,
+    former: Option<Former<'_>>,
+) -> Result<Composed, Vec<ComposeError>> {
     let mut errors: Vec<ComposeError> = Vec::new();
     let catalog = noted(&mut errors, Catalog::with_rows(config.operations.clone()));
     let policies = catalog.as_ref().and_then(|catalog| {
         let rows: Vec<_> = catalog.rows().iter().collect();
         noted(&mut errors, Policies::load(&config.policy, &rows))
     });
-    let keys = Arc::new(Keys(client.clone()));
-    let identity = noted(&mut errors, Identity::new(config.identity.clone(), keys));
-    if let (Some(path), Some(identity)) = (&config.identity.revoked, &identity)
-        && let Some(list) = noted(&mut errors, read_list(path))
-    {
-        identity.revoke(list);
-    }
-    let quota = noted(&mut errors, Quota::new(config.quota.clone()));
-    let clusters = noted(&mut errors, Clusters::new(config.clusters.clone(), &config.tenants, &config.secrets));
+    let identity = identity(config, client, former, &mut errors);
+    let quota = match former {
+        Some(former) => former.snapshot.quota.reloaded(config.quota.clone()),
+        None => Quota::new(config.quota.clone()),
+    };
+    let quota = noted(&mut errors, quota);
+    let (settings, tenants, secrets) = (config.clusters.clone(), &config.tenants, &config.secrets);
+    let clusters = match former {
+        Some(former) => former.snapshot.clusters.reload(settings, tenants, secrets),
+        None => Clusters::new(settings, tenants, secrets),
+    };
+    let clusters = noted(&mut errors, clusters);
     let tls = match &config.proxy.tls {
         None => None,
         Some(tls) => noted(&mut errors, TlsAcceptor::new(tls)),
@@ -101,7 +124,7 @@ pub fn stages(config: &Config, client: &Client) -> Result<Composed, Vec<ComposeE
                 identity: Arc::new(identity),
                 policies: Arc::new(policies),
                 quota: Arc::new(quota),
-                cache: Arc::new(Cache::new(&config.cache)),
+                cache: cache(config, former),
                 clusters: Arc::new(clusters),
                 limits: config.limits.clone(),
                 approvals: config.approvals,
@@ -109,6 +132,51 @@ pub fn stages(config: &Config, client: &Client) -> Result<Composed, Vec<ComposeE
             Ok((snapshot, tls))
         }
         (_, _, _, _, _) => Err(errors),
+    }
+}
+
+/// Who calls. A revocation list that can no longer be read does not stop a reload: the old one stays.
+fn identity(
+    config: &Config,
+    client: &Client,
+    former: Option<Former<'_>>,
+    errors: &mut Vec<ComposeError>,
+) -> Option<Identity> {
+    let keys = Arc::new(Keys(client.clone()));
+    let identity = noted(errors, Identity::new(config.identity.clone(), keys))?;
+    let list = config
+        .identity
+        .revoked
+        .as_ref()
+        .filter(|path| former.is_none_or(|former| former.config.identity.revoked.as_ref() != Some(*path)));
+    let list = match list {
+        Some(path) => Some(noted(errors, read_list(path))?),
+        None => None,
+    };
+    let Some(former) = former else {
+        list.map(|list| identity.revoke(list));
+        return Some(identity);
+    };
+    identity.adopt_keys(&former.snapshot.identity);
+    Some(identity.sharing_revocations(&former.snapshot.identity))
+}
+
+/// Kept answers stay where nothing that they depend on has changed.
+fn cache(config: &Config, former: Option<Former<'_>>) -> Arc<Cache> {
+    let same = |former: &Former<'_>| {
+        let asked = |config: &Config| {
+            let of = |c: &crate::cluster::Settings| {
+                (c.name.clone(), c.endpoints.clone(), c.user_id.clone(), c.knowledge.clone(), c.tenants.clone())
+            };
+            config.clusters.iter().map(of).collect::<Vec<_>>()
+        };
+        let rows = |config: &Config| format!("{:?}", config.operations);
+        let (old, new) = (former.config, config);
+        old.cache == new.cache && asked(old) == asked(new) && rows(old) == rows(new)
+    };
+    match former.filter(same) {
+        Some(former) => Arc::clone(&former.snapshot.cache),
+        None => Arc::new(Cache::new(&config.cache)),
     }
 }
 

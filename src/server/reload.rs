@@ -1,126 +1,195 @@
-//! Owns what changes while the process serves: policies and log files on SIGHUP, the revocation list when its file does.
-//! Does not read the configuration again.
-//! Invariant: what cannot be read changes nothing, and says why.
+//! Owns what changes while the process serves: the whole configuration, read again and swapped in as one value.
+//! Does not say when (`run` does: a signal, the admin door, a file that changed).
+//! Invariants: what cannot be read or served changes nothing, and says why; after a reload the process runs what the
+//! file says; exchanges end under the configuration they began with.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
 
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
+use super::background::Background;
+use super::compose::{ComposeError, Composed, Former, stages_after};
+use super::revoked;
+use super::watch::{Look, Seen, Watched};
+use crate::config::{Config, Problem, Problems};
 use crate::gateway::Gateway;
-use crate::identity::{BadList, RevokedList};
-use crate::policy::{self, LoadErrors, Policies};
+use crate::mcp::McpService;
+use crate::outbound::Client;
+use crate::proxy::HttpDoor;
+use crate::secret::Secret;
 use crate::telemetry::Telemetry;
 
-/// Largest revocation list.
-const LIST_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Reads the configuration from where it came from.
+pub type Reread = Arc<dyn Fn() -> Result<(Config, Vec<Problem>), Problems> + Send + Sync>;
 
-/// The revocation list cannot be used.
+/// Why a reload changed nothing.
 #[derive(Debug, thiserror::Error)]
-pub enum RevokedError {
-    /// The file cannot be read.
-    #[error("cannot read the revocation list `{}`: {cause}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        cause: std::io::Error,
-    },
-    /// The file is no list.
-    #[error("the revocation list `{}` {bad}", path.display())]
-    Bad {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        bad: BadList,
-    },
+pub enum ReloadError {
+    /// The file is wrong.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// These keys hold until the process ends.
+    #[error("{} cannot change while the process runs\nhelp: restart, or put the old values back", list(.0))]
+    Restart(Vec<&'static str>),
+    /// Modules refused their settings.
+    #[error("{}", lines(.0))]
+    Compose(Vec<ComposeError>),
+    /// The process ends, or the reader panicked, which is logged.
+    #[error("the configuration was not read")]
+    Interrupted,
+}
+
+/// What a reload replaces, and what it needs for that.
+pub(super) struct Parts {
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) client: Client,
+    pub(super) door: Arc<HttpDoor>,
+    pub(super) mcp: Arc<McpService>,
+    pub(super) admin_token: Arc<ArcSwapOption<Secret>>,
+    pub(super) background: Arc<Background>,
 }
 
 /// Everything that can be read anew.
 pub(super) struct Reload {
-    gateway: Arc<Gateway>,
-    telemetry: Arc<Telemetry>,
-    policy: policy::Settings,
-    revoked: Option<PathBuf>,
-    /// When the revocation list was written and how long it is, as last read.
-    seen: Mutex<Option<(SystemTime, u64)>>,
-}
-
-/// Reads a revocation list.
-///
-/// # Errors
-/// [`RevokedError`]; a list that is not there is none that says "nobody".
-pub(super) fn read_list(path: &Path) -> Result<RevokedList, RevokedError> {
-    let unreadable = |cause| RevokedError::Unreadable { path: path.to_owned(), cause };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > LIST_BYTES_MAX {
-        return Err(unreadable(std::io::Error::other("larger than 64MiB")));
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    RevokedList::parse(&text).map_err(|bad| RevokedError::Bad { path: path.to_owned(), bad })
+    parts: Parts,
+    reread: Reread,
+    /// What runs.
+    config: ArcSwap<Config>,
+    revoked: revoked::Watched,
+    seen: Mutex<Seen>,
+    /// One reload at a time.
+    turn: tokio::sync::Semaphore,
 }
 
 // === impl Reload ===
 
 impl Reload {
-    pub(super) fn new(
-        gateway: Arc<Gateway>,
-        telemetry: Arc<Telemetry>,
-        policy: policy::Settings,
-        revoked: Option<PathBuf>,
-    ) -> Self {
-        Self { gateway, telemetry, policy, revoked, seen: Mutex::default() }
+    pub(super) fn new(parts: Parts, config: Config, reread: Reread) -> Self {
+        let seen = Seen::new(watched(&config).look());
+        let revoked = revoked::Watched::new(Arc::clone(&parts.gateway));
+        let config = ArcSwap::from_pointee(config);
+        Self { parts, reread, config, revoked, seen: Mutex::new(seen), turn: tokio::sync::Semaphore::new(1) }
     }
 
-    /// What SIGHUP does: log files are opened anew, the revocation list and the policies are read again.
+    /// The configuration that runs.
+    pub(super) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Opens the log files anew, reads the configuration, the policies and the revocation list again, and swaps them in.
     ///
     /// # Errors
-    /// What is wrong with the policies; the old ones stay.
-    pub(super) async fn hang_up(&self) -> Result<(), LoadErrors> {
-        self.telemetry.reopen();
-        *self.seen.lock() = None;
-        self.revoked().await;
-        let loaded = self.policies().await;
-        self.telemetry.config_reload(loaded.is_ok());
-        match &loaded {
-            Ok(()) => tracing::info!("policies reloaded"),
-            Err(errors) => tracing::error!(%errors, "policies not reloaded, the old ones stay"),
+    /// [`ReloadError`]; what runs stays.
+    ///
+    /// # Cancel safety
+    /// Safe: a reload that was begun is finished or changes nothing.
+    pub(super) async fn reload(self: &Arc<Self>) -> Result<(), ReloadError> {
+        // Never closed.
+        let _turn = self.turn.acquire().await.map_err(|_| ReloadError::Interrupted)?;
+        self.parts.telemetry.reopen();
+        let this = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || this.swap()).await.unwrap_or(Err(ReloadError::Interrupted));
+        self.parts.telemetry.config_reload(done.is_ok());
+        match &done {
+            Ok(()) => tracing::info!("configuration and policies reloaded"),
+            Err(error) => tracing::error!(%error, "configuration and policies not reloaded, the old ones stay"),
         }
-        loaded
-    }
-
-    async fn policies(&self) -> Result<(), LoadErrors> {
-        let (settings, catalog) = (self.policy.clone(), Arc::clone(&self.gateway.snapshot().catalog));
-        let work = tokio::task::spawn_blocking(move || {
-            let rows: Vec<_> = catalog.rows().iter().collect();
-            Policies::load(&settings, &rows)
-        });
-        match work.await {
-            Ok(loaded) => self.gateway.install_policies(loaded?),
-            // The process ends or the loader panicked, which is logged: nothing changes.
-            Err(error) => tracing::error!(%error, "policies not loaded"),
-        }
-        Ok(())
+        self.revoked.forget();
+        self.look_for_revocations().await;
+        done
     }
 
     /// Reads the revocation list when its file has changed.
-    pub(super) async fn revoked(&self) {
-        let Some(path) = self.revoked.clone() else { return };
-        let seen = *self.seen.lock();
-        let work = tokio::task::spawn_blocking(move || {
-            let written = std::fs::metadata(&path).and_then(|file| Ok((file.modified()?, file.len()))).ok();
-            (written, (written.is_none() || written != seen).then(|| read_list(&path)))
-        });
-        let Ok((written, Some(read))) = work.await else { return };
-        match read {
-            Ok(list) => {
-                let entries = list.len();
-                if self.gateway.snapshot().identity.revoke(list) {
-                    tracing::info!(entries, "revocation list read");
-                }
-            }
-            Err(error) => tracing::error!(%error, "revocation list not read, the old one stays"),
+    pub(super) async fn look_for_revocations(&self) {
+        self.revoked.look(self.config().identity.revoked.clone()).await;
+    }
+
+    /// Reloads when a file has changed since it was read last, and no longer changes.
+    pub(super) async fn look_for_changes(self: &Arc<Self>) {
+        let watched = watched(&self.config());
+        let Ok(now) = tokio::task::spawn_blocking(move || watched.look()).await else { return };
+        if self.seen.lock().is_due(now) {
+            // What came of it is logged and counted.
+            let _ = self.reload().await;
         }
-        *self.seen.lock() = written;
+    }
+
+    /// Blocks.
+    fn swap(&self) -> Result<(), ReloadError> {
+        let running = self.config();
+        // Before the files are read: a change in between is found later.
+        let before = watched(&running).look();
+        let read = (self.reread)();
+        self.seen.lock().tried(before);
+        let (config, warnings) = read?;
+        warnings.iter().for_each(|warning| tracing::warn!(%warning, "configuration"));
+        let fixed = fixed(&running, &config);
+        if !fixed.is_empty() {
+            return Err(ReloadError::Restart(fixed));
+        }
+        let parts = &self.parts;
+        let snapshot = parts.gateway.snapshot();
+        let former = Former { config: &running, snapshot: &snapshot };
+        let (snapshot, tls): Composed =
+            stages_after(&config, &parts.client, Some(former)).map_err(ReloadError::Compose)?;
+        self.seen.lock().tried(after(&running, &config, before));
+        parts.telemetry.set_tenants(config.tenants.keys().cloned());
+        parts.gateway.install(snapshot);
+        parts.door.install(config.proxy.clone(), tls);
+        parts.mcp.install(config.mcp.clone());
+        parts.admin_token.store(config.admin.token.clone().map(Arc::new));
+        self.config.store(Arc::new(config));
+        parts.background.follow();
+        Ok(())
+    }
+}
+
+fn watched(config: &Config) -> Watched {
+    Watched { files: config.files.clone(), policies: config.policy.dir.clone() }
+}
+
+/// What to remember as loaded: where other files count now, they are looked at anew.
+fn after(old: &Config, new: &Config, before: Look) -> Look {
+    if old.files == new.files && old.policy.dir == new.policy.dir { before } else { watched(new).look() }
+}
+
+/// The keys that differ and that the process cannot change while it runs.
+fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("`listen` in `[server]`", old.server.listen != new.server.listen),
+        ("`threads` in `[server]`", old.server.threads != new.server.threads),
+        ("`secret` in `[server]`", old.secrets != new.secrets),
+        ("`connections` in `[server.limits]`", old.server.connections_max != new.server.connections_max),
+        ("`listen` in `[admin]`", old.admin.listen != new.admin.listen),
+        ("`[store]`", old.store != new.store),
+        ("`[telemetry]`", old.telemetry != new.telemetry),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+fn list(keys: &[&str]) -> String {
+    keys.join(", ")
+}
+
+/// Errors with their causes, one each line.
+fn lines(errors: &[ComposeError]) -> String {
+    errors.iter().map(|error| Chain(error).to_string()).collect::<Vec<_>>().join("\n")
+}
+
+/// An error with its causes.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }

@@ -1,27 +1,30 @@
-//! Owns the life of the process: start, serve, drain.
-//! Does not parse arguments (`cli`).
-//! Invariant: when `serve` returns, every listener is closed and every task has ended or was cut at the deadline.
+//! Owns the start: every module from the configuration, every task, every listener; and the drain.
+//! Does not listen to signals (`serve`) and does not parse arguments (`cli`).
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::accept::accept;
+use super::background::{Background, every};
 use super::compose::{ComposeError, compose};
-use super::reload::Reload;
+use super::handover::{HandoverError, Inherited, Origin};
+use super::reload::{Parts, Reload, ReloadError, Reread};
+use super::sockets::listeners;
 use super::tasks::Tasks;
-use crate::admin::{self, AdminState, Readiness};
+use crate::admin::{self, AdminState, Readiness, Reloading};
 use crate::config::Config;
 use crate::gateway::{Gateway, LocalService, Snapshot, Spawn};
 use crate::mcp::{self, McpService};
 use crate::outbound::{self, Client};
-use crate::policy::LoadErrors;
-use crate::proxy::{HttpDoor, TlsAcceptor};
-use crate::quota::Change;
+use crate::proxy::HttpDoor;
 use crate::store::{self, Store};
 use crate::telemetry::{OpenError, Telemetry};
 
@@ -30,9 +33,15 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// How long before the end of the drain streams are told to end.
 const STREAMS_END_BEFORE: Duration = Duration::from_secs(1);
+/// How long a new process waits for its first probes before it says that it serves.
+const WARM_UP: Duration = Duration::from_secs(5);
+const WARM_UP_POLL: Duration = Duration::from_millis(10);
 
 /// How often the revocation list is looked at.
 const REVOKED_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often a process that watches no files asks whether it should.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +63,17 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] store::OpenError),
+    /// The sockets of the process before this one cannot be taken over.
+    #[error("cannot take over from the process that serves now")]
+    Inherit(#[source] io::Error),
+    /// The file with the process id cannot be written.
+    #[error("cannot write the process id to `{}`", path.display())]
+    PidFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Signals cannot be received.
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
@@ -69,24 +89,82 @@ pub struct Running {
     pub gateway: Arc<Gateway>,
     tasks: Tasks,
     reload: Arc<Reload>,
-    drain_timeout: Duration,
+    /// The listening sockets once more, to hand them over: main and admin.
+    sockets: [OwnedFd; 2],
 }
 
 // === impl Running ===
 
 impl Running {
-    /// Does what SIGHUP does: opens the logs anew, reads the revocation list and the policies again.
+    /// Does what SIGHUP does: opens the logs anew, reads the configuration, policies, certificates and the revocation
+    /// list again.
     ///
     /// # Errors
-    /// What is wrong with the policies; the old ones stay in force.
-    pub async fn reload(&self) -> Result<(), LoadErrors> {
-        self.reload.hang_up().await
+    /// Why nothing changed.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        self.reload.reload().await
     }
 
     /// Stops accepting, lets exchanges end, cuts them at the deadline. Says how many were cut.
     pub async fn drain(self) -> usize {
-        let early = self.drain_timeout - (self.drain_timeout / 4).min(STREAMS_END_BEFORE);
-        let mut drained = std::pin::pin!(self.tasks.drain(self.drain_timeout));
+        let deadline = self.drain_timeout();
+        self.close().drain(deadline).await
+    }
+
+    /// Closes the listening sockets as soon as the drain begins; the rest is up to the tasks.
+    pub(super) fn close(self) -> Closed {
+        // Else the system would go on taking connections that nobody answers.
+        drop(self.sockets);
+        Closed { tasks: self.tasks, gateway: self.gateway }
+    }
+
+    /// Starts the binary anew, hands it the listening sockets, and waits until it serves.
+    ///
+    /// # Errors
+    /// Why it does not; this process goes on.
+    pub(super) async fn hand_over(&self, origin: &Origin) -> Result<(), HandoverError> {
+        if matches!(self.reload.config().store, store::Settings::File(_)) {
+            return Err(HandoverError::FileStore);
+        }
+        let [main, admin] = &self.sockets;
+        origin.hand_over([main.as_fd(), admin.as_fd()]).await
+    }
+
+    /// Waits until each cluster has an endpoint that may be up, for a while: then it is the endpoints' fault.
+    pub(super) async fn warm_up(&self) {
+        let ready = Ready(Arc::clone(&self.gateway), self.tasks.clone());
+        let deadline = tokio::time::Instant::now() + WARM_UP;
+        while !self.probed() && ready.ready().is_ok() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(WARM_UP_POLL).await;
+        }
+    }
+
+    fn probed(&self) -> bool {
+        let snapshot = self.gateway.snapshot();
+        snapshot.clusters.iter().all(|c| c.endpoints().iter().all(|e| e.version().is_some() || !e.is_up()))
+    }
+
+    pub(super) fn upgrade_timeout(&self) -> Duration {
+        self.reload.config().server.upgrade_timeout
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.reload.config().server.drain_timeout
+    }
+}
+
+/// A process that takes no more connections.
+pub(super) struct Closed {
+    tasks: Tasks,
+    gateway: Arc<Gateway>,
+}
+
+impl Closed {
+    /// Lets exchanges end; streams that go on are told to end shortly before the deadline, and what is left then is
+    /// cut. Says how many.
+    pub(super) async fn drain(&self, deadline: Duration) -> usize {
+        let early = deadline - (deadline / 4).min(STREAMS_END_BEFORE);
+        let mut drained = std::pin::pin!(self.tasks.drain(deadline));
         tokio::select! {
             left = &mut drained => return left,
             // What still streams is told, rather than cut.
@@ -96,34 +174,19 @@ impl Running {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then drains. SIGHUP opens the logs anew and reads policies and revocations again.
-///
-/// # Errors
-/// [`StartError`] when the process could not start.
-pub async fn serve(config: Config) -> Result<(), StartError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-    let mut hang_up = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-    let running = start(config).await?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            // What came of it is logged and counted.
-            _ = hang_up.recv() => drop(running.reload().await),
-        }
-    }
-    tracing::info!(timeout_ms = running.drain_timeout.as_millis(), "draining");
-    let cut = running.drain().await;
-    tracing::info!(cut, "stopped");
-    Ok(())
-}
-
-/// Binds, starts every task, and returns at once.
+/// Binds, starts every task, and returns at once. `reread` is what a reload reads.
 ///
 /// # Errors
 /// [`StartError`] when the settings are refused or an address is taken.
-pub async fn start(config: Config) -> Result<Running, StartError> {
+pub async fn start(config: Config, reread: Reread) -> Result<Running, StartError> {
+    start_with(config, reread, None).await
+}
+
+pub(super) async fn start_with(
+    config: Config,
+    reread: Reread,
+    inherited: Option<&mut Inherited>,
+) -> Result<Running, StartError> {
     let client = Client::new(outbound::Settings::default());
     let (snapshot, tls) = compose(&config, &client).map_err(StartError::Compose)?;
     let store = store::open(&config.store)?;
@@ -140,42 +203,68 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             Gateway::over(snapshot, client.clone(), said, seal, started, store)
         }
     };
-    let (listener, address) = bind(config.server.listen)?;
-    let (admin_listener, admin_address) = bind(config.admin.listen)?;
-
-    let mut services: Vec<Arc<dyn LocalService>> = Vec::new();
-    if config.mcp.enabled {
-        services.push(mcp(&tasks, &gateway, &telemetry, spawn, &config.mcp));
-    }
-    let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.h2c);
-    background(&tasks, &gateway, &client, &telemetry);
-    keep_quotas(&tasks, &gateway, &telemetry, config.store.kind());
-    let revoked = config.identity.revoked.clone();
-    let reload = Arc::new(Reload::new(Arc::clone(&gateway), Arc::clone(&telemetry), config.policy.clone(), revoked));
-    let watched = Arc::clone(&reload);
-    tasks.spawn(
-        "revocations",
-        every(REVOKED_INTERVAL, tasks.clone(), move || {
-            let reload = Arc::clone(&watched);
-            async move { reload.revoked().await }
-        }),
-    );
-    listen(&tasks, listener, config.server.connections_max, door, tls);
+    let (main, admin) = listeners(&config, inherited)?;
+    let (address, admin_address) = (main.address, admin.address);
+    let mcp = mcp(&tasks, &gateway, &telemetry, spawn, &config.mcp);
+    let services: Vec<Arc<dyn LocalService>> = vec![Arc::clone(&mcp) as _];
+    let door = HttpDoor::new(Arc::clone(&gateway), Arc::clone(&telemetry), services, config.proxy.clone(), tls);
+    let background = Background::start(&tasks, &gateway, &client, &telemetry, config.store.kind());
+    listen(&tasks, main.listener, config.server.connections_max, Arc::clone(&door));
+    let admin_token = Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new)));
+    let parts = Parts {
+        gateway: Arc::clone(&gateway),
+        telemetry: Arc::clone(&telemetry),
+        client,
+        door,
+        mcp,
+        admin_token: Arc::clone(&admin_token),
+        background,
+    };
+    let reload = Arc::new(Reload::new(parts, config, reread));
+    watch_files(&tasks, &reload);
     let state = Arc::new(AdminState {
-        settings: config.admin.clone(),
+        token: admin_token,
         telemetry,
         readiness: Arc::new(Ready(Arc::clone(&gateway), tasks.clone())),
         steering: Arc::clone(&gateway) as _,
+        reloading: Arc::new(Reloads(Arc::clone(&reload))),
     });
     tasks.spawn(
         "admin",
-        accept("admin", admin_listener, ADMIN_CONNECTIONS_MAX, tasks.clone(), move |stream, _| {
+        accept("admin", admin.listener, ADMIN_CONNECTIONS_MAX, tasks.clone(), move |stream, _| {
             let state = Arc::clone(&state);
             async move { admin::serve_connection(stream, state).await }
         }),
     );
     tracing::info!(%address, %admin_address, version = env!("CARGO_PKG_VERSION"), "started");
-    Ok(Running { address, admin_address, gateway, tasks, reload, drain_timeout: config.server.drain_timeout })
+    Ok(Running { address, admin_address, gateway, tasks, reload, sockets: [main.again, admin.again] })
+}
+
+/// Looks at files that may change: the revocation list always, everything else where the configuration says so.
+fn watch_files(tasks: &Tasks, reload: &Arc<Reload>) {
+    let revocations = Arc::clone(reload);
+    tasks.spawn(
+        "revocations",
+        every(REVOKED_INTERVAL, tasks.clone(), move || {
+            let reload = Arc::clone(&revocations);
+            async move { reload.look_for_revocations().await }
+        }),
+    );
+    let (files, stopping) = (Arc::clone(reload), tasks.clone());
+    tasks.spawn("files", async move {
+        loop {
+            let interval = files.config().server.watch;
+            tokio::select! {
+                biased;
+                () = stopping.stopped() => return,
+                // Whether to watch may change with a reload.
+                () = tokio::time::sleep(interval.unwrap_or(UNWATCHED_INTERVAL)) => {}
+            }
+            if interval.is_some() {
+                files.look_for_changes().await;
+            }
+        }
+    });
 }
 
 /// Quotas that count where the configuration says.
@@ -187,23 +276,6 @@ fn counting(mut snapshot: Snapshot, settings: &store::Settings, store: Arc<dyn S
     snapshot
 }
 
-/// The work of quotas between calls, with a line and a metric when the store is lost or found.
-fn keep_quotas(tasks: &Tasks, gateway: &Arc<Gateway>, telemetry: &Arc<Telemetry>, store: &'static str) {
-    let (upkeep, stopping, telemetry) = (gateway.snapshot().quota.upkeep(), tasks.clone(), Arc::clone(telemetry));
-    telemetry.store_up(store, true);
-    let changed = move |change| match change {
-        Change::Lost { why, instances } => {
-            telemetry.store_up(store, false);
-            tracing::warn!(why, instances, "store of quotas lost, plans say what is granted meanwhile");
-        }
-        Change::Found { instances, empty } => {
-            telemetry.store_up(store, true);
-            tracing::info!(instances, empty, "store of quotas found");
-        }
-    };
-    tasks.spawn("quotas", async move { upkeep.run(stopping.stopped(), changed).await });
-}
-
 /// The MCP endpoint, with its reaper and its end at drain.
 fn mcp(
     tasks: &Tasks,
@@ -211,7 +283,7 @@ fn mcp(
     telemetry: &Arc<Telemetry>,
     spawn: Spawn,
     settings: &mcp::Settings,
-) -> Arc<dyn LocalService> {
+) -> Arc<McpService> {
     let counter = Arc::clone(telemetry);
     let hooks = mcp::Hooks {
         detach: Arc::new(move |work| spawn("mcp run", work)),
@@ -236,119 +308,15 @@ fn mcp(
     service
 }
 
-fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Arc<HttpDoor>, tls: Option<TlsAcceptor>) {
+fn listen(tasks: &Tasks, listener: TcpListener, connections_max: usize, door: Arc<HttpDoor>) {
     let stopping = tasks.stopping();
     tasks.spawn(
         "http",
         accept("http", listener, connections_max, tasks.clone(), move |stream, peer| {
-            let (door, tls, stopping) = (Arc::clone(&door), tls.clone(), stopping.clone());
-            async move { Box::pin(door.serve(stream, peer, tls, &stopping)).await }
+            let (door, stopping) = (Arc::clone(&door), stopping.clone());
+            async move { Box::pin(door.serve(stream, peer, &stopping)).await }
         }),
     );
-}
-
-/// The periodic work: probes of each cluster, keys of issuers, idle connections.
-fn background(tasks: &Tasks, gateway: &Arc<Gateway>, client: &Client, telemetry: &Arc<Telemetry>) {
-    for cluster in gateway.snapshot().clusters.iter() {
-        let (cluster, client, telemetry) = (Arc::clone(cluster), client.clone(), Arc::clone(telemetry));
-        let interval = cluster.settings.health.interval;
-        tasks.spawn(
-            "probes",
-            every(interval, tasks.clone(), move || {
-                let (cluster, client, telemetry) = (Arc::clone(&cluster), client.clone(), Arc::clone(&telemetry));
-                async move { probe(&cluster, &client, &telemetry).await }
-            }),
-        );
-    }
-    let keys = Arc::clone(gateway);
-    let interval = gateway.snapshot().identity.refresh_interval();
-    tasks.spawn(
-        "keys",
-        every(interval, tasks.clone(), move || {
-            let gateway = Arc::clone(&keys);
-            async move { refresh_keys(&gateway.snapshot()).await }
-        }),
-    );
-    let idle = client.clone();
-    tasks.spawn(
-        "idle connections",
-        every(Duration::from_secs(5), tasks.clone(), move || {
-            let client = idle.clone();
-            async move { client.prune() }
-        }),
-    );
-}
-
-async fn probe(cluster: &crate::cluster::Cluster, client: &Client, telemetry: &Telemetry) {
-    if let Some(refreshed) = cluster.refresh_endpoints().await {
-        let name = cluster.name();
-        for endpoint in &refreshed.removed {
-            telemetry.endpoint_gone(name, endpoint);
-        }
-        if !refreshed.added.is_empty() || !refreshed.removed.is_empty() {
-            let (added, removed) = (refreshed.added.join(" "), refreshed.removed.join(" "));
-            tracing::info!(cluster = %name, added, removed, "endpoints changed");
-        }
-        if let Some(failure) = refreshed.failure {
-            tracing::warn!(cluster = %name, failure, "endpoints not found by name, those that are known stay");
-        }
-    }
-    cluster
-        .probe_round(client, &|probed| {
-            let (name, endpoint) = (cluster.name(), &probed.endpoint.address);
-            telemetry.endpoint_up(name, endpoint, probed.up);
-            telemetry.endpoint_in_flight(
-                name,
-                endpoint,
-                i64::try_from(probed.endpoint.in_flight()).unwrap_or(i64::MAX),
-            );
-            if probed.changed {
-                let failure = probed.failure.as_deref().unwrap_or("");
-                tracing::info!(cluster = %name, %endpoint, up = probed.up, failure, "endpoint changed");
-            }
-        })
-        .await;
-}
-
-async fn refresh_keys(snapshot: &Snapshot) {
-    for refreshed in snapshot.identity.refresh().await {
-        if let Err(error) = refreshed.outcome {
-            tracing::warn!(issuer = %refreshed.issuer, error, "keys not refreshed");
-        }
-    }
-}
-
-/// Runs work at once and then after each interval, until the drain begins.
-async fn every<F, W>(interval: Duration, tasks: Tasks, mut work: F)
-where
-    F: FnMut() -> W,
-    W: Future<Output = ()>,
-{
-    loop {
-        tokio::select! {
-            biased;
-            () = tasks.stopped() => return,
-            () = work() => {}
-        }
-        tokio::select! {
-            biased;
-            () = tasks.stopped() => return,
-            () = tokio::time::sleep(interval) => {}
-        }
-    }
-}
-
-fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Bind { address, source };
-    let socket =
-        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).map_err(failed)?;
-    socket.set_reuse_address(true).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    socket.bind(&address.into()).map_err(failed)?;
-    socket.listen(1024).map_err(failed)?;
-    let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    Ok((listener, bound))
 }
 
 /// Ready while accepting and while each cluster has an endpoint that may be up.
@@ -362,5 +330,14 @@ impl Readiness for Ready {
         let snapshot = self.0.snapshot();
         let down = snapshot.clusters.iter().find(|cluster| !cluster.endpoints().iter().any(|e| e.is_up()));
         down.map_or(Ok(()), |cluster| Err(format!("cluster `{}` has no endpoint that is up", cluster.name())))
+    }
+}
+
+/// What the admin door may ask.
+struct Reloads(Arc<Reload>);
+
+impl Reloading for Reloads {
+    fn reload(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { self.0.reload().await.map_err(|error| error.to_string()) })
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod explain;
 mod key;
 mod signals;
+mod upgrade;
 
 use std::path::Path;
 use std::process::Command;

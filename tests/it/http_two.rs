@@ -234,3 +234,20 @@ async fn a_client_certificate_is_asked_for_again_after_a_resumption() {
     }
     assert_eq!(stack.os().requests(), []);
 }
+
+#[tokio::test]
+async fn a_reader_of_http2_who_stops_reading_is_given_up() {
+    let settings = Settings::new().set("[server]", "h2c", "true").set("[server.limits]", "write_timeout", "\"300ms\"");
+    let stack = Stack::with(settings).await;
+    let event = Event::new("RunContent", json!({"run_id": "r", "content": "x".repeat(16 << 10)}));
+    stack.os().pin("POST", "/agents/assistant/runs", Reply::sse(&vec![event; 2000]));
+    let (mut sender, _tasks) = speak(TcpStream::connect(stack.address()).await.unwrap()).await;
+    let mut run = request("POST", "http://localhost/agents/assistant/runs", "message=hi");
+    run.headers_mut().insert("x-request-id", "slow".parse().unwrap());
+    // Nobody reads its body: the window closes, and then the deadline runs.
+    let _unread = send(&mut sender, run).await;
+    let line = stack.access_line("slow").await;
+    assert_eq!(line["code"], "client_closed", "{line}");
+    // Other streams of the connection go on.
+    assert_eq!(send(&mut sender, request("GET", "http://localhost/agents", "")).await.status().as_u16(), 200);
+}

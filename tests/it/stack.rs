@@ -19,7 +19,7 @@ use tollbridge::gateway::Code;
 use tollbridge::identity::{Algorithm, Claims, Mint, mint};
 use tollbridge::principal::TenantId;
 use tollbridge::secret::Secret;
-use tollbridge::server::{self, Running};
+use tollbridge::server::{self, Reread, Running};
 
 use crate::fake::{FakeAgentOs, PATIENCE};
 
@@ -68,6 +68,7 @@ pub(crate) struct Stack {
     fakes: Vec<FakeAgentOs>,
     /// The gateway itself.
     pub(crate) running: Running,
+    endpoints: Vec<String>,
     folder: TempDir,
 }
 
@@ -116,14 +117,28 @@ impl Stack {
         ];
         let environment: BTreeMap<String, String> = environment.map(|(name, value)| (name.into(), value.into())).into();
         let (config, _warnings) = config::load(&path, &environment).unwrap_or_else(|problems| panic!("{problems}"));
-        let running = server::start(config).await.unwrap_or_else(|error| panic!("{error:?}"));
-        let stack = Self { fakes: Vec::new(), running, folder };
+        let from = path.clone();
+        let reread: Reread = std::sync::Arc::new(move || config::load(&from, &environment));
+        let running = server::start(config, reread).await.unwrap_or_else(|error| panic!("{error:?}"));
+        let stack = Self { fakes: Vec::new(), running, endpoints: endpoints.to_vec(), folder };
         stack.probed().await;
         stack
     }
 
+    /// Writes another configuration file; nobody has read it yet.
+    pub(crate) fn configure(&self, settings: &Settings) {
+        self.configure_over(&self.endpoints, settings);
+    }
+
+    /// The same, with these endpoints.
+    pub(crate) fn configure_over(&self, endpoints: &[String], settings: &Settings) {
+        let policies = settings.policies(&repository().join("policies"), self.folder());
+        let text = settings.toml(endpoints, &policies);
+        std::fs::write(self.folder.path().join("config.toml"), text).unwrap();
+    }
+
     /// Waits until every endpoint was probed: its version is known, or that it is down.
-    async fn probed(&self) {
+    pub(crate) async fn probed(&self) {
         let known = || {
             let snapshot = self.running.gateway.snapshot();
             snapshot.clusters.iter().all(|c| c.endpoints().iter().all(|e| e.version().is_some() || !e.is_up()))
@@ -232,6 +247,11 @@ impl Stack {
             }
         })
         .await
+    }
+
+    /// Asks the admin door.
+    pub(crate) async fn ask_admin(&self, ask: Ask) -> Got {
+        client::open(self.running.admin_address, ask).await.whole().await
     }
 
     /// A token for these claims.

@@ -135,6 +135,7 @@ pub(super) fn settings(issuers: Vec<Issuer>) -> Settings {
         issuers,
         claims: Claims::default(),
         api_keys: Vec::new(),
+        certificates: Vec::new(),
         tenants: vec![tenant("acme"), tenant("globex")],
     }
 }

@@ -142,7 +142,7 @@ fn subjects_are_short_plain_and_not_reserved() {
         let expected = Refused::Invalid("subject is empty or has control characters");
         assert_eq!(judged(&json!({"sub": sub})), Err(expected), "{sub:?}");
     }
-    for sub in ["key:ci", "sa:robot", "__scheduler__", "__"] {
+    for sub in ["key:ci", "cert:ci", "sa:robot", "__scheduler__", "__"] {
         assert_eq!(judged(&json!({"sub": sub})), Err(Refused::Invalid("subject is reserved")), "{sub}");
     }
     assert_eq!(judged(&json!({"sub": "s".repeat(257)})), Err(Refused::Invalid("subject too long")));

@@ -35,7 +35,7 @@ pub(crate) async fn ask(
     progress: &mut Progress,
 ) -> Reply {
     let mut decided = Decided::default();
-    let lasts = visit.inner.runs.decision_timeout;
+    let lasts = visit.inner.runs.load().decision_timeout;
     progress.doing(Some("waiting for a decision".to_owned()));
     for question in questions.iter() {
         let Some(params) = question.params() else { return Reply::Unanswered };

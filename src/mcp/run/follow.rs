@@ -219,8 +219,8 @@ impl Follow<'_> {
     /// What becomes of the run when the client leaves. An older client says so; one of the stateless revision hangs up.
     fn leaving(&self) -> Leaving {
         match self.visit.client.era {
-            Era::Stateless => self.visit.inner.runs.on_disconnect,
-            Era::Sessions => self.visit.inner.runs.on_cancel,
+            Era::Stateless => self.visit.inner.runs.load().on_disconnect,
+            Era::Sessions => self.visit.inner.runs.load().on_cancel,
         }
     }
 

@@ -72,6 +72,7 @@ impl Fixture {
             runs,
             authorization: None,
             discovery_interval: std::time::Duration::from_secs(30),
+            origins: Vec::new(),
         };
         let path: Arc<dyn super::Path> = script.clone();
         let service = McpService::new(settings, path, hooks);
@@ -137,6 +138,7 @@ impl Client<'_> {
             request_id: "req-1".into(),
             peer: "192.0.2.7".parse().unwrap(),
             host: Some("agents.example.com".to_owned()),
+            certificate: None,
         });
         self.fixture.service.call(request).await
     }

@@ -283,7 +283,7 @@ impl Tool {
     /// Says whether address, headers and configuration leave it.
     fn offered(&self, inner: &Inner, narrowing: &Narrowing) -> bool {
         let decides = self.name == "resolve_approval";
-        narrowing.allows(self) && !(decides && inner.runs.decisions == Decisions::Humans)
+        narrowing.allows(self) && !(decides && inner.runs.load().decisions == Decisions::Humans)
     }
 
     /// As clients see it.

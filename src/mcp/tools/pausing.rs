@@ -163,7 +163,7 @@ pub(in crate::mcp) async fn askable(visit: &Visit, handle: &RunHandle, run: &Val
 /// A question that the client answers with another call.
 fn later(visit: &Visit, handle: &RunHandle, questions: &Questions) -> InputRequiredResult {
     let ticket = Ticket::new(&visit.turn.tool, &visit.turn.arguments, handle, &questions.pause);
-    let state = ticket.seal(&*visit.inner.path, visit.principal(), visit.inner.runs.decision_timeout);
+    let state = ticket.seal(&*visit.inner.path, visit.principal(), visit.inner.runs.load().decision_timeout);
     InputRequiredResult::new(Some(questions.requests()), Some(state))
 }
 
@@ -200,7 +200,7 @@ pub(super) async fn answered(visit: &Visit, progress: &mut Progress) -> Result<C
 
 /// Uses a ticket up.
 async fn once(visit: &Visit, number: &str) -> Result<(), Failure> {
-    let lasts = visit.inner.runs.decision_timeout;
+    let lasts = visit.inner.runs.load().decision_timeout;
     let path = Arc::clone(&visit.inner.path);
     match path.take_once(format!("mcp question {number}"), lasts).await {
         Once::First => Ok(()),

@@ -148,7 +148,7 @@ pub(super) async fn continue_run(
         let text = format!("`{}` waits for a confirmation: ask the user, then pass `confirm`", unsaid.name);
         return Err(Failure::Argument(text));
     }
-    if visit.inner.runs.decisions == Decisions::Humans && !silent {
+    if visit.inner.runs.load().decisions == Decisions::Humans && !silent {
         return Err(Failure::Argument(pausing::HUMANS_ONLY.to_owned()));
     }
     match go_on(visit, progress, &handle, &run, &answers, By::Tool).await {
@@ -162,7 +162,7 @@ pub(super) async fn continue_run(
 
 /// How long a call follows its run, at most what the operator allows.
 pub(super) fn budget(visit: &Visit, asked: Option<f64>) -> Result<Duration, Failure> {
-    Ok(wait(asked, visit.client.budget)?.min(visit.inner.runs.wait_max))
+    Ok(wait(asked, visit.client.budget)?.min(visit.inner.runs.load().wait_max))
 }
 
 /// Who says that a run goes on.

@@ -138,6 +138,11 @@ impl Ask {
         }
     }
 
+    /// The request, for a connection of the test's own.
+    pub(crate) fn into_request(self) -> Request<Full<Bytes>> {
+        self.request()
+    }
+
     /// With its fields as the body.
     fn written(self) -> Self {
         if self.fields.is_empty() {
