@@ -29,7 +29,7 @@ pub(super) struct ToolsArguments {
     /// File with the claims of the caller, not verified; `iss`, `aud` and `exp` may be left out.
     #[arg(long = "as", value_name = "CLAIMS.JSON")]
     claims: Option<PathBuf>,
-    /// What follows the endpoint's path: `readonly` or `x/TOOLSET`.
+    /// What follows the endpoint's path: `readonly` or `x/TOOLSET`. Tools of `x/ask` are known to a running gateway only.
     #[arg(long, value_name = "PATH")]
     below: Option<String>,
     /// Address of the caller.

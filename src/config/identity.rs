@@ -404,28 +404,9 @@ fn key_id(value: &Value<'_>) -> Option<String> {
 }
 
 fn sha256(value: &Value<'_>) -> Option<[u8; 32]> {
-    let text = value.string("64 hexadecimal digits")?;
-    if text.starts_with("tb_") {
+    if value.text().is_some_and(|text| text.starts_with("tb_")) {
         let help = "write its hash: `printf %s \"$KEY\" | sha256sum`, and replace the key".to_owned();
         return value.problem("holds the API key itself", Some(help));
     }
-    let mut hash = [0; 32];
-    let digits = |pair: &[u8]| {
-        let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)
-    };
-    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
-    match bytes {
-        Some(bytes) if bytes.len() == hash.len() => {
-            hash.copy_from_slice(&bytes);
-            Some(hash)
-        }
-        Some(_) | None => {
-            let help = "write the output of `printf %s \"$KEY\" | sha256sum`".to_owned();
-            value.problem(
-                format!("has {} characters, but must be 64 hexadecimal digits", text.chars().count()),
-                Some(help),
-            )
-        }
-    }
+    value.sha256("write the output of `printf %s \"$KEY\" | sha256sum`")
 }

@@ -19,6 +19,7 @@ mod front;
 mod identity;
 mod limits;
 mod mcp_authorization;
+mod mcp_pins;
 mod mcp_runs;
 mod operations;
 mod plans;
@@ -138,6 +139,9 @@ fn config(root: Table<'_>) -> Option<Config> {
     }
     if let (Some(server), Some(identity)) = (&server, &identity) {
         mcp_authorization::contradict(&root, &server.mcp, identity);
+    }
+    if let (Some(server), Some((clusters, _))) = (&server, &clusters) {
+        mcp_pins::contradict(&root, &server.mcp.pins, clusters.iter().map(|cluster| &cluster.name));
     }
     let policy = policy::read(&root);
     let approvals = approvals::read(&root);

@@ -327,6 +327,30 @@ impl<'a> Value<'a> {
         url.or_else(|| self.problem(format!("is `{shown}`, which is not {expected}"), None))
     }
 
+    /// A SHA-256 in hexadecimal digits; `help` says how to make one.
+    pub(super) fn sha256(&self, help: &str) -> Option<[u8; 32]> {
+        let text = self.string("64 hexadecimal digits")?;
+        let mut hash = [0; 32];
+        let digits = |pair: &[u8]| {
+            let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)
+        };
+        let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();
+        match bytes {
+            Some(bytes) if bytes.len() == hash.len() => {
+                hash.copy_from_slice(&bytes);
+                Some(hash)
+            }
+            Some(_) | None => {
+                let count = text.chars().count();
+                self.problem(
+                    format!("has {count} characters, but must be 64 hexadecimal digits"),
+                    Some(help.to_owned()),
+                )
+            }
+        }
+    }
+
     /// A path, relative to the file.
     pub(super) fn path(&self) -> Option<PathBuf> {
         self.string("a path").map(|written| self.source.path(written))

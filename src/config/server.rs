@@ -11,6 +11,7 @@ use crate::{admin, mcp, proxy};
 
 use super::front::{self, ReadLimits};
 use super::mcp_authorization;
+use super::mcp_pins;
 use super::mcp_runs;
 use super::reader::{At, Table, Value};
 use super::runtime::{ServerSettings, Threads};
@@ -165,28 +166,44 @@ fn admin_token(value: &Value<'_>) -> Option<Secret> {
 }
 
 fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Settings> {
-    let toolsets = || Toolset::ALL.to_vec();
+    let toolsets = || Toolset::DEFAULT.to_vec();
+    let optional = || Toolset::ALL.into_iter().filter(|toolset| !Toolset::DEFAULT.contains(toolset)).collect();
     let default = |url: &url::Url| mcp::Settings {
         enabled: true,
         path: "/mcp".to_owned(),
         toolsets: toolsets(),
+        optional_toolsets: optional(),
         public_url: url.clone(),
         runs: mcp::RunSettings::default(),
         authorization: None,
         discovery_interval: mcp::settings::DISCOVERY_INTERVAL,
         origins: Vec::new(),
+        pins: Vec::new(),
     };
     let Some(table) = root.section("mcp") else { return public_url.map(default) };
     let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
     let path = table.get("path").and_then(|v| mcp_path(&v)).unwrap_or_else(|| "/mcp".to_owned());
     let toolsets = table.get("toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(toolsets);
+    let optional_toolsets = table.get("optional_toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(optional);
     let (runs, authorization) = (mcp_runs::read(&table), mcp_authorization::read(&table));
     let range = seconds(1)..=seconds(3_600);
     let discovery_interval = table.get("discovery_interval").and_then(|v| v.duration(range));
     let discovery_interval = discovery_interval.unwrap_or(mcp::settings::DISCOVERY_INTERVAL);
+    let pins = mcp_pins::read(&table);
     table.close();
     let (public_url, origins) = (public_url?.clone(), Vec::new());
-    Some(mcp::Settings { enabled, path, toolsets, public_url, runs, authorization, discovery_interval, origins })
+    Some(mcp::Settings {
+        enabled,
+        path,
+        toolsets,
+        optional_toolsets,
+        public_url,
+        runs,
+        authorization,
+        discovery_interval,
+        origins,
+        pins,
+    })
 }
 
 fn mcp_path(value: &Value<'_>) -> Option<String> {

@@ -56,6 +56,7 @@ pub(super) enum AskBody {
     None,
     Json(Value),
     Form(String),
+    Multipart { boundary: String, body: Bytes },
 }
 
 /// Why a tool has no result. Every failure reaches the model as text that it can act on.
@@ -123,6 +124,11 @@ impl Asker {
             AskBody::Json(value) => {
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Inbound::Full(Bytes::from(value.to_string()))
+            }
+            AskBody::Multipart { boundary, body } => {
+                let content_type = HeaderValue::from_str(&format!("multipart/form-data; boundary={boundary}"));
+                headers.extend(content_type.ok().map(|value| (header::CONTENT_TYPE, value)));
+                Inbound::Full(body.clone())
             }
             AskBody::Form(form) => {
                 let urlencoded = HeaderValue::from_static("application/x-www-form-urlencoded");

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Inner;
 use super::ask::Failure;
+use super::narrowing::Toolset;
 use super::notices::{Notices, WATCHED_MAX, Wanted, Way};
 use super::pages;
 use super::pause::digest_of;
@@ -118,7 +119,10 @@ impl ServerHandler for Bridge {
     ) -> Result<ListToolsResult, ErrorData> {
         pages::only(request.as_ref())?;
         let (visit, _) = Visit::of(&self.0, &cx)?;
-        let mut result = ListToolsResult::with_all_items(tools::described(&visit.viewer()));
+        // Only these tools are named after what discovery finds: the others need not wait for its first look.
+        let named = visit.narrowing.has(Toolset::Ask);
+        let viewer = if named { resources::settle(&visit).await } else { visit.viewer() };
+        let mut result = ListToolsResult::with_all_items(tools::described(&viewer));
         result.ttl_ms = Some(LIST_TTL_MS);
         Ok(result)
     }
@@ -253,7 +257,9 @@ impl ServerHandler for Bridge {
         cx: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
         let (mut visit, progress) = Visit::of(&self.0, &cx)?;
-        let tool = tools::find(&visit.inner, &visit.narrowing, &request.name).ok_or_else(|| {
+        let said = Value::Object(request.arguments.unwrap_or_default());
+        let digest = digest_of(&said);
+        let (tool, arguments) = tools::choose(&visit, &request.name, said).await.ok_or_else(|| {
             ErrorData::invalid_params(format!("Unknown tool: {}", text::head(&request.name, 80)), None)
         })?;
         visit.asker.tool = Some(tool.name);
@@ -262,14 +268,13 @@ impl ServerHandler for Bridge {
             let text = format!("too_many_calls: {most} calls of yours are under way: wait for one to end");
             return Ok(Failure::Argument(text).result().into());
         };
-        let arguments = Value::Object(request.arguments.unwrap_or_default());
         visit.turn = Turn {
             tool: request.name.to_string(),
-            arguments: digest_of(&arguments),
+            arguments: digest,
             state: request.request_state,
             responses: request.input_responses.unwrap_or_default(),
         };
-        let call = Box::pin(tools::call(tool, &visit, progress, arguments));
+        let call = Box::pin(async { tools::call(tool, &visit, progress, arguments?).await });
         // The library answers nothing when a handler panics: its client would wait for ever.
         match AssertUnwindSafe(call).catch_unwind().await {
             Ok(Err(Failure::State(why))) => Err(ErrorData::invalid_params(why, None)),

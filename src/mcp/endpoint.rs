@@ -66,8 +66,9 @@ pub(super) async fn answer(service: &Arc<Shared>, request: Request<StreamBody>) 
     if !front.resource.is_for(&principal) {
         return from_answer(front.resource.refuse_foreign());
     }
-    let base = &front.settings.path;
-    let Some(narrowing) = Narrowing::of(base, &front.settings.toolsets, parts.uri.path(), &parts.headers) else {
+    let settings = &front.settings;
+    let toolsets = (settings.toolsets.as_slice(), settings.optional_toolsets.as_slice());
+    let Some(narrowing) = Narrowing::of(&settings.path, toolsets, parts.uri.path(), &parts.headers) else {
         return plain(StatusCode::NOT_FOUND, "Not Found: no such toolset");
     };
     parts.extensions.insert(narrowing);

@@ -25,6 +25,7 @@ mod discovery;
 mod flights;
 mod handle;
 mod pages;
+mod pins;
 mod refused;
 mod routes;
 mod slug;
@@ -62,6 +63,7 @@ use url::Url;
 use crate::gateway::{Answer, LocalService, StreamBody};
 pub use narrowing::Toolset;
 pub use path::Path;
+pub use pins::Pin;
 pub use settings::{Authorization, Decisions, Leaving, RunSettings, Settings};
 
 use authorization::{Challenge, Resource};
@@ -70,6 +72,7 @@ use discovery::Discovery;
 use flights::Flights;
 use narrowing::Narrowing;
 use notices::Listeners;
+use pins::Pins;
 use sessions::Sessions;
 use tasks::Pending;
 
@@ -126,6 +129,7 @@ struct Front {
 struct Inner {
     path: Arc<dyn Path>,
     discovery: Discovery,
+    pins: Arc<ArcSwap<Pins>>,
     detach: Detach,
     runs: ArcSwap<RunSettings>,
     pending: Pending,
@@ -138,10 +142,11 @@ impl McpService {
     /// Builds the endpoint.
     pub fn new(settings: Settings, path: Arc<dyn Path>, hooks: Hooks) -> Arc<Self> {
         let Hooks { detach, counted } = hooks;
-        let discovery = Discovery::new(settings.discovery_interval, path.clusters_to_ask());
+        let pins = Arc::new(ArcSwap::from_pointee(Pins::new(settings.pins.clone())));
+        let discovery = Discovery::new(settings.discovery_interval, path.clusters_to_ask(), Arc::clone(&pins));
         let runs = ArcSwap::from_pointee(settings.runs.clone());
         let (pending, flights) = (Pending::default(), Arc::default());
-        let inner = Arc::new(Inner { path, discovery, detach, runs, pending, flights });
+        let inner = Arc::new(Inner { path, discovery, pins, detach, runs, pending, flights });
         let bridge = Bridge(Arc::clone(&inner));
         let stop = CancellationToken::new();
         let mut manager = LocalSessionManager::default();
@@ -157,6 +162,8 @@ impl McpService {
     pub fn install(&self, settings: Settings) {
         let Shared { front, bridge, manager, inner, .. } = &*self.shared;
         inner.runs.store(Arc::new(settings.runs.clone()));
+        // Texts that are known already are judged anew at the next look at their cluster.
+        inner.pins.store(Arc::new(Pins::new(settings.pins.clone())));
         inner.discovery.set_interval(settings.discovery_interval);
         front.store(Arc::new(Front::new(settings, bridge, manager)));
     }

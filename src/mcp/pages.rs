@@ -69,6 +69,7 @@ mod tests {
                 id: id.clone(),
                 name: String::new(),
                 description: String::new(),
+                withheld: None,
             };
             Shown { found: Arc::new(found), name: id.clone(), slug: id }
         };

@@ -39,6 +39,19 @@ pub(super) const SESSIONS: Route = to("get_sessions");
 pub(super) const SESSION: Route = to("get_session_by_id");
 pub(super) const CONTENT: Route = to("get_content_by_id");
 pub(super) const CONTENTS: Route = to("get_content");
+pub(super) const MEMORIES: Route = to("get_memories");
+pub(super) const REMEMBER: Route = to("create_memory");
+pub(super) const TRACES: Route = to("get_traces");
+pub(super) const TRACE: Route = to("get_trace");
+pub(super) const METRICS: Route = to("get_metrics");
+pub(super) const SCHEDULES: Route = to("list_schedules");
+pub(super) const SCHEDULE: Route = to("create_schedule");
+pub(super) const SCHEDULE_ON: Route = to("enable_schedule");
+pub(super) const SCHEDULE_OFF: Route = to("disable_schedule");
+pub(super) const UPLOAD: Route = to("upload_content");
+pub(super) const UPLOADED: Route = to("get_content_status");
+pub(super) const COMPONENTS: Route = to("list_components");
+pub(super) const REGISTRY: Route = to("list_registry");
 
 /// The route to a shipped row. A row that does not exist does not compile.
 const fn to(operation: &'static str) -> Route {

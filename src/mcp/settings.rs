@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::narrowing::Toolset;
+use super::pins::Pin;
 
 /// [`Settings::discovery_interval`] where the configuration says nothing.
 pub const DISCOVERY_INTERVAL: std::time::Duration = std::time::Duration::from_secs(30);
@@ -17,6 +18,8 @@ pub struct Settings {
     pub path: String,
     /// Toolsets that clients get when they ask for none.
     pub toolsets: Vec<Toolset>,
+    /// Toolsets that clients get only when they ask for them.
+    pub optional_toolsets: Vec<Toolset>,
     /// What clients see: Host and Origin checks, resource metadata.
     pub public_url: url::Url,
     /// How runs are followed.
@@ -27,6 +30,8 @@ pub struct Settings {
     pub discovery_interval: std::time::Duration,
     /// Exact origins of pages that may call, beside our own and those of this machine.
     pub origins: Vec<String>,
+    /// Texts of components that the operator has pinned.
+    pub pins: Vec<Pin>,
 }
 
 /// How runs are followed, and who decides about paused ones.

@@ -132,6 +132,14 @@ impl Visit {
         Ok((cluster, id))
     }
 
+    /// The caller's default cluster.
+    ///
+    /// # Errors
+    /// When the caller has none.
+    pub(super) fn default_cluster(&self) -> Result<Arc<str>, Failure> {
+        self.clusters.first().cloned().ok_or_else(no_cluster)
+    }
+
     /// The clusters to ask: the named one or all.
     ///
     /// # Errors

@@ -90,6 +90,14 @@ async def cancels(client: Any) -> None:
     assert field(ended, "status") == "cancelled", text_of(ended)
 
 
+async def asks_by_name(client: Any) -> None:
+    """At the address of the toolset `ask` each agent is a tool."""
+    tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+    assert "Repeats what you say." in tools["ask_assistant"].description, sorted(tools)
+    result = await client.call_tool("ask_assistant", {"message": "hello by name"})
+    assert not is_error(result) and "hello by name" in text_of(result), text_of(result)
+
+
 async def is_refused(client: Any) -> None:
     names = {tool.name for tool in (await client.list_tools()).tools}
     assert "run_agent" not in names, names
@@ -146,6 +154,7 @@ async def main(url: str, modes: list[str]) -> int:
         good &= await check("runs an agent with progress", url, operator, mode, runs_with_progress)
         good &= await check("searches knowledge", url, operator, mode, searches)
         good &= await check("cancels a run", url, operator, mode, cancels)
+        good &= await check("asks an agent by name", f"{url}/x/ask", operator, mode, asks_by_name)
         good &= await check("is refused as a viewer", url, viewer, mode, is_refused)
     return 0 if good else 1
 

@@ -77,6 +77,11 @@ impl<'a> McpClient<'a> {
         Self { stack, token: token.to_owned(), session: None, path: "/mcp", able: json!({}), ids: AtomicU64::new(1) }
     }
 
+    /// The same at another address.
+    pub(crate) fn at(self, path: &'static str) -> Self {
+        Self { path, ..self }
+    }
+
     /// A client with a session.
     pub(crate) async fn legacy(stack: &'a Stack, who: &Who) -> Self {
         Self::able(stack, Era::Legacy, who, json!({})).await

@@ -22,7 +22,13 @@ pub(crate) struct Real {
 impl Real {
     /// Starts all of it. Slow runs last eight seconds.
     pub(crate) async fn start(agno: Agno) -> Self {
+        Self::with(agno, &[]).await
+    }
+
+    /// The same with further variables for AgentOS.
+    pub(crate) async fn with(agno: Agno, environment: &[(&'static str, &str)]) -> Self {
         let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("SLOW_CHUNKS", "80");
+        let setup = environment.iter().fold(setup, |setup, (name, value)| setup.and(name, value));
         let first = AgentOs::start(setup).await;
         let second = first.replica().await;
         let replicas = [first, second];

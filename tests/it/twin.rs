@@ -17,19 +17,34 @@ use crate::stack::{Ask, Settings, Stack, Who};
 
 /// Each tool and the rows that are played through it.
 const PLAYED: &[(&str, &[&str])] = &[
+    ("add_knowledge", &["upload_content"]),
+    ("add_memory", &["create_memory"]),
     ("cancel_run", &["cancel_agent_run", "cancel_team_run", "cancel_workflow_run"]),
     ("continue_run", &["continue_agent_run", "continue_team_run", "continue_workflow_run"]),
+    ("create_schedule", &["create_schedule"]),
     ("get_approval", &["get_approval"]),
+    ("get_metrics", &["get_metrics"]),
     ("get_run", &["get_agent_run", "get_team_run", "get_workflow_run"]),
     ("get_session", &["get_session_by_id"]),
+    ("get_trace", &["get_trace"]),
+    ("knowledge_status", &["get_content_status"]),
     ("list_agents", &["get_agents", "get_teams", "get_workflows"]),
     ("list_approvals", &["list_approvals"]),
+    ("list_components", &["list_components"]),
     ("list_knowledge", &["get_config"]),
+    ("list_memories", &["get_memories"]),
+    ("list_registry", &["list_registry"]),
+    ("list_schedules", &["list_schedules"]),
     ("list_sessions", &["get_sessions"]),
+    ("list_traces", &["get_traces"]),
     ("resolve_approval", &["resolve_approval"]),
     ("run_agent", &["create_agent_run", "create_team_run", "create_workflow_run"]),
     ("search_knowledge", &["search_knowledge"]),
+    ("set_schedule", &["enable_schedule", "disable_schedule"]),
 ];
+
+/// What a client asks for that wants every tool.
+const EVERY_TOOLSET: &str = "agents,knowledge,approvals,sessions,memory,traces,metrics,schedules,knowledge-write,admin";
 
 /// Roles of the callers, for policies that are made up.
 const ROLES: [&str; 5] = ["viewer", "operator", "approver", "admin", "platform_admin"];
@@ -97,6 +112,10 @@ impl Caller {
     fn session(&self) -> String {
         format!("s-{}-{}", self.tenant, self.subject)
     }
+
+    fn trace(&self) -> String {
+        format!("t-{}-{}", self.tenant, self.subject)
+    }
 }
 
 fn alice() -> Caller {
@@ -115,6 +134,7 @@ fn callers() -> Vec<Caller> {
         Caller::new("approver", "pat").role("approver"),
         Caller::new("admin", "ada").role("admin"),
         Caller::new("platform admin", "root").role("platform_admin"),
+        Caller::new("platform operator", "opal").role("platform_admin").role("operator"),
         Caller::new("scopes only", "sam").scope("agents:run").scope("agents:read").scope("sessions:read"),
         Caller::new("no role", "nora"),
         foreign,
@@ -166,6 +186,49 @@ impl Stage<'_> {
                 steps: Kind::ALL.iter().map(|kind| Ask::get(&format!("/sessions/{session}?type={kind}"))).collect(),
                 go_on: GoOn::WhenAbsent,
             },
+            other => return self.optional(other),
+        })
+    }
+
+    /// Tools that a client gets when it asks for them.
+    fn optional(&self, row: &str) -> Option<Twin> {
+        let (trace, knows) = (self.owner.trace(), "c-1");
+        let set = |on: bool| {
+            let ask = Ask::post(if on { "/schedules/s-1/enable" } else { "/schedules/s-1/disable" });
+            Twin::one("set_schedule", json!({"schedule_id": "s-1", "enabled": on}), ask)
+        };
+        Some(match row {
+            "get_memories" => {
+                Twin::one("list_memories", json!({}), Ask::get("/memories?limit=20&sort_by=updated_at&sort_order=desc"))
+            }
+            "create_memory" => {
+                let body = json!({"memory": "likes tea"});
+                Twin::one("add_memory", body.clone(), Ask::post("/memories").json(&body))
+            }
+            "get_traces" => Twin::one("list_traces", json!({}), Ask::get("/traces?limit=20")),
+            "get_trace" => Twin::one("get_trace", json!({"trace_id": trace}), Ask::get(&format!("/traces/{trace}"))),
+            "get_metrics" => Twin::one("get_metrics", json!({}), Ask::get("/metrics")),
+            "list_schedules" => Twin::one("list_schedules", json!({}), Ask::get("/schedules?limit=20")),
+            "create_schedule" => {
+                let arguments = json!({"name": "nightly", "agent": "assistant", "kind": "agent", "message": "go",
+                    "cron": "0 3 * * *"});
+                let body = json!({"name": "nightly", "cron_expr": "0 3 * * *", "endpoint": "/agents/assistant/runs",
+                    "method": "POST", "payload": {"message": "go"}});
+                Twin::one("create_schedule", arguments, Ask::post("/schedules").json(&body))
+            }
+            "enable_schedule" => set(true),
+            "disable_schedule" => set(false),
+            "upload_content" => {
+                let ask = Ask::post("/knowledge/content").field("name", "n").field("text_content", "t");
+                Twin::one("add_knowledge", json!({"name": "n", "text": "t"}), ask)
+            }
+            "get_content_status" => Twin::one(
+                "knowledge_status",
+                json!({"content_id": knows}),
+                Ask::get(&format!("/knowledge/content/{knows}/status")),
+            ),
+            "list_components" => Twin::one("list_components", json!({}), Ask::get("/components?limit=50")),
+            "list_registry" => Twin::one("list_registry", json!({}), Ask::get("/registry?limit=50")),
             _ => return None,
         })
     }
@@ -244,6 +307,7 @@ impl Stage<'_> {
         let twin = self.twin(row).await.unwrap();
         let client = McpClient::modern(self.stack, &self.caller.who);
         let ask = client.calling(twin.tool, twin.arguments, None).header("x-request-id", &id);
+        let ask = ask.header("x-mcp-toolsets", EVERY_TOOLSET);
         let told = Told::of(&client.open(ask).await.last().await);
         let lines = self.stack.access_lines(&id, over_http.len()).await;
         assert!(lines.iter().all(|line| line["door"] == "mcp"), "{what}: {lines:?}");
@@ -327,7 +391,10 @@ async fn play_all(settings: Settings) -> BTreeMap<&'static str, BTreeSet<String>
     for person in callers().iter().chain([&alice()]) {
         let row = json!({"session_id": person.session(), "user_id": person.user_id()});
         stack.os().pin("GET", &format!("/sessions/{}", person.session()), Reply::json(200, &row));
+        let row = json!({"trace_id": person.trace(), "user_id": person.user_id()});
+        stack.os().pin("GET", &format!("/traces/{}", person.trace()), Reply::json(200, &row));
     }
+    pin_optional(&stack);
     for caller in &callers() {
         for owner in [caller, &alice()] {
             let stage = Stage { stack: &stack, caller, owner };
@@ -338,6 +405,34 @@ async fn play_all(settings: Settings) -> BTreeMap<&'static str, BTreeSet<String>
         }
     }
     codes
+}
+
+/// What AgentOS says to tools that a client gets when it asks for them.
+fn pin_optional(stack: &Stack) {
+    let page = json!({"data": [], "meta": {"page": 1, "limit": 20, "total_pages": 1, "total_count": 0}});
+    // As the gateway writes it where tenants share a cluster: what lacks the mark cannot be turned on.
+    let payload = json!({"message": "go", "knowledge_filters": "{\"tenant\":\"acme\"}"});
+    let schedule = json!({"id": "s-1", "name": "nightly", "endpoint": "/agents/assistant/runs", "method": "POST",
+        "payload": payload});
+    let content = json!({"id": "c-1", "status": "completed", "metadata": {"tenant": "acme"}});
+    for (method, path, status, body) in [
+        ("GET", "/memories", 200, &page),
+        ("POST", "/memories", 200, &json!({"memory_id": "m-1", "memory": "likes tea", "user_id": "acme~alice"})),
+        ("GET", "/traces", 200, &page),
+        ("GET", "/metrics", 200, &json!({"metrics": []})),
+        ("GET", "/schedules", 200, &page),
+        ("POST", "/schedules", 201, &schedule),
+        ("GET", "/schedules/s-1", 200, &schedule),
+        ("POST", "/schedules/s-1/enable", 200, &schedule),
+        ("POST", "/schedules/s-1/disable", 200, &schedule),
+        ("POST", "/knowledge/content", 202, &json!({"id": "c-1", "status": "processing"})),
+        ("GET", "/knowledge/content/c-1", 200, &content),
+        ("GET", "/knowledge/content/c-1/status", 200, &json!({"id": "c-1", "status": "completed"})),
+        ("GET", "/components", 200, &page),
+        ("GET", "/registry", 200, &page),
+    ] {
+        stack.os().pin(method, path, Reply::json(status, body));
+    }
 }
 
 fn text(value: &Value) -> String {
@@ -380,6 +475,38 @@ fn made_up(folder: &Path) {
     }
     assert!(!text.contains("door") && !text.contains("human"));
     std::fs::write(folder.join("made-up.cedar"), text).unwrap();
+}
+
+/// A tool that is named after a component is that component's run: whoever may start it over HTTP has the tool and gets
+/// the same answer of the same policies; for everybody else there is no such tool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tools_that_are_named_after_components_are_for_whoever_may_run_them() {
+    let stack = Stack::with(Settings::new()).await;
+    let mut codes: BTreeSet<String> = BTreeSet::new();
+    for (caller, kind) in callers().iter().flat_map(|caller| Kind::ALL.iter().map(move |kind| (caller, *kind))) {
+        let what = format!("{kind} by {}", caller.name);
+        let id = format!("{kind}-{}-by-name", caller.subject);
+        let ask = Ask::post(&format!("/{}/{}/runs", kind.plural(), component(kind)));
+        let ask = ask.field("stream", "true").field("message", "hello").by(&caller.who);
+        stack.send(ask.header("x-request-id", &format!("{id}-http"))).await;
+        let over_http = vec![stack.access_line(&format!("{id}-http")).await];
+        let code = text(&over_http[0]["code"]);
+
+        let tool = format!("ask_{}", component(kind).replace('-', "_"));
+        let client = McpClient::modern(&stack, &caller.who).at("/mcp/x/ask");
+        assert_eq!(client.tools().await.contains(&tool), code == "ok", "{what}: {code}");
+        let ask = client.calling(&tool, json!({"message": "hello"}), None).header("x-request-id", &id);
+        let answer = client.open(ask).await.last().await;
+        if code == "ok" {
+            let told = Told::of(&answer);
+            assert!(!told.is_error && told.text.starts_with("echo: hello"), "{what}: {}", told.text);
+            assert_eq!(facts(&stack.access_lines(&id, 1).await), facts(&over_http), "{what}");
+        } else {
+            assert_eq!(answer["error"]["message"], format!("Unknown tool: {tool}"), "{what}: {answer}");
+        }
+        codes.insert(code);
+    }
+    assert!(codes.contains("ok") && codes.len() > 1, "{codes:?}");
 }
 
 #[test]

@@ -12,7 +12,8 @@ const RUNNABLE: &[&str] =
 pub(super) static ROWS: &[Operation] = &[
     get("list_components", "/components")
         .on(Resource::Component).scopes(&["components:read"])
-        .query(&["component_type", "page", "limit", "include_deleted"]),
+        .query(&["component_type", "page", "limit", "include_deleted"])
+        .tool("list_components"),
     post("create_component", "/components")
         .on(Resource::Component).scopes(&["components:write"])
         .json(&["name", "component_id", "component_type", "description", "metadata", "config", "label", "stage",

@@ -29,7 +29,8 @@ pub(super) static ROWS: &[Operation] = &[
         .query(&["db_id", "knowledge_id"])
         .form(&["name", "description", "url", "metadata", "file", "text_content", "reader_id", "chunker",
                 "chunk_size", "chunk_overlap"])
-        .mark(Mark::Metadata("metadata")).purges(SEARCHES),
+        .mark(Mark::Metadata("metadata")).purges(SEARCHES)
+        .tool("add_knowledge"),
     // Wipes the knowledge of every tenant at once, so it is no component's own business.
     delete("delete_all_content", "/knowledge/content")
         .on(Resource::Knowledge).scopes(&["knowledge:delete"])
@@ -47,7 +48,8 @@ pub(super) static ROWS: &[Operation] = &[
         .on(Resource::Knowledge).component().scopes(&["knowledge:write"])
         .query(&["db_id", "knowledge_id"]).purges(SEARCHES),
     get("get_content_status", "/knowledge/content/{content_id}/status")
-        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"]),
+        .on(Resource::Knowledge).component().scopes(&["knowledge:read"]).query(&["db_id", "knowledge_id"])
+        .tool("knowledge_status"),
 
     // What stands in the buckets of the AgentOS is nobody's and everybody's: OS-wide.
     post("upload_remote_content", "/knowledge/remote-content")

@@ -9,10 +9,12 @@ pub(super) static ROWS: &[Operation] = &[
         .on(Resource::Memory).owned().scopes(&["memories:read"])
         .query(&["user_id", "agent_id", "team_id", "search_content", "limit", "page", "sort_by", "sort_order",
                  "db_id", "table", "topics"])
-        .user(&[Place::Query("user_id")]).list("data", "memory_id", Own),
+        .user(&[Place::Query("user_id")]).list("data", "memory_id", Own)
+        .tool("list_memories"),
     post("create_memory", "/memories")
         .on(Resource::Memory).owned().scopes(&["memories:write"])
-        .query(&["db_id", "table"]).json(&["memory", "user_id", "topics"]).user(&[Place::Json("user_id")]),
+        .query(&["db_id", "table"]).json(&["memory", "user_id", "topics"]).user(&[Place::Json("user_id")])
+        .tool("add_memory"),
     // `memory_ids` is an array; AgentOS narrows it to the rows of `user_id`.
     delete("delete_memories", "/memories")
         .on(Resource::Memory).owned().scopes(&["memories:delete"])

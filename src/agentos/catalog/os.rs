@@ -23,7 +23,8 @@ pub(super) static ROWS: &[Operation] = &[
 
     // Counts of all users together, also where 3.x takes a user id to narrow them.
     get("get_metrics", "/metrics").scopes(&["metrics:read"])
-        .query(&["starting_date", "ending_date", "user_id", "db_id", "table"]),
+        .query(&["starting_date", "ending_date", "user_id", "db_id", "table"])
+        .tool("get_metrics"),
     post("refresh_metrics", "/metrics/refresh").scopes(&["metrics:write"])
         .query(&["db_id", "table", "user_id", "background"]),
     get("get_metrics_refresh_status", "/metrics/refresh/status").v3().scopes(&["metrics:read"])
@@ -45,7 +46,8 @@ pub(super) static ROWS: &[Operation] = &[
         .query(&["namespace", "agent_id", "query", "directory", "user_id", "page", "limit"]),
 
     get("list_registry", "/registry").scopes(&["registry:read"])
-        .query(&["resource_type", "name", "page", "limit"]),
+        .query(&["resource_type", "name", "page", "limit"])
+        .tool("list_registry"),
 
     // Tokens made here are AgentOS's own: they open no door of the gateway, only AgentOS where it can be reached.
     get("list_service_accounts", "/service-accounts").v3().upstream(&["list_service_accounts_service_accounts_get"])

@@ -27,10 +27,12 @@ const RUN_ANY: &[&str] = &["agents:run", "agents:read", "teams:run", "teams:read
 #[rustfmt::skip]
 pub(super) static ROWS: &[Operation] = &[
     get("list_schedules", "/schedules").upstream(&["list_schedules_schedules_get"])
-        .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["enabled", "limit", "page"]),
+        .on(Resource::Schedule).scopes(&["schedules:read"]).query(&["enabled", "limit", "page"])
+        .tool("list_schedules"),
     post("create_schedule", "/schedules").upstream(&["create_schedule_schedules_post"])
         .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY).json(FIELDS)
-        .triggers(Triggers::Schedule),
+        .triggers(Triggers::Schedule)
+        .tool("create_schedule"),
     get("get_schedule", "/schedules/{schedule_id}").upstream(&["get_schedule_schedules__schedule_id__get"])
         .on(Resource::Schedule).scopes(&["schedules:read"]),
     patch("update_schedule", "/schedules/{schedule_id}")
@@ -43,10 +45,12 @@ pub(super) static ROWS: &[Operation] = &[
     post("enable_schedule", "/schedules/{schedule_id}/enable")
         .upstream(&["enable_schedule_schedules__schedule_id__enable_post"])
         .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY)
-        .triggers(Triggers::Schedule),
+        .triggers(Triggers::Schedule)
+        .tool("set_schedule"),
     post("disable_schedule", "/schedules/{schedule_id}/disable")
         .upstream(&["disable_schedule_schedules__schedule_id__disable_post"])
-        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY),
+        .on(Resource::Schedule).scopes(&["schedules:write"]).also_upstream(RUN_ANY)
+        .tool("set_schedule"),
     // Runs the endpoint now and answers when it ended: it costs what the run costs.
     post("trigger_schedule", "/schedules/{schedule_id}/trigger")
         .upstream(&["trigger_schedule_schedules__schedule_id__trigger_post"])

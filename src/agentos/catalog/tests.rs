@@ -144,29 +144,59 @@ fn tools_name_the_operations_they_stand_for() {
         }
     }
     let expected: &[(&str, &[&str])] = &[
+        ("add_knowledge", &["upload_content"]),
+        ("add_memory", &["create_memory"]),
         ("cancel_run", &["cancel_agent_run", "cancel_team_run", "cancel_workflow_run"]),
         ("continue_run", &["continue_agent_run", "continue_team_run", "continue_workflow_run"]),
+        ("create_schedule", &["create_schedule"]),
         ("get_approval", &["get_approval"]),
+        ("get_metrics", &["get_metrics"]),
         ("get_run", &["get_agent_run", "get_team_run", "get_workflow_run"]),
         ("get_session", &["get_session_by_id"]),
+        ("get_trace", &["get_trace"]),
+        ("knowledge_status", &["get_content_status"]),
         ("list_agents", &["get_agents", "get_teams", "get_workflows"]),
         ("list_approvals", &["list_approvals"]),
+        ("list_components", &["list_components"]),
         ("list_knowledge", &["get_config"]),
+        ("list_memories", &["get_memories"]),
+        ("list_registry", &["list_registry"]),
+        ("list_schedules", &["list_schedules"]),
         ("list_sessions", &["get_sessions"]),
+        ("list_traces", &["get_traces"]),
         ("resolve_approval", &["resolve_approval"]),
         ("run_agent", &["create_agent_run", "create_team_run", "create_workflow_run"]),
         ("search_knowledge", &["search_knowledge"]),
+        ("set_schedule", &["enable_schedule", "disable_schedule"]),
     ];
     assert_eq!(tools, expected.iter().map(|(tool, ids)| (*tool, ids.to_vec())).collect());
 }
 
 #[test]
-fn nothing_that_is_off_or_os_wide_is_a_tool() {
+fn nothing_that_is_off_or_destructive_is_a_tool() {
     for row in Catalog::shipped().rows().iter().filter(|row| row.tool.is_some()) {
         assert_eq!(row.exposure, Exposure::Offered, "{}", row.id);
-        assert_ne!(row.reach, Reach::OsWide, "{}", row.id);
         assert!(!row.destructive, "{}", row.id);
     }
+}
+
+/// Which of them a caller gets is policy's business, and in which toolsets they stand that of the MCP door
+/// (`os_wide_rows_are_tools_of_optional_toolsets_only`).
+#[test]
+fn these_os_wide_rows_and_no_others_are_behind_tools() {
+    let os_wide = |row: &&Operation| row.tool.is_some() && row.reach == Reach::OsWide;
+    let mut ids: Vec<&str> = Catalog::shipped().rows().iter().filter(os_wide).map(|row| row.id).collect();
+    ids.sort_unstable();
+    let expected = [
+        "create_schedule",
+        "disable_schedule",
+        "enable_schedule",
+        "get_metrics",
+        "list_components",
+        "list_registry",
+        "list_schedules",
+    ];
+    assert_eq!(ids, expected);
 }
 
 #[test]

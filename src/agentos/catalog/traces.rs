@@ -10,13 +10,15 @@ pub(super) static ROWS: &[Operation] = &[
         .query(&["run_id", "session_id", "user_id", "agent_id", "team_id", "workflow_id", "status", "start_time",
                  "end_time", "page", "limit", "db_id"])
         .user(&[Place::Query("user_id")]).session(&[Place::Query("session_id")]).run(&[Place::Query("run_id")])
-        .list("data", "trace_id", Own),
+        .list("data", "trace_id", Own)
+        .tool("list_traces"),
     // Names of fields and operators: the same for everybody.
     get("get_traces_filter_schema", "/traces/filter-schema")
         .on(Resource::Trace).component().scopes(&["traces:read"]),
     get("get_trace", "/traces/{trace_id}")
         .on(Resource::Trace).owned().scopes(&["traces:read"])
-        .query(&["span_id", "run_id", "db_id"]).run(&[Place::Query("run_id")]),
+        .query(&["span_id", "run_id", "db_id"]).run(&[Place::Query("run_id")])
+        .tool("get_trace"),
     get("get_trace_stats", "/trace_session_stats")
         .on(Resource::Trace).owned().scopes(&["traces:read"])
         .query(&["user_id", "agent_id", "team_id", "workflow_id", "start_time", "end_time", "page", "limit", "db_id"])

@@ -88,7 +88,7 @@ impl Variable {
     }
 
     async fn values<'a>(self, visit: &Visit, said: &impl Fn(&str) -> Option<&'a str>) -> Result<Vec<String>, Failure> {
-        if self.toolset().is_some_and(|toolset| !visit.narrowing.has(toolset)) {
+        if self.toolset().is_some_and(|toolset| !visit.narrowing.reads_of(toolset)) {
             return Ok(Vec::new());
         }
         let kind = said("kind").and_then(Kind::parse);

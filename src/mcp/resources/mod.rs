@@ -89,7 +89,7 @@ static TEMPLATES: &[Template] = &[
 
 /// The components that the caller may read.
 pub(super) fn listed(viewer: &Viewer) -> Vec<Shown> {
-    if !viewer.narrowing.has(Toolset::Agents) {
+    if !viewer.narrowing.reads_of(Toolset::Agents) {
         return Vec::new();
     }
     viewer.components_now(Deed::List)
@@ -114,7 +114,7 @@ pub(super) fn describe(all: &[Shown]) -> Vec<Resource> {
 /// The templates of what the caller may read something of.
 pub(super) fn templates(viewer: &Viewer) -> Vec<ResourceTemplate> {
     let listed =
-        TEMPLATES.iter().filter(|template| viewer.narrowing.has(template.toolset) && template.readable(viewer));
+        TEMPLATES.iter().filter(|template| viewer.narrowing.reads_of(template.toolset) && template.readable(viewer));
     listed.map(Template::describe).collect()
 }
 
@@ -125,7 +125,7 @@ pub(super) fn can_be_watched(viewer: &Viewer, uri: &str) -> bool {
         Some(Address::Agent { agent, kind }) => !named(&listed(viewer), &agent, kind).is_empty(),
         Some(Address::Run { run, part: Part::Summary }) => {
             let open = super::handle::RunHandle::open(&*viewer.inner.path, &viewer.principal, &run);
-            viewer.narrowing.has(Toolset::Agents) && open.is_ok()
+            viewer.narrowing.reads_of(Toolset::Agents) && open.is_ok()
         }
         Some(Address::Run { .. } | Address::Session { .. } | Address::Content { .. }) | None => false,
     }

@@ -15,6 +15,7 @@ use crate::agentos::operation::Kind;
 use crate::mcp::ask::{Ask, Asker, Failure};
 use crate::mcp::handle::RunHandle;
 use crate::mcp::narrowing::Toolset;
+use crate::mcp::pins::Verdict;
 use crate::mcp::routes::{self, Deed};
 use crate::mcp::run::media;
 use crate::mcp::run::view::{RunView, Status};
@@ -58,7 +59,7 @@ pub(crate) async fn read(visit: &Visit, uri: &str) -> Result<Vec<ResourceContent
         Address::Session { .. } => Toolset::Sessions,
         Address::Content { .. } => Toolset::Knowledge,
     };
-    if !visit.narrowing.has(toolset) {
+    if !visit.narrowing.reads_of(toolset) {
         return Err(Unread::Absent);
     }
     match address {
@@ -111,7 +112,13 @@ fn describe(visit: &Visit, cluster: &Arc<str>, kind: Kind, id: &str, row: &Value
     let mut out = Map::new();
     out.insert("agent".to_owned(), json!(visit.name(cluster, id)));
     out.insert("kind".to_owned(), json!(kind.as_str()));
-    for (field, chars) in [("name", 100), ("role", 300), ("description", 2_000)] {
+    // A pin holds name and description: of a pinned component nothing else that AgentOS says is shown.
+    let shown: &[(&str, usize)] = match visit.inner.pins.load().judge(cluster, kind, id, row) {
+        Verdict::Free => &[("name", 100), ("role", 300), ("description", 2_000)],
+        Verdict::Pinned => &[("name", 100), ("description", 2_000)],
+        Verdict::Other(_) => &[],
+    };
+    for &(field, chars) in shown {
         let told = row.get(field).and_then(Value::as_str).map(|told| text::head(&text::line(told), chars));
         out.extend(told.filter(|told| !told.is_empty()).map(|told| (field.to_owned(), json!(told))));
     }

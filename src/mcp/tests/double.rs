@@ -29,6 +29,8 @@ pub(super) struct Asked {
     pub(super) headers: Vec<(String, String)>,
     /// A person is said to have confirmed it.
     pub(super) human: bool,
+    /// The tool whose limits count.
+    pub(super) tool: Option<&'static str>,
 }
 
 type Script1 = Box<dyn FnMut(&Asked) -> Answer + Send>;
@@ -201,6 +203,7 @@ impl Path for Script {
                 body: String::from_utf8(body.to_vec()).unwrap(),
                 headers: headers.collect(),
                 human: call.human,
+                tool: call.tool,
             };
             self.asked.send_modify(|all| all.push(asked.clone()));
             let answer = match self.routes.lock().get_mut(&asked.line) {
@@ -231,7 +234,7 @@ impl Path for Script {
     fn components(self: Arc<Self>, cluster: Arc<str>, kind: Kind) -> BoxFuture<'static, Result<Value, &'static str>> {
         Box::pin(async move {
             let line = format!("GET {cluster} /{}", kind.plural());
-            let asked = Asked { line, body: String::new(), headers: vec![], human: false };
+            let asked = Asked { line, body: String::new(), headers: vec![], human: false, tool: None };
             let said = self.routes.lock().get_mut(&asked.line).map(|script| script(&asked));
             let said = said.ok_or("not_found")?;
             match said.refused {

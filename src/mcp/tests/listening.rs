@@ -23,7 +23,7 @@ fn everything() -> Value {
 }
 
 /// Opens a listening stream and reads its acknowledgement.
-async fn listen(client: &Client<'_>, notifications: Value) -> (Messages, Value) {
+pub(super) async fn listen(client: &Client<'_>, notifications: Value) -> (Messages, Value) {
     let mut messages = Messages::of(client.request(LISTEN, json!({ "notifications": notifications }), None).await);
     let first = messages.next().await.unwrap();
     assert_eq!(first["method"], "notifications/subscriptions/acknowledged", "{first}");
@@ -39,7 +39,7 @@ async fn stream(client: &Client<'_>) -> Messages {
 }
 
 /// The methods of the messages that come within a minute and a half: lists are compared once a minute at least.
-async fn told(messages: &mut Messages) -> Vec<String> {
+pub(super) async fn told(messages: &mut Messages) -> Vec<String> {
     let mut methods = Vec::new();
     while let Ok(Some(message)) = tokio::time::timeout(Duration::from_secs(90), messages.next()).await {
         methods.push(message["method"].as_str().unwrap_or("result").to_owned());

@@ -2,7 +2,9 @@
 //! Does not test what has its own unit tests beside it.
 
 mod double;
+mod each;
 mod listening;
+mod optional;
 mod pauses;
 mod reads;
 mod resources;
@@ -18,7 +20,7 @@ use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Hooks, McpService, RunSettings, Settings, Toolset};
+use super::{Hooks, McpService, Pin, RunSettings, Settings, Toolset};
 use crate::agentos::SseEvents;
 use crate::gateway::{AnswerBody, Carrier, LocalService as _, StreamBody};
 use crate::principal::{Principal, PrincipalKind, TenantId};
@@ -59,20 +61,28 @@ impl Fixture {
 
     /// An endpoint that treats runs like this.
     fn with(script: Script, runs: RunSettings) -> Self {
+        Self::pinned(script, runs, Vec::new())
+    }
+
+    /// The same with pinned texts.
+    fn pinned(script: Script, runs: RunSettings, pins: Vec<Pin>) -> Self {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
-        let toolsets = Toolset::ALL.to_vec();
+        let toolsets = Toolset::DEFAULT.to_vec();
+        let optional_toolsets = Toolset::ALL.to_vec();
         let public_url = "https://agents.example.com".parse().unwrap();
         let settings = Settings {
             enabled: true,
             path: "/mcp".to_owned(),
             toolsets,
+            optional_toolsets,
             public_url,
             runs,
             authorization: None,
             discovery_interval: std::time::Duration::from_secs(30),
             origins: Vec::new(),
+            pins,
         };
         let path: Arc<dyn super::Path> = script.clone();
         let service = McpService::new(settings, path, hooks);

@@ -56,6 +56,18 @@ pub(super) struct RunAgent {
     pub(super) wait_s: Option<f64>,
     #[serde(default)]
     pub(super) background: Option<bool>,
+    #[serde(default)]
+    pub(super) files: Vec<FileArgument>,
+}
+
+/// One of the files of a run.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileArgument {
+    pub(super) name: Option<String>,
+    pub(super) mime_type: Option<String>,
+    pub(super) data: Option<String>,
+    pub(super) uri: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,6 +150,94 @@ pub(super) struct GetSession {
     pub(super) session_id: String,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListMemories {
+    pub(super) query: Option<String>,
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddMemory {
+    pub(super) memory: String,
+    pub(super) topics: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListTraces {
+    pub(super) run: Option<String>,
+    pub(super) session_id: Option<String>,
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetTrace {
+    pub(super) trace_id: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GetMetrics {
+    pub(super) from: Option<String>,
+    pub(super) to: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListSchedules {
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateSchedule {
+    pub(super) name: String,
+    pub(super) agent: String,
+    pub(super) kind: Option<KindWord>,
+    pub(super) message: String,
+    pub(super) cron: String,
+    pub(super) timezone: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SetSchedule {
+    pub(super) schedule_id: String,
+    pub(super) enabled: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddKnowledge {
+    pub(super) name: String,
+    pub(super) text: String,
+    pub(super) description: Option<String>,
+    pub(super) knowledge: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KnowledgeStatus {
+    pub(super) content_id: String,
+    pub(super) knowledge: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListComponents {
+    pub(super) kind: Option<KindWord>,
+    pub(super) limit: Option<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListRegistry {
+    pub(super) limit: Option<f64>,
+}
+
 impl From<KindWord> for Kind {
     fn from(word: KindWord) -> Self {
         match word {
@@ -191,4 +291,19 @@ pub(super) fn limit(asked: Option<f64>, default: usize) -> Result<usize, Failure
 /// When it is blank.
 pub(super) fn said<'a>(what: &str, text: &'a str) -> Result<&'a str, Failure> {
     if text.trim().is_empty() { Err(Failure::Argument(format!("`{what}` must not be empty"))) } else { Ok(text) }
+}
+
+/// A day as AgentOS takes it.
+///
+/// # Errors
+/// When it is none.
+pub(super) fn day(what: &str, text: Option<String>) -> Result<Option<String>, Failure> {
+    let plain = |text: &str| {
+        text.len() == 10
+            && text.bytes().enumerate().all(|(at, b)| if matches!(at, 4 | 7) { b == b'-' } else { b.is_ascii_digit() })
+    };
+    match text {
+        Some(text) if !plain(&text) => Err(Failure::Argument(format!("`{what}` must be a day such as 2026-11-26"))),
+        other => Ok(other),
+    }
 }

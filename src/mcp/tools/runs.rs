@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::agents::resolve;
 use super::arguments::{ContinueRun, GetRun, RunAgent, RunOnly, offset, said, wait};
+use super::files::{self, File};
 use super::pausing;
 use crate::agentos::operation::Kind;
 use crate::mcp::ask::{Ask, AskBody, Failure};
@@ -36,7 +37,12 @@ pub(super) async fn run_agent(
     if visit.turn.state.is_some() {
         return pausing::answered(visit, progress).await;
     }
+    let files = tokio::select! {
+        files = files::read(visit, arguments.files) => files?,
+        () = visit.ct.cancelled() => return Err(cancelled()),
+    };
     let start = Start {
+        files,
         message: said("message", &arguments.message)?.to_owned(),
         session_id: arguments.session_id.map(|id| id_of("session_id", own_part(&id))).transpose()?,
         budget: budget(visit, arguments.wait_s)?,
@@ -55,6 +61,7 @@ pub(super) struct Start {
     pub(super) session_id: Option<String>,
     pub(super) budget: Duration,
     pub(super) background: bool,
+    pub(super) files: Vec<File>,
 }
 
 /// Starts a run and follows it.
@@ -70,7 +77,12 @@ pub(super) async fn started(
     form.extend(start.session_id.as_deref().map(|id| ("session_id", id)));
     form.push(("message", start.message.as_str()));
     let ids = [component.as_str()];
-    let ask = Ask { body: AskBody::Form(pairs(&form)), ..Ask::plain(routes::of(kind, Deed::Start), &cluster, &ids) };
+    let body = match start.files.as_slice() {
+        [] => AskBody::Form(pairs(&form)),
+        _ if kind == Kind::Workflow => return Err(Failure::Argument("workflows take no `files`".to_owned())),
+        several => files::form(&form, several),
+    };
+    let ask = Ask { body, ..Ask::plain(routes::of(kind, Deed::Start), &cluster, &ids) };
     let (at, budget) = (Instant::now(), start.budget);
     let follow = Follow { visit, progress, cluster: cluster.clone(), kind, component: component.clone(), budget };
     let followed = Box::pin(follow.run(&ask)).await;

@@ -4,20 +4,23 @@
 
 use serde_json::{Value, json};
 
+use super::files::FILES_MAX;
+use crate::agentos::operation::Kind;
+
 /// Longest wait that a caller may ask for, in seconds.
 pub(super) const WAIT_MAX: u64 = 600;
 /// Most rows that a caller may ask for.
 pub(super) const LIMIT_MAX: usize = 50;
 
-fn object(properties: Value, required: &[&str]) -> Value {
+pub(super) fn object(properties: Value, required: &[&str]) -> Value {
     json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
 }
 
-fn text(description: &str) -> Value {
+pub(super) fn text(description: &str) -> Value {
     json!({"type": "string", "description": description})
 }
 
-fn kind(description: &str) -> Value {
+pub(super) fn kind(description: &str) -> Value {
     json!({"type": "string", "enum": ["agent", "team", "workflow"], "description": description})
 }
 
@@ -30,8 +33,33 @@ fn wait() -> Value {
     json!({"type": "integer", "minimum": 0, "maximum": WAIT_MAX, "description": description})
 }
 
-fn limit(default: usize) -> Value {
+pub(super) fn limit(default: usize) -> Value {
     json!({"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": default})
+}
+
+/// Arguments that may all be left out.
+pub(super) fn nothing_but(properties: Value) -> Value {
+    object(properties, &[])
+}
+
+/// Files of a run.
+pub(super) fn files() -> Value {
+    json!({
+        "type": "array",
+        "maxItems": FILES_MAX,
+        "description": "Files for the agent: each with `name`, `mime_type` and base64 `data`, or with the `uri` of what an \
+            earlier run made (agno://runs/…/media/…). 2 MiB together.",
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "mime_type": {"type": "string"},
+                "data": {"type": "string"},
+                "uri": {"type": "string"},
+            },
+            "additionalProperties": false,
+        },
+    })
 }
 
 /// No arguments.
@@ -55,9 +83,24 @@ pub(super) fn run_agent() -> Value {
             "session_id": text("Continue this conversation; a new one otherwise."),
             "wait_s": wait(),
             "background": {"type": "boolean", "description": "Start the run and return its handle at once."},
+            "files": files(),
         }),
         &["agent", "message"],
     )
+}
+
+/// A run of one component that the name of the tool says.
+pub(super) fn ask(kind: Kind) -> Value {
+    let mut properties = json!({
+        "message": text("What to do."),
+        "session_id": text("Continue this conversation; a new one otherwise."),
+        "wait_s": wait(),
+        "background": {"type": "boolean", "description": "Start the run and return its handle at once."},
+    });
+    if let (Value::Object(map), true) = (&mut properties, kind != Kind::Workflow) {
+        map.insert("files".to_owned(), files());
+    }
+    object(properties, &["message"])
 }
 
 pub(super) fn get_run() -> Value {
