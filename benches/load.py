@@ -4,7 +4,7 @@ Owns the load, the changes and the verdict. Does not measure speed (`benches/pro
 the environments of `make venvs` and a gateway (`TOLLBRIDGE_BIN`, else it builds one).
 
 What is played, over TLS where `openssl` can make certificates: short reads on new and on kept connections, runs that
-answer whole, runs that stream for five seconds. Meanwhile, in this order: policies are reloaded (SIGHUP), the
+answer whole, runs that stream for five seconds, and such runs as tool calls over MCP. Meanwhile, in this order: policies are reloaded (SIGHUP), the
 configuration gets a tenant (SIGHUP), the certificate is replaced (SIGHUP), the binary is upgraded (SIGUSR2), one replica
 of two is killed (SIGKILL). A change that the binary does not know is named and left out.
 
@@ -43,8 +43,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import stack as stacks  # noqa: E402
 
 PATIENCE_S = 30.0
-READS_PER_S, AGAIN_PER_S, WHOLE_PER_S, STREAMS_PER_S = 8.0, 8.0, 1.0, 2.0
+READS_PER_S, AGAIN_PER_S, WHOLE_PER_S, STREAMS_PER_S, TOOLS_PER_S = 8.0, 8.0, 1.0, 2.0, 1.0
 STREAM_CHUNKS, STREAM_DELAY_S = 20, 0.25
+MCP_REVISION, MCP_META = "2026-07-28", "io.modelcontextprotocol"
 NEW_TENANT = """
 [tenants.umbrella]
 plan = "pro"
@@ -93,10 +94,10 @@ class Load:
 
     def run(self) -> list[threading.Thread]:
         """Starts everything; the threads end with the load."""
-        rates = {"read": READS_PER_S, "again": AGAIN_PER_S, "whole": WHOLE_PER_S, "stream": STREAMS_PER_S}
+        rates = {"read": READS_PER_S, "again": AGAIN_PER_S, "whole": WHOLE_PER_S, "stream": STREAMS_PER_S, "tool": TOOLS_PER_S}
         self.started = time.monotonic()
         plan = sorted((n / rate, kind) for kind, rate in rates.items() for n in range(int(self.seconds * rate)))
-        workers = int(STREAMS_PER_S * STREAM_CHUNKS * STREAM_DELAY_S * 2) + 24
+        workers = int((STREAMS_PER_S + TOOLS_PER_S) * STREAM_CHUNKS * STREAM_DELAY_S * 2) + 24
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(workers)]
         feeder = threading.Thread(target=self.feed, args=(plan, workers), daemon=True)
         for thread in [*threads, feeder]:
@@ -183,13 +184,32 @@ class Load:
         if "RunCompleted" not in names:
             raise Broken(f"stream was cut after {len(names)} events")
 
+    def tool(self, request_id: str) -> None:
+        """A slow run as a tool call over MCP, with progress; its result must come."""
+        meta = {"progressToken": "load", f"{MCP_META}/protocolVersion": MCP_REVISION}
+        meta |= {f"{MCP_META}/clientCapabilities": {}, f"{MCP_META}/clientInfo": {"name": "load", "version": "1"}}
+        arguments = {"agent": "researcher-slow", "kind": "agent", "message": "hello"}
+        params = {"name": "run_agent", "arguments": arguments, "_meta": meta}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        headers = {"Accept": "application/json, text/event-stream", "MCP-Protocol-Version": MCP_REVISION}
+        headers |= {"Mcp-Method": "tools/call", "Mcp-Name": "run_agent", "Content-Type": "application/json"}
+        text = self.send("/mcp", json.dumps(message), headers, request_id).decode(errors="replace")
+        told = [json.loads(line.removeprefix("data:")) for line in text.splitlines() if line.startswith("data: {")]
+        last = told[-1] if told else json.loads(text)
+        if last.get("result", {"isError": True}).get("isError"):
+            raise Broken(f"the call ended as {str(last)[:300]}")
+
     def post(self, agent: str, stream: str, request_id: str) -> bytes:
-        """Starts a run on a connection of its own and reads the whole answer."""
+        """Starts a run and reads the whole answer."""
+        body = urlencode({"message": "hello", "stream": stream})
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        return self.send(f"/agents/{agent}/runs", body, headers, request_id)
+
+    def send(self, path: str, body: str, headers: dict[str, str], request_id: str) -> bytes:
+        """Posts on a connection of its own and reads the whole answer."""
         connection = self.connect()
         with contextlib.closing(connection):
-            body = urlencode({"message": "hello", "stream": stream})
-            headers = {**self.headers(request_id), "Content-Type": "application/x-www-form-urlencoded", "Connection": "close"}
-            connection.request("POST", f"/agents/{agent}/runs", body, headers)
+            connection.request("POST", path, body, {**self.headers(request_id), **headers, "Connection": "close"})
             return whole(connection.getresponse())
 
 
@@ -284,6 +304,7 @@ class Changes:
         self.killed = f"127.0.0.1:{stacks.listening(replica)}"
         replica.signal_group(signal.SIGKILL)
         replica.process.wait()
+        self.dead_at = time.time()
         return None
 
     def hang_up(self) -> None:
@@ -420,9 +441,11 @@ def judge(ledger: Ledger, changes: Changes, log: Path) -> bool:
         endpoint = str(entry.get("endpoint", ""))
         on_it = kill is not None and changes.killed in endpoint and outcome.began <= kill.at + 1.0 and outcome.ended >= kill.at
         (excused if on_it else unexcused).append((outcome, entry))
-    in_flight = sum(1 for outcome in ledger.outcomes if kill and outcome.began <= kill.at <= outcome.ended and changes.killed in str(lines.get(outcome.request_id, {}).get("endpoint", "")))
+    in_flight = sum(1 for outcome in ledger.outcomes if kill and outcome.began <= changes.dead_at and outcome.ended >= kill.at and changes.killed in str(lines.get(outcome.request_id, {}).get("endpoint", "")))
     if kill:
         print(f"  in flight on the killed replica: {in_flight}; failed with it: {len(excused)}")
+        for outcome, entry in excused:
+            print(f"  failed with it: {outcome.kind}, {outcome.began - kill.at:+.2f} to {outcome.ended - kill.at:+.2f} s of the kill: {entry.get('code')}: {outcome.failure[:100]}")
     for outcome, entry in unexcused[:10]:
         at = next((change.name for change in reversed(changes.made) if change.at <= outcome.ended), "before all")
         print(f"  FAILED {outcome.kind} ({outcome.request_id}, after {at}): {outcome.failure[:300]} · log: {entry.get('code')} {entry.get('endpoint')} {entry.get('reason')}")
