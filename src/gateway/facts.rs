@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::body::Payload;
+use super::cancel::is_cancel;
 use super::described;
 use super::forward;
 use super::ground::Ground;
@@ -147,9 +148,12 @@ async fn look_into(
     sessions: Vec<String>,
 ) -> Result<Facts, Refusal> {
     let operation = ground.operation();
+    (facts.run, facts.tag) = holder(ground, query, payload).await?;
+    // The id of the run says whose it is. Who cancels must not wait for a database: a run is stopped because all is slow.
+    let proven = facts.tag.is_some() && is_cancel(operation);
     let mut session_is_mine = false;
     let enough = (sessions.len() > 1).then(|| Instant::now() + GATHER_MAX);
-    for session in &sessions {
+    for session in sessions.iter().filter(|_| !proven) {
         if enough.is_some_and(|enough| Instant::now() > enough) {
             return Err(
                 Refusal::new(Code::UpstreamTimeout, Stage::Facts).because("looking up the sessions took too long")
@@ -171,7 +175,7 @@ async fn look_into(
         claim(ground, &mut facts, owner, operation.resource == Resource::Session)?;
     }
     facts.session = sessions.into_iter().next();
-    follow_run(ground, &mut facts, query, payload, session_is_mine).await?;
+    follow_run(ground, &mut facts, session_is_mine).await?;
     match operation.resource {
         Resource::Approval if !facts.resource_id.is_empty() => approval(ground, &mut facts).await?,
         Resource::Knowledge => knowledge::check(ground, query, payload).await?,
@@ -265,29 +269,32 @@ fn hold(ground: &Ground<'_>, session: &str) -> Result<Held, Refusal> {
     })
 }
 
-/// Finds who holds the run and that it is the caller's.
-async fn follow_run(
+/// The run that the call follows, and the endpoint that holds it if that is known; then the run is the caller's.
+async fn holder(
     ground: &Ground<'_>,
-    facts: &mut Facts,
     query: &Query,
     payload: &Payload,
-    session_is_mine: bool,
-) -> Result<(), Refusal> {
+) -> Result<(Option<String>, Option<EndpointTag>), Refusal> {
     let operation = ground.operation();
     let in_path = operation.run_id.iter().any(|place| matches!(place, Place::Path(_)));
     if !in_path {
-        return Ok(());
+        return Ok((None, None));
     }
-    let Some(run) = ids_at(ground, operation.run_id, query, payload)?.into_iter().next() else { return Ok(()) };
-    let cluster = ground.cluster.name();
-    let signed = ground.cluster.read_run_id(&run, ground.user);
-    let known = &ground.gateway.runs;
-    facts.tag = match signed.or_else(|| known.learned(cluster, &run, ground.user)) {
-        None if operation.affinity == Affinity::FollowsRun => known.recalled(cluster, &run, ground.user).await,
+    let run = ids_at(ground, operation.run_id, query, payload)?.into_iter().next();
+    let Some(id) = &run else { return Ok((None, None)) };
+    let (cluster, known) = (ground.cluster.name(), &ground.gateway.runs);
+    let signed = ground.cluster.read_run_id(id, ground.user);
+    let tag = match signed.or_else(|| known.learned(cluster, id, ground.user)) {
+        None if operation.affinity == Affinity::FollowsRun => known.recalled(cluster, id, ground.user).await,
         known => known,
     };
-    facts.run = Some(run);
-    if operation.resource != Resource::Run {
+    Ok((run, tag))
+}
+
+/// Learns that the run is the caller's.
+async fn follow_run(ground: &Ground<'_>, facts: &mut Facts, session_is_mine: bool) -> Result<(), Refusal> {
+    let operation = ground.operation();
+    if facts.run.is_none() || operation.resource != Resource::Run {
         return Ok(());
     }
     // AgentOS cancels and resumes any run that it holds, whatever session is named beside it.

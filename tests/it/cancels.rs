@@ -1,6 +1,6 @@
 //! Proves that a cancel says what became of the run, wherever it is, and what becomes of runs whose caller goes away.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -54,6 +54,24 @@ async fn a_cancel_is_confirmed_by_the_end_of_the_stream() {
     assert!(began.elapsed().as_secs() < 4, "{:?}", began.elapsed());
     // Once more: it is known to have ended.
     assert_eq!(stack.send(cancel(&run)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_cancel_does_not_wait_for_a_database_that_hangs() {
+    let stack = Stack::with(unprobed()).await;
+    let (mut flow, gate, run) = started(&stack, stack.os()).await;
+    stack.os().pin("GET", "/sessions/s-1", Reply::never());
+    let (got, ()) = tokio::join!(stack.send(cancel(&run)), async {
+        let path = format!("{RUNS}/{run}/cancel");
+        let told = stack.os().wait_for_request(&path, 1);
+        tokio::time::timeout(Duration::from_secs(4), told).await.expect("AgentOS is told at once");
+        gate.open();
+        assert!(flow.rest().await.0.contains("RunCancelled"));
+    });
+    assert_eq!(got.status, 200, "{got:?}");
+    // The id proves whose the run is, not the session.
+    let other = Ask::post(&format!("{RUNS}/{run}/cancel")).by(&Who::new("bob").role("operator"));
+    assert_eq!(stack.send(other).await.status, 404);
 }
 
 #[tokio::test]

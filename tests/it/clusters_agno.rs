@@ -16,9 +16,9 @@ fn patient() -> Settings {
     Settings::new().set("[clusters.health]", "timeout", "\"20s\"").set("[clusters.timeouts]", "connect", "\"10s\"")
 }
 
-/// Two replicas; their slow runs last a minute, a chunk each half second.
+/// Two replicas; their slow runs last five minutes, a chunk each half second.
 async fn replicas(agno: Agno) -> [AgentOs; 2] {
-    let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("SLOW_CHUNKS", "120").and("SLOW_DELAY", "0.5");
+    let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("SLOW_CHUNKS", "600").and("SLOW_DELAY", "0.5");
     let first = AgentOs::start(setup).await;
     let second = first.replica().await;
     [first, second]
@@ -43,17 +43,21 @@ async fn every_cancel_stops_its_run(agno: Agno) {
     const RUNS: usize = 100;
     let replicas = replicas(agno).await;
     let gateways = [Stack::over(&urls(&replicas), patient()).await, Stack::over(&urls(&replicas), patient()).await];
-    let started = join_all((0..RUNS).map(async |n| slow_run(&gateways[n * 7 % 2], &format!("s-{n}")).await)).await;
+    let mut started = Vec::new();
+    // A few at a time: on a busy machine a hundred at once wait for each other longer than anybody does.
+    for some in (0..RUNS).collect::<Vec<_>>().chunks(10) {
+        started.extend(join_all(some.iter().map(async |n| slow_run(&gateways[n % 2], &format!("s-{n}")).await)).await);
+    }
     let began = Instant::now();
     let cancelled = started.into_iter().enumerate().map(async |(n, (mut flow, run))| {
         let ask = Ask::post(&format!("{SLOW}/{run}/cancel?session_id=s-{n}")).by(&Who::alice());
-        let (got, (text, clean)) = tokio::join!(gateways[n * 31 / 4 % 2].send(ask), flow.rest());
+        let (got, (text, clean)) = tokio::join!(gateways[n / 3 % 2].send(ask), flow.rest());
         assert!(clean && text.contains("event: RunCancelled"), "run {n}, cancel answered {got:?}: {text}");
         got.status
     });
     let statuses = join_all(cancelled).await;
-    // A minute was left of each.
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    // Minutes were left of each.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert!(statuses.iter().all(|status| matches!(status, 200 | 202)), "{statuses:?}");
     let confirmed = statuses.iter().filter(|status| **status == 200).count();
     assert!(confirmed >= RUNS / 2, "{confirmed} of {RUNS} were confirmed");
