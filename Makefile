@@ -32,7 +32,8 @@ cluster: deps ## prove on free ports what two gateways with one Redis share
 clients: deps ## let the official MCP clients (Python, TypeScript, inspector) call the example
 	@$(DEMO) clients --agno $(AGNO)
 
-conformance: deps ## run the public MCP conformance suites against the example
+conformance: deps ## run the public MCP conformance suites against the example, and against a fake AgentOS with their fixtures
+	@cd tests/conformance && $(PYTHON) -m unittest -q test_verdict
 	@$(DEMO) conformance --agno $(AGNO)
 
 test: ## everything that has to hold: format, lints, tests, documentation, clients, tour

@@ -146,12 +146,16 @@ def run_clients(agno: str) -> int:
 
 
 def run_conformance(agno: str) -> int:
-    """Lets the public conformance suites call the gateway on free ports, with an admin's token."""
+    """Lets the public conformance suites call the gateway on free ports: as it is, then with what their fixtures need."""
+    judge = [sys.executable, str(ROOT / "tests/conformance/mcp.py")]
     with Stack(agno, True, PEOPLE, slow=(12, 0.1)) as stack:
         atexit.register(stack.stop)
-        command = [sys.executable, str(ROOT / "tests/conformance/mcp.py"), "--url", stack.mcp_url]
+        binary = str(stack.binary)
         environment = {**os.environ, "MCP_TOKEN": stack.tokens["ada"]}
-        return subprocess.run(command, env=environment, check=False).returncode
+        as_it_is = subprocess.run([*judge, "--url", stack.mcp_url], env=environment, check=False).returncode
+    environment = {**os.environ, "TOLLBRIDGE_BIN": binary}
+    with_fixtures = subprocess.run([*judge, "--fixtures"], env=environment, check=False).returncode
+    return as_it_is or with_fixtures
 
 
 def main() -> int:

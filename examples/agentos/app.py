@@ -33,8 +33,8 @@ Environment:
     MCP              1: agno's own MCP server at /mcp (0)
     SCHEDULER        1: run schedules (0)
     TRACING          1: record traces (0)
-    EXTRAS           1: what only tests need (0): A2A, AG-UI, and components whose knowledge no filter reaches (agent
-                     clerk, team help-desk, workflow look-up)
+    EXTRAS           1: what only tests need (0): A2A, AG-UI, components whose knowledge no filter reaches (agent clerk,
+                     team help-desk, workflow look-up), and an agent that asks with options (guide)
     ANNEX            1: the agent annex keeps its sessions in a second database (0)
     SLOW_CHUNKS      length of a slow answer (20)
     SLOW_DELAY       seconds between its chunks (0.25)
@@ -63,6 +63,7 @@ from agno.os import AgentOS
 from agno.os.config import AuthorizationConfig
 from agno.team import Team
 from agno.tools import tool
+from agno.tools.user_feedback import UserFeedbackTools
 from agno.workflow import Step, Workflow
 from fastapi import FastAPI
 
@@ -201,6 +202,17 @@ def clerk(db: SqliteDb, docs: Knowledge) -> Agent:
     )
 
 
+def guide(db: SqliteDb) -> Agent:
+    """An agent that lets its user choose."""
+    options = [{"label": "Rome", "description": "the old one"}, {"label": "Oslo", "description": None}]
+    questions = [
+        {"question": "Where to?", "header": "Place", "options": options, "multi_select": False},
+        {"question": "Where else?", "header": "Places", "options": options, "multi_select": True},
+    ]
+    asks = OfflineModel(tool=ToolUse("ask_user", lambda _: {"questions": questions}))
+    return Agent(id="guide", name="Guide", model=asks, tools=[UserFeedbackTools()], db=db)
+
+
 def last_word_query(message: str) -> dict[str, str]:
     """The arguments of a search for the last word of a message."""
     return {"query": last_word(message)}
@@ -305,7 +317,7 @@ def build(port: int) -> FastAPI:
         from agno.os.interfaces.agui import AGUI
 
         interfaces = [AGUI(agent=everyone[0])]
-        everyone.append(clerk(db, docs))
+        everyone += [clerk(db, docs), guide(db)]
         teams, flows = [*teams, help_desk(db, docs)], [look_up(db, docs)]
     if switch("ANNEX", "0"):
         everyone.append(annex())

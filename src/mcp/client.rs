@@ -24,6 +24,8 @@ pub(super) struct Client {
     pub(super) budget: Duration,
     /// It can put a form before its user.
     pub(super) elicits: bool,
+    /// Its forms offer choices with titles, and several at once.
+    pub(super) chooses: bool,
     /// It follows tasks.
     pub(super) tasks: bool,
 }
@@ -59,6 +61,7 @@ impl Client {
         Ok(Self {
             era: if stateless { Era::Stateless } else { Era::Sessions },
             budget: asked_for(settings, &parts.headers)?.unwrap_or_else(|| settings.wait_of(&name)),
+            chooses: at_least(&ProtocolVersion::V_2025_11_25),
             elicits: at_least(&ProtocolVersion::V_2025_06_18) && elicitation.is_some_and(has_forms),
             tasks: stateless && capabilities.as_ref().is_some_and(|able| able.supports_tasks()),
         })

@@ -21,7 +21,8 @@ struct Scene {
 impl Scene {
     async fn open(agno: Agno) -> Self {
         let folder = TempDir::new().unwrap();
-        let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("LEDGER", folder.path().join("ledger").to_str().unwrap());
+        let ledger = folder.path().join("ledger");
+        let setup = Setup::with_jwt(agno, AGENTOS_KEY).and("LEDGER", ledger.to_str().unwrap()).and("EXTRAS", "1");
         let os = AgentOs::start(setup).await;
         // A Python server on a busy machine must not count as down.
         let health = "[clusters.health]";
@@ -91,6 +92,11 @@ async fn a_person_decides(scene: &Scene, era: Era) {
     assert_eq!(scene.done("mailed nobody"), 0);
     let told = asked_and_told(&client, run("booker", "book"), &accepted(json!({"room": "seven"}))).await;
     assert_eq!(told.field("status"), "completed", "{}", told.text);
+    let chosen = json!({"Where to?": "Oslo", "Where else?": ["Rome"]});
+    let told = asked_and_told(&client, run("guide", "go"), &accepted(chosen)).await;
+    let selected =
+        r#"[{"question": "Where to?", "selected": ["Oslo"]}, {"question": "Where else?", "selected": ["Rome"]}]"#;
+    assert!(told.text.contains(selected) && told.field("status") == "completed", "{}", told.text);
 }
 
 /// Four eyes: whoever runs is not asked about the approval, and somebody else's answer is what counts.

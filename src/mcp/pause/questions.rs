@@ -12,7 +12,7 @@ use rmcp::model::{
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::mcp::run::waiting::{Answer, Answers, Field, Need, Waiting};
+use crate::mcp::run::waiting::{Answer, Answers, Choice, Field, Need, Waiting};
 use crate::mcp::text;
 
 /// Most questions about one pause; more are left to the tools.
@@ -22,6 +22,10 @@ const FIELDS_MAX: usize = 16;
 const ARGUMENTS_CHARS_MAX: usize = 2_000;
 const NOTE_CHARS_MAX: usize = 1_000;
 const VALUE_CHARS_MAX: usize = 10_000;
+/// Longest text of a question that a field stands for, and of one of its options.
+const CHOICE_CHARS_MAX: usize = 300;
+/// Most options of one field.
+const OPTIONS_MAX: usize = 50;
 
 /// Everything that has to be asked about one pause.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +96,12 @@ impl Questions {
     /// Says whether this is the key of a question.
     pub(crate) fn asks(&self, key: &str) -> bool {
         self.all.iter().any(|question| question.key == key)
+    }
+
+    /// Says whether something is to be chosen from titled options or several: forms had no such fields at first.
+    pub(crate) fn offers_choices(&self) -> bool {
+        let choice = |form: &Form| matches!(form, Form::Fill(fields) if fields.iter().any(|f| f.choice.is_some()));
+        self.all.iter().any(|question| choice(&question.form))
     }
 
     /// All questions for one answer.
@@ -229,38 +239,87 @@ fn message(waiting: &Waiting, agent: &str, form: &Form) -> String {
 
 /// The fields, when a form can ask for each of them.
 fn askable(fields: &[Field]) -> Option<Vec<Field>> {
-    let plain = |field: &Field| {
-        matches!(field.of_type.as_str(), "str" | "int" | "float" | "bool")
-            && (1..=100).contains(&field.name.chars().count())
-            && !field.name.chars().any(char::is_control)
+    let plain =
+        |text: &str, most: usize| (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    let field = |field: &Field| match &field.choice {
+        None => matches!(field.of_type.as_str(), "str" | "int" | "float" | "bool") && plain(&field.name, 100),
+        Some(Choice { options, .. }) => {
+            let labels: HashSet<&str> = options.iter().map(|(label, _)| label.as_str()).collect();
+            let distinct = labels.len() == options.len() && (1..=OPTIONS_MAX).contains(&options.len());
+            let named = plain(&field.name, CHOICE_CHARS_MAX);
+            named && distinct && labels.iter().all(|label| plain(label, CHOICE_CHARS_MAX))
+        }
     };
-    let fits = !fields.is_empty() && fields.len() <= FIELDS_MAX && fields.iter().all(plain);
+    let mut names = HashSet::new();
+    let distinct = fields.iter().all(|field| names.insert(field.name.as_str()));
+    let fits = !fields.is_empty() && fields.len() <= FIELDS_MAX && distinct && fields.iter().all(field);
     fits.then(|| fields.to_vec())
 }
 
 fn field_schema(field: &Field) -> Value {
-    let of_type = match field.of_type.as_str() {
-        "int" => "integer",
-        "float" => "number",
-        "bool" => "boolean",
-        _ => "string",
+    let mut schema = match &field.choice {
+        Some(choice) => choice_schema(choice),
+        None => json!({"type": match field.of_type.as_str() {
+            "int" => "integer",
+            "float" => "number",
+            "bool" => "boolean",
+            _ => "string",
+        }}),
     };
-    let mut schema = json!({"type": of_type, "title": field.name});
-    if let (Value::Object(map), false) = (&mut schema, field.description.is_empty()) {
-        map.insert("description".to_owned(), json!(field.description));
+    if let Value::Object(map) = &mut schema {
+        // The text of a question may be long: its header is made to be a title.
+        let (title, description) = match (&field.choice, field.description.is_empty()) {
+            (Some(_), false) => (&field.description, &field.name),
+            (_, _) => (&field.name, &field.description),
+        };
+        map.insert("title".to_owned(), json!(title));
+        if !description.is_empty() {
+            map.insert("description".to_owned(), json!(description));
+        }
     }
     schema
 }
 
+/// One of the options, or several; with titles where AgentOS says what they mean.
+fn choice_schema(Choice { options, many }: &Choice) -> Value {
+    let labels: Vec<&str> = options.iter().map(|(label, _)| label.as_str()).collect();
+    let titled = options.iter().map(|(label, means)| match means.is_empty() {
+        true => json!({"const": label, "title": label}),
+        false => json!({"const": label, "title": format!("{label}: {means}")}),
+    });
+    let titled: Vec<Value> = titled.collect();
+    let plain = options.iter().all(|(_, means)| means.is_empty());
+    match (many, plain) {
+        (false, true) => json!({"type": "string", "enum": labels}),
+        (false, false) => json!({"type": "string", "oneOf": titled}),
+        (true, true) => json!({"type": "array", "items": {"type": "string", "enum": labels}}),
+        (true, false) => json!({"type": "array", "items": {"anyOf": titled}}),
+    }
+}
+
 /// The value, when it is of the field's type.
 fn fitting(field: &Field, value: &Value) -> Option<Value> {
-    let fits = match field.of_type.as_str() {
-        "int" => value.is_i64() || value.is_u64(),
-        "float" => value.is_number(),
-        "bool" => value.is_boolean(),
-        _ => value.as_str().is_some_and(|text| text.chars().nth(VALUE_CHARS_MAX).is_none()),
+    let text = |value: &Value| value.as_str().is_some_and(|text| text.chars().nth(VALUE_CHARS_MAX).is_none());
+    let fits = match (&field.choice, field.of_type.as_str()) {
+        (Some(choice), _) => chosen(choice, value),
+        (None, "int") => value.is_i64() || value.is_u64(),
+        (None, "float") => value.is_number(),
+        (None, "bool") => value.is_boolean(),
+        (None, _) => text(value),
     };
     fits.then(|| value.clone())
+}
+
+/// Says whether a value is one of the options, or different ones of them where several may be chosen.
+fn chosen(Choice { options, many }: &Choice, value: &Value) -> bool {
+    let offered = |value: &Value| value.as_str().is_some_and(|text| options.iter().any(|(label, _)| label == text));
+    match value {
+        Value::Array(values) if *many => {
+            let mut seen = HashSet::new();
+            values.iter().all(|value| offered(value) && seen.insert(value.as_str()))
+        }
+        single => !many && offered(single),
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +396,59 @@ mod tests {
         assert_eq!(read(json!({"room": "7", "guests": "2"})), Said::Nothing);
         assert_eq!(question.read(&result(json!({"action": "decline"}))), Said::Left);
         assert_eq!(questions(&[asks(&json!([{"name": "all", "field_type": "list"}]))]), None);
+    }
+
+    #[test]
+    fn choices_are_offered_and_only_what_was_offered_is_an_answer() {
+        let question = |text: &str, many: bool, options: Value| {
+            let mut asked = json!({"question": text, "header": "City", "options": options});
+            asked["multi_select"] = json!(many);
+            asked
+        };
+        let asks = |schema: Value| tool("c1", json!({"requires_user_input": true, "user_feedback_schema": schema}));
+        let (plain, titled) =
+            (json!([{"label": "a"}, {"label": "b"}]), json!([{"label": "a"}, {"label": "b", "description": "bee"}]));
+        let four = json!([
+            question("one?", false, plain.clone()),
+            question("two?", false, titled.clone()),
+            question("three?", true, plain.clone()),
+            question("four?", true, titled),
+        ]);
+        let all = questions(&[asks(four)]).unwrap();
+        assert!(all.offers_choices() && !questions(&[confirm("c1")]).unwrap().offers_choices());
+        let question_of_all = all.iter().next().unwrap();
+        let sent = serde_json::to_value(question_of_all.params()).unwrap();
+        let field = |of: &str| sent["requestedSchema"]["properties"][of].clone();
+        let titles = json!([{"const": "a", "title": "a"}, {"const": "b", "title": "b: bee"}]);
+        let of = |name: &str, mut schema: Value| {
+            schema["title"] = json!("City");
+            schema["description"] = json!(name);
+            schema
+        };
+        for (name, schema) in [
+            ("one?", json!({"type": "string", "enum": ["a", "b"]})),
+            ("two?", json!({"type": "string", "oneOf": titles})),
+            ("three?", json!({"type": "array", "items": {"type": "string", "enum": ["a", "b"]}})),
+            ("four?", json!({"type": "array", "items": {"anyOf": titles}})),
+        ] {
+            assert_eq!(field(name), of(name, schema));
+        }
+        let read = |content: Value| question_of_all.read(&result(json!({"action": "accept", "content": content})));
+        let good = json!({"one?": "a", "two?": "b", "three?": [], "four?": ["b", "a"]});
+        let Said::Answered((answer, None)) = read(good.clone()) else { panic!() };
+        assert_eq!(Value::Object(answer.inputs), good);
+        for (name, wrong) in
+            [("one?", json!("c")), ("one?", json!(["a"])), ("four?", json!(["a", "a"])), ("four?", json!("a"))]
+        {
+            let mut content = good.clone();
+            content[name] = wrong.clone();
+            assert_eq!(read(content), Said::Nothing, "{name} {wrong}");
+        }
+        let twice = json!([question("one?", false, plain.clone()), question("one?", true, plain)]);
+        let equal = json!([{"label": "a"}, {"label": "a"}]);
+        for schema in [twice, json!([question("one?", false, equal)]), json!([question("one?", false, json!([]))])] {
+            assert_eq!(questions(&[asks(schema.clone())]), None, "{schema}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rmcp::model::{ContentBlock, Resource};
+use rmcp::model::{ContentBlock, Resource, ResourceContents};
 use serde_json::Value;
 
 use crate::mcp::text;
@@ -13,6 +13,8 @@ use crate::mcp::text;
 const MEDIA_MAX: usize = 32;
 /// Most base64 in one result; larger media become links.
 const INLINE_BYTES_MAX: usize = 1_000_000;
+/// Longest text file that stands in a result: the model reads it whether it can follow links or not.
+const FILE_BYTES_MAX: usize = 32 * 1024;
 const NAME_CHARS_MAX: usize = 120;
 const ADDRESS_CHARS_MAX: usize = 2_000;
 
@@ -86,12 +88,13 @@ pub(crate) fn blocks(media: &[Media], address: impl Fn(usize) -> Option<String>)
     let mut room = INLINE_BYTES_MAX;
     let mut blocks = Vec::with_capacity(media.len());
     for (at, medium) in media.iter().enumerate() {
-        match medium.inline(room) {
+        let address = address(at);
+        match medium.inline(room, address.as_deref()) {
             Some((block, bytes)) => {
                 room -= bytes;
                 blocks.push(block);
             }
-            None => blocks.push(medium.link(address(at))),
+            None => blocks.push(medium.link(address)),
         }
     }
     blocks
@@ -103,22 +106,31 @@ impl Media {
     /// The bytes, where AgentOS gave them.
     pub(crate) fn bytes(&self) -> Option<Vec<u8>> {
         let Source::Inline(content) = &self.source else { return None };
-        // A text file comes as its text, and may look like base64 by chance.
-        if self.form == Form::File && self.mime.starts_with("text/") {
+        if self.is_text() {
             return Some(content.clone().into_bytes());
         }
         Some(STANDARD.decode(content).unwrap_or_else(|_| content.clone().into_bytes()))
     }
 
+    /// A text file comes as its text, and may look like base64 by chance.
+    fn is_text(&self) -> bool {
+        self.form == Form::File && self.mime.starts_with("text/")
+    }
+
     /// The block, when a client shows it by itself and there is room.
-    fn inline(&self, room: usize) -> Option<(ContentBlock, usize)> {
+    fn inline(&self, room: usize, address: Option<&str>) -> Option<(ContentBlock, usize)> {
         let Source::Inline(content) = &self.source else { return None };
-        let block = match self.form {
-            Form::Image => ContentBlock::image(content.as_str(), self.mime.as_str()),
-            Form::Audio => ContentBlock::audio(content.as_str(), self.mime.as_str()),
+        let base64 = || STANDARD.decode(content).is_ok();
+        let (block, fits) = match self.form {
+            Form::Image => (ContentBlock::image(content.as_str(), self.mime.as_str()), base64()),
+            Form::Audio => (ContentBlock::audio(content.as_str(), self.mime.as_str()), base64()),
+            Form::File if self.is_text() => {
+                let text = ResourceContents::text(content.as_str(), address?).with_mime_type(self.mime.as_str());
+                (ContentBlock::resource(text), content.len() <= FILE_BYTES_MAX)
+            }
             Form::Video | Form::File => return None,
         };
-        (content.len() <= room && STANDARD.decode(content).is_ok()).then_some((block, content.len()))
+        (content.len() <= room && fits).then_some((block, content.len()))
     }
 
     fn link(&self, address: Option<String>) -> ContentBlock {
@@ -188,12 +200,13 @@ mod tests {
     }
 
     #[test]
-    fn images_and_sounds_are_shown_and_the_rest_is_linked() {
+    fn images_sounds_and_short_texts_are_shown_and_the_rest_is_linked() {
         let run = json!({
             "images": [{"id": "i", "content": "aGk=", "mime_type": "image/webp"}, {"url": "https://x.test/a\u{202e}.png"}],
             "videos": [{"content": "aGk="}],
             "audio": null,
-            "files": [{"content": "a,b\n", "mime_type": "text/csv", "filename": "t\n.csv"}, {"id": "f"}],
+            "files": [{"content": "a,b\n", "mime_type": "text/csv", "filename": "t\n.csv"}, {"id": "f"},
+                {"content": "aGk=", "mime_type": "application/pdf", "filename": "t\n.pdf"}],
             "response_audio": {"content": "aGk=", "format": "mp3"},
         });
         assert_eq!(
@@ -203,9 +216,11 @@ mod tests {
                 json!({"type": "text", "text": "[image `image-1`: https://x.test/a.png]"}),
                 json!({"type": "resource_link", "uri": "agno://runs/h/media/2", "name": "video-2",
                     "mimeType": "video/mp4", "size": 2}),
-                json!({"type": "resource_link", "uri": "agno://runs/h/media/3", "name": "t .csv",
-                    "mimeType": "text/csv", "size": 4}),
+                json!({"type": "resource", "resource": {"uri": "agno://runs/h/media/3", "mimeType": "text/csv",
+                    "text": "a,b\n"}}),
                 json!({"type": "text", "text": "[file `file-4` (application/octet-stream): not available here]"}),
+                json!({"type": "resource_link", "uri": "agno://runs/h/media/5", "name": "t .pdf",
+                    "mimeType": "application/pdf", "size": 2}),
                 json!({"type": "audio", "data": "aGk=", "mimeType": "audio/mpeg"}),
             ]
         );
@@ -214,9 +229,13 @@ mod tests {
     #[test]
     fn what_is_too_large_or_no_base64_is_linked() {
         let large = "A".repeat(INLINE_BYTES_MAX - 2);
-        let run = json!({"images": [{"content": "aGk="}, {"content": large}, {"content": "no base64!"}]});
+        let text = |bytes: usize| json!({"content": "x".repeat(bytes), "mime_type": "text/plain"});
+        let run = json!({
+            "images": [{"content": "aGk="}, {"content": large}, {"content": "no base64!"}],
+            "files": [text(FILE_BYTES_MAX), text(FILE_BYTES_MAX + 1)],
+        });
         let kinds: Vec<Value> = shown(run).into_iter().map(|block| block["type"].clone()).collect();
-        assert_eq!(kinds, ["image", "resource_link", "resource_link"]);
+        assert_eq!(kinds, ["image", "resource_link", "resource_link", "resource", "resource_link"]);
     }
 
     #[test]

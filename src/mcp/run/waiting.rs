@@ -35,10 +35,22 @@ pub(crate) struct Waiting {
 /// A field that an input asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Field {
+    /// A question goes by its text.
     pub(crate) name: String,
     /// A type of Python: `str`, `int`, `float`, `bool` and others.
     pub(crate) of_type: String,
     pub(crate) description: String,
+    /// What a question offers.
+    pub(crate) choice: Option<Choice>,
+}
+
+/// What there is to choose from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Labels, as AgentOS wants them back, and what each means.
+    pub(crate) options: Vec<(String, String)>,
+    /// Several may be chosen.
+    pub(crate) many: bool,
 }
 
 /// What would let a run go on.
@@ -191,9 +203,9 @@ fn answer_requirement(requirement: &mut Value, answers: &Answers) {
     let Some(tool) = requirement.get_mut("tool_execution") else { return };
     answer_tool(tool, answers);
     let (confirmed, result) = (tool.get("confirmed").cloned(), tool.get("result").cloned());
-    let schema = tool.get("user_input_schema").cloned();
     let external = is(tool, "external_execution_required");
-    for (name, value) in [("confirmation", confirmed), ("user_input_schema", schema)] {
+    let same = ["user_input_schema", "user_feedback_schema"].map(|name| (name, tool.get(name).cloned()));
+    for (name, value) in [("confirmation", confirmed)].into_iter().chain(same) {
         if let Some(value) = value.filter(|value| !value.is_null()) {
             set(requirement, name, value);
         }
@@ -224,35 +236,59 @@ fn answer_step(step: &mut Value, answers: &Answers) {
     }
 }
 
-/// Writes given values into the fields that ask for them; says whether any was written.
+/// Writes given values into the fields, and given choices into the questions, that ask for them; says whether any was
+/// written.
 fn fill_inputs(tool: &mut Value, id: &str, answers: &Answers) -> bool {
-    let Some(Value::Array(fields)) = tool.get_mut("user_input_schema") else { return false };
     let mut filled = false;
-    for field in fields {
-        let given = field.get("name").and_then(Value::as_str).and_then(|name| answers.input(id, name)).cloned();
-        if let Some(given) = given {
-            set(field, "value", given);
+    for (list, name, answer) in [FIELDS, QUESTIONS] {
+        let Some(Value::Array(asking)) = tool.get_mut(list) else { continue };
+        for one in asking {
+            let given = one.get(name).and_then(Value::as_str).and_then(|name| answers.input(id, name)).cloned();
+            let Some(given) = given else { continue };
+            // One choice is a list of one.
+            let given = if answer == SELECTED && given.is_string() { json!([given]) } else { given };
+            set(one, answer, given);
             filled = true;
         }
     }
     filled
 }
 
+const SELECTED: &str = "selected_options";
+/// The list that asks, the name of each thing in it, and where its answer goes.
+const FIELDS: (&str, &str, &str) = ("user_input_schema", "name", "value");
+const QUESTIONS: (&str, &str, &str) = ("user_feedback_schema", "question", SELECTED);
+
 fn input_names(data: &Value) -> Vec<String> {
-    items(data, "user_input_schema").filter_map(|field| string(field, "name")).collect()
+    let names = |(list, name, _)| items(data, list).filter_map(move |one| string(one, name));
+    names(FIELDS).chain(names(QUESTIONS)).collect()
 }
 
-/// The fields that nobody has filled in: AgentOS lists those that the model has as well.
+/// The fields and questions that nobody has answered: AgentOS lists those that the model has filled in as well.
 fn fields(data: &Value) -> Vec<Field> {
-    let open = |field: &&Value| field.get("value").is_none_or(Value::is_null);
-    let read = |field: &Value| {
+    let open = |answer: &'static str| move |one: &&Value| one.get(answer).is_none_or(Value::is_null);
+    let shown =
+        |one: &Value, name: &str| text::head(&text::line(&string(one, name).unwrap_or_default()), MESSAGE_CHARS_MAX);
+    let field = |one: &Value| {
         Some(Field {
-            name: string(field, "name")?,
-            of_type: string(field, "field_type").unwrap_or_else(|| "str".to_owned()),
-            description: text::head(&text::line(&string(field, "description").unwrap_or_default()), MESSAGE_CHARS_MAX),
+            name: string(one, "name")?,
+            of_type: string(one, "field_type").unwrap_or_else(|| "str".to_owned()),
+            description: shown(one, "description"),
+            choice: None,
         })
     };
-    items(data, "user_input_schema").filter(open).filter_map(read).collect()
+    let question = |one: &Value| {
+        let option = |option: &Value| Some((string(option, "label")?, shown(option, "description")));
+        let options = items(one, "options").filter_map(option).collect();
+        Some(Field {
+            name: string(one, "question")?,
+            of_type: "str".to_owned(),
+            description: shown(one, "header"),
+            choice: Some(Choice { options, many: is(one, "multi_select") }),
+        })
+    };
+    let fields = items(data, FIELDS.0).filter(open(FIELDS.2)).filter_map(field);
+    fields.chain(items(data, QUESTIONS.0).filter(open(QUESTIONS.2)).filter_map(question)).collect()
 }
 
 fn items<'a>(data: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
@@ -364,6 +400,29 @@ mod tests {
         assert_eq!(sent[0]["user_input_schema"][0], json!({"name": "city", "value": "Rome"}));
         assert_eq!((&sent[0]["answered"], &sent[0]["tool_args"]), (&json!(true), &json!({"day": 1})));
         assert_eq!(sent[1]["result"], json!("{\"exit\":0}"));
+    }
+
+    #[test]
+    fn choices_go_where_they_were_offered() {
+        let offered = json!([{"label": "Rome", "description": "old", "selected": false}, {"label": "Oslo"}]);
+        let question = |text: &str, many: bool| json!({"question": text, "header": "City", "multi_select": many, "options": offered});
+        let call = json!({"tool_call_id": "c1", "tool_name": "ask_user", "tool_args": {}, "requires_user_input": true,
+            "user_feedback_schema": [question("Where to?", false), question("Where else?", true)]});
+        let run = json!({"tools": [call], "requirements": [{"id": "q", "tool_execution": call}]});
+        let waiting = &of(&run)[0];
+        assert_eq!(waiting.need, Need::Input(vec!["Where to?".to_owned(), "Where else?".to_owned()]));
+        let options = vec![("Rome".to_owned(), "old".to_owned()), ("Oslo".to_owned(), String::new())];
+        assert_eq!(waiting.fields[1].choice, Some(Choice { options, many: true }));
+        assert_eq!(waiting.fields[0].description, "City");
+        let inputs = json!({"Where to?": "Oslo", "Where else?": ["Rome"]});
+        let Value::Object(inputs) = inputs else { unreachable!("an object") };
+        let answers = Answers { inputs, ..Answers::default() };
+        let (_, sent) = answered(Kind::Agent, &run, &answers);
+        let selected = |asked: &Value| [0, 1].map(|n| asked["user_feedback_schema"][n]["selected_options"].clone());
+        assert_eq!((selected(&sent[0]), &sent[0]["answered"]), ([json!(["Oslo"]), json!(["Rome"])], &json!(true)));
+        let (_, sent) = answered(Kind::Team, &run, &answers);
+        assert_eq!(selected(&sent[0]), selected(&sent[0]["tool_execution"]));
+        assert_eq!(selected(&sent[0]), [json!(["Oslo"]), json!(["Rome"])]);
     }
 
     #[test]

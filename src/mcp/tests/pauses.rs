@@ -247,6 +247,30 @@ async fn inputs_are_asked_for_and_filled_in() {
 }
 
 #[tokio::test]
+async fn questions_with_options_are_asked_where_forms_have_choices() {
+    let options = json!([{"label": "Rome", "description": "the old one"}, {"label": "Oslo"}]);
+    let tool = json!({"tool_call_id": "c1", "tool_name": "ask_user", "tool_args": {}, "requires_user_input": true,
+        "user_feedback_schema": [{"question": "Where to?", "multi_select": false, "options": options}]});
+    let fixture = Fixture::new(pausing(&json!([tool])));
+    let client = able(&fixture);
+    let asked = question(&client).await;
+    let answer = json!({"action": "accept", "content": {"Where to?": "Oslo"}});
+    let result = client.ask("tools/call", reply(&asked, &answer)).await["result"].clone();
+    assert_eq!(texts(&result)[0], "gone on");
+    let body = fixture.script.last().body;
+    let form: Vec<(String, String)> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    let sent: Value = serde_json::from_str(&form.last().unwrap().1).unwrap();
+    assert_eq!(sent[0]["user_feedback_schema"][0]["selected_options"], json!(["Oslo"]));
+
+    let fixture = Fixture::new(pausing(&json!([tool])));
+    let older = fixture.able("alice", "2025-06-18", forms()).await;
+    let result = older.call("run_agent", run_web(json!({}))["arguments"].clone()).await;
+    assert!(texts(&result)[0].contains("(input: Where to?)"), "its forms have no such field: {result}");
+    let inputs = json!({"run": handle(&result), "inputs": {"Where to?": "Rome"}});
+    assert_eq!(texts(&older.call("continue_run", inputs).await)[0], "gone on");
+}
+
+#[tokio::test]
 async fn a_run_may_pause_again_and_is_asked_about_again() {
     let (first, second) = (json!([confirmation("c1")]), json!([confirmation("c2")]));
     let again = Feed::new();

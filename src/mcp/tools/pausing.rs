@@ -150,6 +150,9 @@ pub(in crate::mcp) async fn askable(visit: &Visit, handle: &RunHandle, run: &Val
         return None;
     }
     let questions = Questions::of(&view.waiting, &visit.name(&handle.cluster, &handle.component))?;
+    if questions.offers_choices() && !visit.client.chooses {
+        return None;
+    }
     for approval in questions.iter().filter_map(|question| question.approval_id.as_deref()) {
         let ids = [approval];
         let ask = Ask { human: true, ..resolving(handle, &ids, true, None) };
