@@ -53,6 +53,7 @@ stage "lints" cargo clippy --locked --all-targets -- -D warnings
 stage "tests" tests
 stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 stage "clients" python3 scripts/demo.py clients
+stage "clients of agno 2.5.6" python3 scripts/demo.py clients --agno 2.5.6
 stage "tour" python3 scripts/demo.py tour
 stage "cluster" python3 examples/cluster/run.py --prove
 

@@ -77,32 +77,21 @@ impl HttpDoor {
         self.front.store(Arc::new(Front { settings, tls }));
     }
 
-    /// Runs one exchange on a session whose head was read; returns the connection when it can serve another.
-    pub(super) async fn exchange(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        peer: &Peer,
-    ) -> Option<(Stream, BytesMut)> {
+    /// Runs one exchange on a session whose head was read; says whether the connection may serve another. The session
+    /// stays where it is: it is large.
+    pub(super) async fn exchange(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> bool {
         session.set_write_timeout(Some(self.gateway.limits().write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
-        if let ServerSession::H1(session) = &mut session {
+        if let ServerSession::H1(session) = session {
             // `reply` decides that: an interim answer and a small body left unread are no reason.
             session.set_close_on_response_before_downstream_finish(false);
         }
-        match self.answer(&mut session, peer).await {
-            Err(Gone) => None,
-            Ok(Upgraded::Yes) => None,
-            Ok(Upgraded::No) => {
-                if matches!(session, ServerSession::H1(_)) {
-                    // A close on unread bytes is a reset, which may overtake the answer.
-                    session.finish_body().await.ok()?;
-                    session.drain_request_body().await.ok()?;
-                }
-                let reusable = session.finish().await.ok()??;
-                let (stream, ahead) = reusable.into_parts();
-                Some((stream, ahead.unwrap_or_default()))
-            }
+        if !matches!(self.answer(session, peer).await, Ok(Upgraded::No)) {
+            return false;
         }
+        // A close on unread bytes is a reset, which may overtake the answer.
+        !matches!(session, ServerSession::H1(_))
+            || (session.finish_body().await.is_ok() && session.drain_request_body().await.is_ok())
     }
 
     async fn answer(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> Result<Upgraded, Gone> {

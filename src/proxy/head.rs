@@ -71,7 +71,8 @@ pub(super) async fn read<S>(stream: &mut S, buffer: &mut BytesMut, limits: HeadL
 where
     S: AsyncRead + Unpin + ?Sized,
 {
-    let deadline = Instant::now() + limits.timeout;
+    // Most heads are there at once: the clock is read for the others.
+    let mut deadline = None;
     let mut searched = 0_usize;
     loop {
         if let Some(at) = memmem::find(buffer.get(searched..).unwrap_or_default(), b"\r\n\r\n") {
@@ -92,7 +93,8 @@ where
             return Err(BadHead::TooLarge);
         }
         searched = buffer.len().saturating_sub(3);
-        let left = deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let left = deadline.get_or_insert(now + limits.timeout).saturating_duration_since(now);
         match more(stream, buffer, left).await {
             Some(true) => {}
             Some(false) => return Ok(Head::Closed),

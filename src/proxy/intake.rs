@@ -150,7 +150,11 @@ impl HttpDoor {
         }
         // Reading the head sets what the caller wants; a drain and the idle limit come on top of that.
         session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE.as_secs()));
-        self.exchange(session, peer).await
+        if !self.exchange(&mut session, peer).await {
+            return None;
+        }
+        let (stream, ahead) = session.finish().await.ok()??.into_parts();
+        Some((stream, ahead.unwrap_or_default()))
     }
 
     fn head_limits(&self) -> HeadLimits {
@@ -205,7 +209,10 @@ impl HttpServerApp for Streams {
                 return None;
             }
         }
-        self.door.exchange(session, &self.peer).await;
+        if self.door.exchange(&mut session, &self.peer).await {
+            // What is left of the stream is closed; there is no connection to get back.
+            let _ = session.finish().await;
+        }
         // A stream of HTTP/2 is never used again; the connection lives on in pingora's hands.
         None
     }
