@@ -183,8 +183,11 @@ fn mcp_door(root: &Table<'_>, public_url: Option<&url::Url>) -> Option<mcp::Sett
     let Some(table) = root.section("mcp") else { return public_url.map(default) };
     let enabled = table.get("enabled").and_then(|v| v.boolean()).unwrap_or(true);
     let path = table.get("path").and_then(|v| mcp_path(&v)).unwrap_or_else(|| "/mcp".to_owned());
-    let toolsets = table.get("toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(toolsets);
-    let optional_toolsets = table.get("optional_toolsets").and_then(|v| known_toolsets(&v)).unwrap_or_else(optional);
+    let chosen = table.get("toolsets").and_then(|v| known_toolsets(&v));
+    let optional_toolsets = table.get("optional_toolsets").and_then(|v| known_toolsets(&v));
+    // Whoever says which tools there are is not given more of them.
+    let unsaid = if chosen.is_some() { Vec::new() } else { optional() };
+    let (toolsets, optional_toolsets) = (chosen.unwrap_or_else(toolsets), optional_toolsets.unwrap_or(unsaid));
     let (runs, authorization) = (mcp_runs::read(&table), mcp_authorization::read(&table));
     let range = seconds(1)..=seconds(3_600);
     let discovery_interval = table.get("discovery_interval").and_then(|v| v.duration(range));

@@ -150,7 +150,7 @@ async fn look_into(
     let operation = ground.operation();
     (facts.run, facts.tag) = holder(ground, query, payload).await?;
     // The id of the run says whose it is. Who cancels must not wait for a database: a run is stopped because all is slow.
-    let proven = facts.tag.is_some() && is_cancel(operation);
+    let proven = facts.tag.is_some() && is_cancel(operation) && operation.resource == Resource::Run;
     let mut session_is_mine = false;
     let enough = (sessions.len() > 1).then(|| Instant::now() + GATHER_MAX);
     for session in sessions.iter().filter(|_| !proven) {

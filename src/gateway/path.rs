@@ -54,6 +54,7 @@ pub struct Gateway {
     once: Names,
     /// Turns true when streams have to end because the process does.
     pub(super) ending: tokio::sync::watch::Sender<bool>,
+    draining: tokio::sync::watch::Sender<bool>,
     pub(super) spawn: Spawn,
     seal: Seal,
     /// Counts what lists depend on.
@@ -105,6 +106,7 @@ impl Gateway {
             continues,
             once,
             ending: tokio::sync::watch::Sender::new(false),
+            draining: tokio::sync::watch::Sender::new(false),
             spawn,
             seal,
             changed: tokio::sync::watch::Sender::new(0),
@@ -127,6 +129,16 @@ impl Gateway {
         let policies = Arc::new(policies);
         self.snapshot.rcu(|now| Snapshot { policies: Arc::clone(&policies), ..Snapshot::clone(now) });
         self.has_changed();
+    }
+
+    /// Says that the process takes no new work: who holds a conversation is to end it when nothing is under way.
+    pub fn begin_drain(&self) {
+        self.draining.send_replace(true);
+    }
+
+    /// Turns true when the process takes no new work.
+    pub fn draining(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.draining.subscribe()
     }
 
     /// Ends every stream with an event that says so and that the caller may try again: the process is about to end.

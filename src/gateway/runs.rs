@@ -17,7 +17,7 @@ use super::forward;
 use super::live::{Going, Live};
 use super::path::{Gateway, Spawn};
 use super::turns::Turn;
-use crate::agentos::{Kind, RunStatus, rows};
+use crate::agentos::{Kind, RunStatus, encode_segment, rows};
 use crate::cluster::{Cluster, EndpointTag, Picked, Place, UpstreamUser, Use, Want};
 use crate::principal::TenantId;
 use crate::quota::{Growth, Lease, ModelSpent};
@@ -208,7 +208,8 @@ impl Telling {
 
 /// The name under which instances share where a run is; the user is part of it, so that it is found for them only.
 fn shared_name(cluster: &str, run: &str, user: &UpstreamUser) -> String {
-    format!("run:{cluster}:{}:{run}", user.as_str())
+    // Encoded, and the user last: no part can pass for another.
+    format!("run:{cluster}:{}:{}", encode_segment(run), user.as_str())
 }
 
 /// Gives the lease of a run that goes on to whoever watches it, and with it what else lasts as long as the run; where

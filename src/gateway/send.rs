@@ -99,7 +99,9 @@ fn blame(gateway: &Gateway, admitted: &mut Admitted, error: &SendError) {
     let endpoint = admitted.picked.endpoint();
     gateway.telemetry.upstream_error(&admitted.cluster.settings.name, &endpoint.address, error.kind());
     let unseen = error.retry() == Retry::Always;
-    if !error.is_stale() {
+    // How long a run that is not streamed takes is up to its caller, who could have endpoints ejected for all by it.
+    let slow = matches!(error, SendError::HeaderTimeout(_)) && admitted.operation().cost == Cost::Model;
+    if !error.is_stale() && !slow {
         admitted.picked.report(if unseen { Outcome::ConnectFailed } else { Outcome::Broke });
     }
     if unseen && let Some(continuing) = &mut admitted.continuing {

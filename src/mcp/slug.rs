@@ -16,7 +16,8 @@ pub(super) fn slugs<'a>(names: impl Iterator<Item = (&'a str, String)>) -> Vec<S
         let mut counts: HashMap<&str, usize> = HashMap::with_capacity(plain.len());
         plain.iter().for_each(|slug| *counts.entry(slug).or_default() += 1);
         let named = plain.iter().zip(&keys).map(|(slug, key)| {
-            let fits = slug.len() <= SLUG_CHARS_MAX && counts.get(slug.as_str()) == Some(&1);
+            // What looks hashed is hashed as well: nobody may choose the name that another one has got.
+            let fits = slug.len() <= SLUG_CHARS_MAX && counts.get(slug.as_str()) == Some(&1) && !looks_hashed(slug);
             if fits { slug.clone() } else { hashed(slug, key, digits) }
         });
         let named: Vec<String> = named.collect();
@@ -49,6 +50,11 @@ fn hashed(slug: &str, name: &str, digits: usize) -> String {
     format!("{}_{hex}", kept.trim_end_matches('_'))
 }
 
+fn looks_hashed(slug: &str) -> bool {
+    let tail = slug.rsplit_once('_').map_or("", |(_, tail)| tail);
+    matches!(tail.len(), 4 | 8 | 16) && tail.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// FNV-1a: the same in every process and version, which the standard library's hasher does not promise.
 fn fnv(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
@@ -72,6 +78,15 @@ mod tests {
         let cut = of(&[&long, &format!("{long}b"), "web"]);
         assert!(cut[0] != cut[1] && cut.iter().all(|slug| slug.len() <= SLUG_CHARS_MAX), "{cut:?}");
         assert_eq!(of(&[&long]), of(&[&long]), "the same whenever it is made");
+    }
+
+    #[test]
+    fn a_name_that_another_one_was_given_cannot_be_chosen() {
+        let long = "a".repeat(60);
+        let given = of(&[&long]).remove(0);
+        let both = of(&[&long, &given]);
+        assert_eq!(both[0], given);
+        assert_ne!(both[1], given);
     }
 
     #[test]

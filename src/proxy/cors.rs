@@ -1,13 +1,15 @@
 //! Owns CORS (Fetch standard §3.2): which pages of other origins may call, on every path of the listener.
 //! Does not authenticate: a preflight carries no credential, and is answered before anything is asked.
 //! Invariants: only exact origins of the configuration are named; credentials of a browser (cookies) are never asked
-//! for: tokens travel in `Authorization`.
+//! for: tokens travel in `Authorization`, and a client certificate is nobody's where a page of another origin asks.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::settings::Cors;
 use crate::gateway::{Answer, AnswerBody, Code, Refusal, Stage};
 
+/// Where a browser says that a page made it ask (Fetch Metadata): `none` is the person at the address bar.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What our own clients send.
 const HEADERS: &str = "accept, authorization, content-type, last-event-id, mcp-method, mcp-name, mcp-protocol-version, \
     mcp-session-id, traceparent, tracestate, tollbridge-cluster, x-mcp-readonly, x-mcp-toolsets, x-mcp-wait, \
@@ -48,6 +50,14 @@ pub(super) fn preflight(cors: &Cors, method: &Method, headers: &HeaderMap, reque
 /// The origin of the page that calls, if it may.
 pub(super) fn origin(cors: &Cors, headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(header::ORIGIN).filter(|origin| is_allowed(cors, origin)).cloned()
+}
+
+/// Says whether a page of an origin that may not call has sent this. A browser shows a client certificate by itself, so
+/// that such a page must not act in its name; a token it would have to know.
+pub(super) fn is_foreign_page(cors: Option<&Cors>, headers: &HeaderMap) -> bool {
+    let fetched = |site: &HeaderValue| site.as_bytes() != b"none";
+    let by_page = headers.contains_key(header::ORIGIN) || headers.get(&SEC_FETCH_SITE).is_some_and(fetched);
+    by_page && cors.is_none_or(|cors| origin(cors, headers).is_none())
 }
 
 /// Lets the page that called read the answer.

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 
 use super::cors;
@@ -53,8 +51,9 @@ pub(super) struct Front {
 pub(super) struct Peer {
     /// The address, by PROXY protocol where that is spoken.
     pub(super) address: IpAddr,
-    /// The certificate that TLS has verified.
+    /// The certificate that TLS has verified, and by which authorities.
     pub(super) certificate: Option<Arc<ClientCertificate>>,
+    pub(super) authorities: Option<[u8; 32]>,
 }
 
 // === impl HttpDoor ===
@@ -123,7 +122,7 @@ impl HttpDoor {
             request_id: Arc::clone(&id),
             peer: origin::caller(&front.settings.forwarded_for, peer.address, &headers),
             host,
-            certificate: peer.certificate.clone().filter(|certificate| self.gateway.knows(certificate)),
+            certificate: self.certificate(&front, peer, &headers),
         };
         if session.is_upgrade_req() && websocket::owns(&path) {
             let conversation = websocket::serve(&self.gateway, session, carrier, &headers, &self.sockets);
@@ -163,6 +162,15 @@ impl HttpDoor {
         };
         drop(front);
         self.reply(session, upload, with_id(answer, &id), &wishes).await
+    }
+
+    /// The certificate of the connection, where it may speak for this request.
+    fn certificate(&self, front: &Front, peer: &Peer, headers: &HeaderMap) -> Option<Arc<ClientCertificate>> {
+        let certificate = peer.certificate.as_ref().filter(|certificate| self.gateway.knows(certificate))?;
+        // Verified when the connection began: authorities that a reload has replaced do not count any more.
+        let vouched = front.tls.as_ref().is_some_and(|tls| tls.authorities == peer.authorities);
+        let foreign = cors::is_foreign_page(front.settings.cors.as_ref(), headers);
+        (vouched && !foreign).then(|| Arc::clone(certificate))
     }
 
     async fn reply(

@@ -46,12 +46,14 @@ impl HttpDoor {
     pub async fn serve(self: &Arc<Self>, mut stream: TcpStream, peer: SocketAddr, shutdown: &watch::Receiver<bool>) {
         // Small answers must not wait for the peer's delayed acknowledgement.
         let _ = stream.set_nodelay(true);
+        // One address, however the socket writes it: addresses are compared and counted.
+        let peer = canonical(peer);
         let front = self.front.load_full();
         let limits = self.gateway.limits();
         let mut caller = peer;
         if origin::is_in(&front.settings.proxy_protocol, peer.ip()) {
             match tokio::time::timeout(limits.header_timeout, origin::proxied(&mut stream)).await {
-                Ok(Ok(named)) => caller = named.unwrap_or(peer),
+                Ok(Ok(named)) => caller = named.map_or(peer, canonical),
                 Ok(Err(origin::BadHeader)) => return self.telemetry.head_refused("proxy_protocol"),
                 Err(_) => return self.telemetry.head_refused("slow"),
             }
@@ -63,18 +65,19 @@ impl HttpDoor {
             None => Transport::Plain(stream),
             // Boxed: a handshake takes more room than the connection that it makes.
             Some(acceptor) => {
-                match tokio::time::timeout(limits.header_timeout, Box::pin(acceptor.0.accept(stream))).await {
+                match tokio::time::timeout(limits.header_timeout, Box::pin(acceptor.acceptor.accept(stream))).await {
                     Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
                     Ok(Err(_)) => return self.telemetry.head_refused("tls_handshake"),
                     Err(_) => return self.telemetry.head_refused("tls_slow"),
                 }
             }
         };
+        let authorities = front.tls.as_ref().and_then(|tls| tls.authorities);
         // A connection may live long; the settings of its beginning should not.
         drop(front);
         let certificate = transport.certificate().and_then(tls::holder).map(Arc::<ClientCertificate>::new);
         let connection = Connection::new(transport, caller);
-        let peer = Peer { address: caller.ip(), certificate };
+        let peer = Peer { address: caller.ip(), certificate, authorities };
         if connection.is_http2() {
             match tokio::time::timeout(limits.header_timeout, connection.with_preface()).await {
                 Ok(Some(connection)) => Box::pin(self.serve_http2(connection, peer, shutdown)).await,
@@ -185,6 +188,11 @@ impl HttpDoor {
         // Nobody is owed more than one attempt.
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, answer).await;
     }
+}
+
+/// An IPv4 address, also where a socket for both writes it as IPv6 (RFC 4291 §2.5.5.2).
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 /// Ends when the process drains and a request that was on its way is there: an idle connection has little to lose, so it

@@ -26,7 +26,11 @@ const NAMES_MAX: usize = 64;
 
 /// Turns a TCP stream into a TLS stream. Cloning shares the configuration.
 #[derive(Clone)]
-pub struct TlsAcceptor(pub(super) tokio_rustls::TlsAcceptor);
+pub struct TlsAcceptor {
+    pub(super) acceptor: tokio_rustls::TlsAcceptor,
+    /// Hash of the authorities that client certificates are verified by.
+    pub(super) authorities: Option<[u8; 32]>,
+}
 
 /// Why the TLS settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -91,13 +95,17 @@ impl TlsAcceptor {
         let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Mismatch)?;
+        let mut authorities = None;
         let builder = match &settings.client_ca {
             None => builder.with_no_client_auth(),
             Some(path) => {
                 let mut roots = RootCertStore::empty();
+                let mut hash = Sha256::new();
                 for certificate in certificates(path)? {
+                    hash.update(&certificate);
                     roots.add(certificate).map_err(TlsError::Mismatch)?;
                 }
+                authorities = Some(hash.finalize().into());
                 let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
                 let verifier = match settings.client_certificate {
                     ClientCertificates::Required => verifier,
@@ -110,7 +118,7 @@ impl TlsAcceptor {
         };
         let mut config = builder.with_cert_resolver(Arc::new(Chosen { default, by_host }));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self(tokio_rustls::TlsAcceptor::from(Arc::new(config))))
+        Ok(Self { acceptor: tokio_rustls::TlsAcceptor::from(Arc::new(config)), authorities })
     }
 }
 
@@ -142,7 +150,11 @@ impl ResolvesServerCert for Chosen {
 /// What a verified client certificate says; `None` when it cannot be read.
 pub(super) fn holder(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let mut names = vec![format!("subject:{}", parsed.subject())];
+    // Written without escapes: a value with one of these could spell another subject.
+    let plain = |value: &str| !value.contains([',', '+', '=', '"', '\\']);
+    let subject = parsed.subject();
+    let unambiguous = subject.iter_attributes().all(|attribute| attribute.as_str().is_ok_and(plain));
+    let mut names: Vec<_> = unambiguous.then(|| format!("subject:{subject}")).into_iter().collect();
     if let Ok(Some(alternatives)) = parsed.subject_alternative_name() {
         let known = alternatives.value.general_names.iter().filter_map(|name| match name {
             GeneralName::DNSName(name) => Some(format!("dns:{}", name.to_ascii_lowercase())),

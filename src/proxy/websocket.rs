@@ -35,6 +35,8 @@ const PATH: &str = "/workflows/ws";
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// How long a caller may stay unknown.
 const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// While the process ends, how often a conversation looks whether its runs have ended.
+const DRAIN_POLL: Duration = Duration::from_millis(500);
 /// Silence after which the caller is pinged, and twice after which it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long the other side may take to close after us.
@@ -228,6 +230,11 @@ impl Conversation {
         Self { gateway, carrier, identity, place, sockets, events, inbox }
     }
 
+    /// Says whether a run is under way: each holds one sender beside our own.
+    fn has_runs(&self) -> bool {
+        self.events.strong_count() > 1
+    }
+
     fn is_known(&self) -> bool {
         self.place.is_some()
     }
@@ -244,7 +251,14 @@ impl Conversation {
         }
         let known_by = tokio::time::Instant::now() + AUTHENTICATE_TIMEOUT;
         let (mut silent_rounds, mut pace) = (0_u8, Pace::new());
+        let mut draining = self.gateway.draining();
         loop {
+            let drains = *draining.borrow_and_update();
+            if drains && !self.has_runs() && self.inbox.is_empty() {
+                let away = CloseFrame { code: CloseCode::Away, reason: "the gateway ends, connect again".into() };
+                let _ = socket.close(Some(away)).await;
+                return;
+            }
             let next = tokio::select! {
                 message = socket.next() => {
                     silent_rounds = 0;
@@ -262,6 +276,8 @@ impl Conversation {
                     if socket.send(event).await.is_err() { return }
                     Next::Go
                 }
+                Ok(()) = draining.changed() => Next::Go,
+                () = tokio::time::sleep(DRAIN_POLL), if drains => Next::Go,
                 () = tokio::time::sleep_until(known_by), if !self.is_known() => Next::Close(CloseCode::Policy, "not authenticated in time"),
                 () = tokio::time::sleep(PING_INTERVAL) => {
                     silent_rounds += 1;
@@ -360,6 +376,9 @@ impl Conversation {
     /// Starts a call whose events go to the socket. The run outlives the socket, as it does in AgentOS.
     fn start(&self, path: String, fields: &[(&str, Option<String>)]) -> (Option<serde_json::Value>, Next) {
         let error = |text: &str| (Some(json!({ "event": "error", "error": text })), Next::Go);
+        if *self.gateway.draining().borrow() {
+            return error("the gateway is shutting down");
+        }
         // Each run under way holds one sender beside our own.
         if self.events.strong_count() > RUNS_MAX {
             return error("too many runs on this socket");

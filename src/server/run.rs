@@ -115,7 +115,7 @@ impl Running {
     pub(super) fn close(self) -> Closed {
         // Else the system would go on taking connections that nobody answers.
         drop(self.sockets);
-        Closed { tasks: self.tasks, gateway: self.gateway }
+        Closed { tasks: self.tasks, gateway: self.gateway, reload: self.reload }
     }
 
     /// Starts the binary anew, hands it the listening sockets, and waits until it serves.
@@ -125,6 +125,11 @@ impl Running {
     pub(super) async fn hand_over(&self, origin: &Origin) -> Result<(), HandoverError> {
         if matches!(self.reload.config().store, store::Settings::File(_)) {
             return Err(HandoverError::FileStore);
+        }
+        if matches!(self.reload.config().store, store::Settings::Memory) {
+            let lost =
+                "counters start anew; sessions and continues under way in this process are not known to the new one";
+            tracing::warn!(lost, "binary upgraded with a store in memory");
         }
         let [main, admin] = &self.sockets;
         origin.hand_over([main.as_fd(), admin.as_fd()]).await
@@ -157,20 +162,30 @@ impl Running {
 pub(super) struct Closed {
     tasks: Tasks,
     gateway: Arc<Gateway>,
+    reload: Arc<Reload>,
 }
 
 impl Closed {
     /// Lets exchanges end; streams that go on are told to end shortly before the deadline, and what is left then is
-    /// cut. Says how many.
+    /// cut. Says how many. Until then, which after an upgrade may be an hour, revocations are heard of.
     pub(super) async fn drain(&self, deadline: Duration) -> usize {
+        self.gateway.begin_drain();
         let early = deadline - (deadline / 4).min(STREAMS_END_BEFORE);
         let mut drained = std::pin::pin!(self.tasks.drain(deadline));
         tokio::select! {
             left = &mut drained => return left,
+            () = self.watch_revocations() => {}
             // What still streams is told, rather than cut.
             () = tokio::time::sleep(early) => self.gateway.end_streams(),
         }
         drained.await
+    }
+
+    async fn watch_revocations(&self) {
+        loop {
+            tokio::time::sleep(REVOKED_INTERVAL).await;
+            self.reload.look_for_revocations().await;
+        }
     }
 }
 

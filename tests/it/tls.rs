@@ -183,6 +183,16 @@ async fn a_client_certificate_is_a_caller_where_the_configuration_says_whose() {
     let alice = Ask::get("/agents").by(&Who::alice()).header("x-request-id", "alice");
     assert_eq!(ask(Some(&billing), alice).await.unwrap().0, 200);
     assert!(stack.access_line("alice").await.to_string().contains("alice"));
+    // A browser shows it by itself: where a page of a stranger asks, it is nobody's.
+    let page = |name: &'static str, value: &'static str| Ask::get("/agents").header(name, value);
+    for (name, value, expected) in [
+        ("origin", "https://evil.example", 401),
+        ("origin", "null", 401),
+        ("sec-fetch-site", "cross-site", 401),
+        ("sec-fetch-site", "none", 200),
+    ] {
+        assert_eq!(ask(Some(&billing), page(name, value)).await.unwrap().0, expected, "{name}: {value}");
+    }
     // Without either nobody is known, and a certificate of another authority ends the handshake.
     assert_eq!(ask(None, Ask::get("/agents")).await.unwrap().0, 401);
     let forged = make(folder.path(), "forged", vec![uri("spiffe://acme/billing")]);
@@ -201,4 +211,37 @@ async fn a_client_certificate_is_a_caller_where_the_configuration_says_whose() {
     std::fs::write(&list, "cert:billing@acme\n").unwrap();
     stack.running.reload().await.unwrap();
     assert_eq!(ask(Some(&billing), Ask::get("/agents")).await.unwrap().0, 401);
+}
+
+#[tokio::test]
+async fn a_certificate_of_an_authority_that_is_gone_is_nobodys_on_open_connections() {
+    let folder = TempDir::new().unwrap();
+    let server = make(folder.path(), "server", vec![dns("localhost")]);
+    let billing = make(folder.path(), "billing", vec![uri("spiffe://acme/billing")]);
+    let other = make(folder.path(), "other", vec![uri("spiffe://acme/other")]);
+    let by = |authority: &Made| {
+        let tls = format!("{}, client_ca = {:?}", pair(&server), authority.certificate);
+        holder(settings(&format!("{tls}, client_certificate = \"optional\"")), "\"uri:spiffe://acme/billing\"")
+    };
+    let stack = Stack::with(by(&billing)).await;
+    let stream = connect(&stack, "localhost", &[&server], Some(&billing)).await.unwrap();
+    let (mut sender, connection) = http1::handshake::<_, Full<bytes::Bytes>>(TokioIo::new(stream)).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { drop(connection.await) });
+    let mut ask = async || {
+        let mut request = Ask::get("/agents").into_request();
+        request.headers_mut().insert("host", "localhost".parse().unwrap());
+        let response = within("an answer", sender.send_request(request)).await.unwrap();
+        let status = response.status().as_u16();
+        within("a body", response.into_body().collect()).await.unwrap();
+        within("a free connection", sender.ready()).await.unwrap();
+        status
+    };
+    assert_eq!(ask().await, 200);
+    stack.configure(&by(&other));
+    stack.running.reload().await.unwrap();
+    assert_eq!(ask().await, 401);
+    stack.configure(&by(&billing));
+    stack.running.reload().await.unwrap();
+    assert_eq!(ask().await, 200);
 }

@@ -198,3 +198,29 @@ async fn both_directions_flow_when_both_are_full() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_conversation_ends_when_the_process_drains_and_starts_nothing_more() {
+    let stack = Stack::start().await;
+    let (reply, gate) = Reply::paced_sse(&[
+        Event::new("WorkflowStarted", json!({"run_id": "r"})),
+        Event::new("WorkflowCompleted", json!({"run_id": "r"})),
+    ]);
+    stack.os().pin("POST", "/workflows/daily-report/runs", reply);
+    let (mut idle, mut busy) = (known(&stack).await, known(&stack).await);
+    let start = json!({"action": "start-workflow", "workflow_id": "daily-report", "message": "hi"}).to_string();
+    busy.send(Message::text(start.clone())).await.unwrap();
+    gate.open_once();
+    let started = next(&mut busy).await;
+    assert_eq!(started["event"], "WorkflowStarted", "{started}");
+    let mut draining = tokio::task::JoinSet::new();
+    draining.spawn(stack.running.drain());
+    assert_eq!(closed(&mut idle).await, Some(CloseCode::Away.into()));
+    busy.send(Message::text(start)).await.unwrap();
+    let refused = next(&mut busy).await;
+    assert_eq!(refused["error"], "the gateway is shutting down", "{refused}");
+    gate.open();
+    assert_eq!(next(&mut busy).await["event"], "WorkflowCompleted");
+    assert_eq!(closed(&mut busy).await, Some(CloseCode::Away.into()));
+    assert_eq!(within("the drain", draining.join_next()).await.unwrap().unwrap(), 0);
+}
