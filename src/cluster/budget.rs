@@ -1,5 +1,5 @@
 //! Owns how many attempts beside the first a cluster may be burdened with: a share of what it is asked anyway.
-//! Does not say what may be sent again (`outbound`, `gateway`).
+//! Does not say what may be sent again (`outbound`, `gateway`), and does not count look-ups of the gateway itself.
 //! Invariant: over any time, retries are at most the share of the requests, and the reserve that a quiet cluster has.
 
 use std::sync::atomic::{AtomicI64, Ordering};

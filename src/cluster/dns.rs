@@ -42,7 +42,7 @@ pub struct Refreshed {
 /// The asking of one cluster.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
-    resolver: OnceLock<Result<Resolver, String>>,
+    resolver: OnceLock<Resolver>,
     state: Mutex<State>,
 }
 
@@ -55,6 +55,15 @@ struct State {
 // === impl Asking ===
 
 impl Asking {
+    /// The resolver; one that could not be set up is tried anew, as the file that it reads may be mended.
+    fn resolver(&self, dns: &Dns) -> Result<&Resolver, String> {
+        if let Some(resolver) = self.resolver.get() {
+            return Ok(resolver);
+        }
+        let made = Resolver::new(dns.server, dns.timeout).map_err(|error| error.to_string())?;
+        Ok(self.resolver.get_or_init(|| made))
+    }
+
     /// Says whether it is time, and that it is being done.
     fn is_due(&self, interval: Duration) -> bool {
         let mut state = self.state.lock();
@@ -84,13 +93,9 @@ impl Cluster {
         if !self.asking.is_due(dns.interval) {
             return None;
         }
-        let resolver = self
-            .asking
-            .resolver
-            .get_or_init(|| Resolver::new(dns.server, dns.timeout).map_err(|error| error.to_string()));
-        let found = match resolver {
+        let found = match self.asking.resolver(dns) {
             Ok(resolver) => resolver.resolve(&dns.name).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.clone()),
+            Err(error) => Err(error),
         };
         Some(match found {
             Ok(origins) => {

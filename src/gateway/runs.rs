@@ -251,7 +251,8 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
         pause = (pause * 2).min(POLL_INTERVAL);
         down = if run.is_held() { 0 } else { down + 1 };
         if down >= GONE_LOOKS || absent >= GONE_LOOKS {
-            return run.going.ended();
+            // Nobody can be asked, or nobody knows it: that is no end that was seen.
+            return;
         }
         let found = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await;
         let row = match found {

@@ -166,7 +166,14 @@ fn cache(config: &Config, former: Option<Former<'_>>) -> Arc<Cache> {
     let same = |former: &Former<'_>| {
         let asked = |config: &Config| {
             let of = |c: &crate::cluster::Settings| {
-                (c.name.clone(), c.endpoints.clone(), c.user_id.clone(), c.knowledge.clone(), c.tenants.clone())
+                (
+                    c.name.clone(),
+                    c.endpoints.clone(),
+                    c.dns.clone(),
+                    c.user_id.clone(),
+                    c.knowledge.clone(),
+                    c.tenants.clone(),
+                )
             };
             config.clusters.iter().map(of).collect::<Vec<_>>()
         };

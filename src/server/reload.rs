@@ -61,7 +61,7 @@ pub(super) struct Reload {
     revoked: revoked::Watched,
     seen: Mutex<Seen>,
     /// One reload at a time.
-    turn: tokio::sync::Semaphore,
+    turn: Arc<tokio::sync::Semaphore>,
 }
 
 // === impl Reload ===
@@ -71,7 +71,7 @@ impl Reload {
         let seen = Seen::new(watched(&config).look());
         let revoked = revoked::Watched::new(Arc::clone(&parts.gateway));
         let config = ArcSwap::from_pointee(config);
-        Self { parts, reread, config, revoked, seen: Mutex::new(seen), turn: tokio::sync::Semaphore::new(1) }
+        Self { parts, reread, config, revoked, seen: Mutex::new(seen), turn: Arc::new(tokio::sync::Semaphore::new(1)) }
     }
 
     /// The configuration that runs.
@@ -87,18 +87,28 @@ impl Reload {
     /// # Cancel safety
     /// Safe: a reload that was begun is finished or changes nothing.
     pub(super) async fn reload(self: &Arc<Self>) -> Result<(), ReloadError> {
-        // Never closed.
-        let _turn = self.turn.acquire().await.map_err(|_| ReloadError::Interrupted)?;
-        self.parts.telemetry.reopen();
+        // Never closed. The turn goes along: whoever asked may leave before the swap is over.
+        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(|_| ReloadError::Interrupted)?;
         let this = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || this.swap()).await.unwrap_or(Err(ReloadError::Interrupted));
+        let swapped = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            this.swap_and_tell()
+        });
+        let done = swapped.await.unwrap_or(Err(ReloadError::Interrupted));
+        self.look_for_revocations().await;
+        done
+    }
+
+    /// Blocks.
+    fn swap_and_tell(&self) -> Result<(), ReloadError> {
+        self.parts.telemetry.reopen();
+        let done = self.swap();
         self.parts.telemetry.config_reload(done.is_ok());
         match &done {
             Ok(()) => tracing::info!("configuration and policies reloaded"),
             Err(error) => tracing::error!(%error, "configuration and policies not reloaded, the old ones stay"),
         }
         self.revoked.forget();
-        self.look_for_revocations().await;
         done
     }
 
@@ -161,6 +171,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
         ("`listen` in `[server]`", old.server.listen != new.server.listen),
         ("`threads` in `[server]`", old.server.threads != new.server.threads),
+        ("`pid_file` in `[server]`", old.server.pid_file != new.server.pid_file),
         ("`secret` in `[server]`", old.secrets != new.secrets),
         ("`connections` in `[server.limits]`", old.server.connections_max != new.server.connections_max),
         ("`listen` in `[admin]`", old.admin.listen != new.admin.listen),

@@ -139,14 +139,19 @@ impl Running {
     pub(super) async fn warm_up(&self) {
         let ready = Ready(Arc::clone(&self.gateway), self.tasks.clone());
         let deadline = tokio::time::Instant::now() + WARM_UP;
-        while !self.probed() && ready.ready().is_ok() && tokio::time::Instant::now() < deadline {
+        while !(self.probed() && ready.ready().is_ok()) && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(WARM_UP_POLL).await;
         }
     }
 
     fn probed(&self) -> bool {
         let snapshot = self.gateway.snapshot();
-        snapshot.clusters.iter().all(|c| c.endpoints().iter().all(|e| e.version().is_some() || !e.is_up()))
+        // Where endpoints are found by name, none is known before the first answer.
+        let probed = |c: &Arc<crate::cluster::Cluster>| {
+            let endpoints = c.endpoints();
+            !endpoints.is_empty() && endpoints.iter().all(|e| e.version().is_some() || !e.is_up())
+        };
+        snapshot.clusters.iter().all(probed)
     }
 
     pub(super) fn upgrade_timeout(&self) -> Duration {

@@ -25,12 +25,20 @@ pub async fn serve(config: Config, reread: Reread) -> Result<(), StartError> {
     let mut inherited = Inherited::receive().map_err(StartError::Inherit)?;
     let pid_file = config.server.pid_file.clone();
     let running = start_with(config, reread, inherited.as_mut()).await?;
+    let takes_over = inherited.is_some();
     if let Some(inherited) = inherited {
         running.warm_up().await;
         inherited.ready().map_err(StartError::Inherit)?;
     }
     let written = |path: PathBuf| PidFile::write(&path).map_err(|source| StartError::PidFile { path, source });
-    let _pid_file = pid_file.map(written).transpose()?;
+    let _pid_file = match pid_file.map(written).transpose() {
+        // The old process has been told to end: nobody would serve.
+        Err(error) if takes_over => {
+            tracing::error!(%error, "pid file not written");
+            None
+        }
+        written => written?,
+    };
     supervisor::notify_ready();
     let timeout = loop {
         match signals.next().await {

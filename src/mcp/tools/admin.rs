@@ -16,7 +16,8 @@ use crate::mcp::pins::Verdict;
 use crate::mcp::routes::{self, Route};
 use crate::mcp::visit::Visit;
 
-const LIMIT: usize = 50;
+/// Rows where the caller does not say how many.
+pub(super) const LIMIT: usize = 50;
 const COMPONENT_FIELDS: &[&str] =
     &["component_id", "name", "component_type", "description", "current_version", "created_at", "updated_at"];
 const REGISTRY_FIELDS: &[&str] = &["name", "type", "description", "id"];

@@ -12,7 +12,8 @@ use crate::mcp::ask::{Ask, AskBody, Failure};
 use crate::mcp::routes;
 use crate::mcp::visit::Visit;
 
-const LIMIT: usize = 20;
+/// Rows where the caller does not say how many.
+pub(super) const LIMIT: usize = 20;
 const FIELDS: &[&str] = &["memory_id", "memory", "topics", "agent_id", "team_id", "updated_at"];
 
 pub(super) async fn list_memories(visit: &Visit, arguments: ListMemories) -> Result<CallToolResult, Failure> {

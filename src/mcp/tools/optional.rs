@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::schema::{kind, limit, nothing_but, object, text};
-use super::{Hint, Needs, Tool};
+use super::{Hint, Needs, Tool, admin, memory, schedules, traces};
 use crate::mcp::narrowing::Toolset;
 
 /// By name.
@@ -87,7 +87,7 @@ pub(super) static TOOLS: &[Tool] = &[
         toolsets: &[Toolset::Admin],
         title: "List the registry",
         description: "List the tools, models and other parts that components of this AgentOS can be made of.",
-        schema: only_limit,
+        schema: list_registry,
         hint: Hint::Reads,
         needs: Needs::Operation(&["list_registry"]),
     },
@@ -96,7 +96,7 @@ pub(super) static TOOLS: &[Tool] = &[
         toolsets: &[Toolset::Schedules],
         title: "List planned runs",
         description: "List the runs that AgentOS starts by the clock.",
-        schema: only_limit,
+        schema: list_schedules,
         hint: Hint::Reads,
         needs: Needs::Operation(&["list_schedules"]),
     },
@@ -161,20 +161,24 @@ fn knowledge_status() -> Value {
 }
 
 fn list_components() -> Value {
-    nothing_but(json!({"kind": kind("Only this kind."), "limit": limit(50)}))
+    nothing_but(json!({"kind": kind("Only this kind."), "limit": limit(admin::LIMIT)}))
 }
 
 fn list_memories() -> Value {
-    nothing_but(json!({"query": text("Only those that have this."), "limit": limit(20)}))
+    nothing_but(json!({"query": text("Only those that have this."), "limit": limit(memory::LIMIT)}))
 }
 
-fn only_limit() -> Value {
-    nothing_but(json!({"limit": limit(20)}))
+fn list_registry() -> Value {
+    nothing_but(json!({"limit": limit(admin::LIMIT)}))
+}
+
+fn list_schedules() -> Value {
+    nothing_but(json!({"limit": limit(schedules::LIMIT)}))
 }
 
 fn list_traces() -> Value {
     let run = text("Only of this run: the `run` handle that run_agent returned.");
-    nothing_but(json!({"run": run, "session_id": text("Only of this session."), "limit": limit(20)}))
+    nothing_but(json!({"run": run, "session_id": text("Only of this session."), "limit": limit(traces::LIMIT)}))
 }
 
 fn set_schedule() -> Value {

@@ -14,7 +14,8 @@ use crate::mcp::ask::{Ask, AskBody, Failure};
 use crate::mcp::routes::{self, Deed};
 use crate::mcp::visit::Visit;
 
-const LIMIT: usize = 20;
+/// Rows where the caller does not say how many.
+pub(super) const LIMIT: usize = 20;
 const FIELDS: &[&str] =
     &["id", "name", "description", "cron_expr", "timezone", "endpoint", "payload", "enabled", "next_run_at"];
 

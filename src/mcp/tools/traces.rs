@@ -13,7 +13,8 @@ use crate::mcp::routes;
 use crate::mcp::text::{self, RESULT_BYTES_MAX};
 use crate::mcp::visit::{Visit, id_of};
 
-const LIMIT: usize = 20;
+/// Rows where the caller does not say how many.
+pub(super) const LIMIT: usize = 20;
 const FIELDS: &[&str] = &[
     "trace_id",
     "name",
