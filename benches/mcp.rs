@@ -333,16 +333,23 @@ async fn compare() {
     wait_until(gateway.address, &rest_search, "xxx").await;
     wait_until(gateway.address, &rest_run, "a short answer").await;
     let own = match &agentos {
-        Some(agentos) => Some((agentos.address, session_list(agentos.address).await)),
+        Some(agentos) => {
+            // A session for each connection: ids of requests are told apart within one.
+            let mut lists = Vec::new();
+            for _ in 0..CONNECTIONS {
+                lists.push(session_list(agentos.address).await);
+            }
+            Some((agentos.address, lists))
+        }
         None => None,
     };
     let mut rates: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
         for (rates, request) in rates.iter_mut().zip([&list, &search, &run]) {
-            rates.push(load(gateway.address, request).await);
+            rates.push(load(gateway.address, std::slice::from_ref(request)).await);
         }
-        if let Some((address, request)) = &own {
-            rates[3].push(load(*address, request).await);
+        if let Some((address, lists)) = &own {
+            rates[3].push(load(*address, lists).await);
         }
     }
     println!("{CONNECTIONS} connections, {ROUNDS} rounds of {} s each, interleaved; medians", ROUND.as_secs());
@@ -370,10 +377,10 @@ async fn compare() {
     }
 }
 
-/// Sends as fast as answers come, on every connection; says how many a second were answered.
-async fn load(address: SocketAddr, request: &[u8]) -> f64 {
+/// Sends as fast as answers come, each connection its own of the requests; says how many a second were answered.
+async fn load(address: SocketAddr, requests: &[Vec<u8>]) -> f64 {
     let (served, stop, started) = (AtomicU64::new(0), AtomicBool::new(false), Instant::now());
-    let one = || async {
+    let one = async |request: &[u8]| {
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let mut buffer = Vec::with_capacity(16 * 1024);
@@ -382,7 +389,7 @@ async fn load(address: SocketAddr, request: &[u8]) -> f64 {
             served.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let all = futures_util::future::join_all((0..CONNECTIONS).map(|_| one()));
+    let all = futures_util::future::join_all(requests.iter().cycle().take(CONNECTIONS).map(|request| one(request)));
     let timer = async {
         tokio::time::sleep(ROUND).await;
         stop.store(true, Ordering::Relaxed);
