@@ -11,16 +11,19 @@
 )]
 #![allow(missing_docs, reason = "a binary")]
 
-use std::io::{BufRead as _, BufReader, Write as _};
+mod stand;
+
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+
+use stand::{Role, block_on, say};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -30,7 +33,6 @@ const ROUND: Duration = Duration::from_secs(2);
 const CONNECTIONS: usize = 32;
 /// Calls whose time is taken one by one, of each kind.
 const CALLS: usize = 2_000;
-const JWT_KEY: &str = "bench-bench-bench-bench-bench-bench-1";
 const MODERN: &str = "2026-07-28";
 
 fn main() {
@@ -40,16 +42,11 @@ fn main() {
     }
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
-}
-
 // === the upstream: answers everything at once ===
 
 async fn upstream() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    println!("{}", listener.local_addr().unwrap());
-    std::io::stdout().flush().unwrap();
+    say(listener.local_addr().unwrap());
     let local = tokio::task::LocalSet::new();
     local
         .run_until(async move {
@@ -142,31 +139,6 @@ async fn read_until(socket: &mut TcpStream, buffer: &mut Vec<u8>, end: &[u8]) ->
 
 // === the roles ===
 
-/// A child process that is killed when the benchmark ends, however it ends.
-struct Role {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn first_line(child: &mut Child) -> String {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    line.trim().to_owned()
-}
-
-fn start_upstream() -> Role {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    let mut child = command.arg("upstream").stdout(Stdio::piped()).spawn().unwrap();
-    Role { address: first_line(&mut child).parse().unwrap(), child }
-}
-
 /// The example AgentOS with its own MCP server, open to everybody: it has less to do than the gateway.
 fn start_agentos(folder: &Path) -> Option<Role> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -177,71 +149,11 @@ fn start_agentos(folder: &Path) -> Option<Role> {
     let mut command = Command::new(python);
     command.arg(root.join("examples/agentos/app.py")).current_dir(folder);
     command.env("PORT", "0").env("MCP", "1").stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    let line: Value = serde_json::from_str(&first_line(&mut child)).unwrap();
-    let port = u16::try_from(line["listening"].as_u64().unwrap()).unwrap();
-    Some(Role { child, address: SocketAddr::from(([127, 0, 0, 1], port)) })
-}
-
-/// Starts the release binary beside this benchmark with every stage on.
-fn start_gateway(folder: &Path, upstream: SocketAddr) -> (Role, String) {
-    let binary = std::env::var_os("TOLLBRIDGE_BIN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_tollbridge")), PathBuf::from);
-    let [port, admin] =
-        [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
-    let policies = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
-    let config = format!(
-        r#"
-[server]
-listen = "127.0.0.1:{port}"
-public_url = "http://127.0.0.1:{port}"
-threads = 1
-secret = {{ env = "BENCH_KEY" }}
-[admin]
-listen = "127.0.0.1:{admin}"
-[[clusters]]
-name = "main"
-endpoints = ["http://{upstream}"]
-credential = {{ mint = {{ algorithm = "HS256", key = {{ env = "BENCH_KEY" }}, audience = "bench" }} }}
-knowledge = "exclusive"
-[[identity.issuers]]
-issuer = "bench"
-audiences = ["tollbridge"]
-algorithms = ["HS256"]
-key = {{ env = "BENCH_KEY" }}
-[policy]
-dir = "{policies}"
-[plans.fast]
-requests = {{ per_second = 1_000_000, burst = 1_000_000 }}
-concurrent_runs = 1000
-tokens = {{ per_month = 1_000_000_000 }}
-[tenants.acme]
-plan = "fast"
-[quota]
-default_plan = "fast"
-flood = {{ per_second = 1_000_000, burst = 1_000_000 }}
-[[cache.rules]]
-operation = "search_knowledge"
-ttl = "1h"
-[telemetry]
-access_log = {{ file = "access.jsonl" }}
-audit_log = {{ file = "audit.jsonl" }}
-"#
-    );
-    let path = folder.join("config.toml");
-    std::fs::write(&path, config).unwrap();
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new(&binary);
-        command.args(arguments).arg("--config").arg(&path).env("BENCH_KEY", JWT_KEY);
-        command
+    let port = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(line["listening"].as_u64().unwrap()).unwrap()))
     };
-    let token = run(&["token", "--tenant", "acme", "--subject", "alice", "--role", "operator", "--ttl", "2h"])
-        .output()
-        .unwrap();
-    assert!(token.status.success(), "{}", String::from_utf8_lossy(&token.stderr));
-    let child = run(&["run"]).stderr(Stdio::null()).spawn().unwrap();
-    let role = Role { child, address: SocketAddr::from(([127, 0, 0, 1], port)) };
-    (role, String::from_utf8(token.stdout).unwrap().trim().to_owned())
+    Some(Role::spawn(&mut command, port))
 }
 
 // === requests ===
@@ -316,8 +228,8 @@ async fn wait_until(address: SocketAddr, request: &[u8], wanted: &str) {
 
 async fn compare() {
     let folder = tempfile::tempdir().unwrap();
-    let upstream = start_upstream();
-    let (gateway, token) = start_gateway(folder.path(), upstream.address);
+    let upstream = Role::start(&["upstream"]);
+    let (gateway, token) = stand::gateway(folder.path(), upstream.address);
     let agentos = start_agentos(folder.path());
     let bearer = format!("Authorization: Bearer {token}\r\n");
     let list = modern(&token, "tools/list", "", json!({}));

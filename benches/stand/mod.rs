@@ -39,11 +39,16 @@ impl Drop for Role {
 impl Role {
     /// Starts this benchmark's binary again; the child prints its address first.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let mut child =
-            Command::new(std::env::current_exe().unwrap()).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(command.args(arguments).stdout(Stdio::piped()), |line| line.parse().unwrap())
+    }
+
+    /// Starts a command whose first line says where it listens.
+    pub(crate) fn spawn(command: &mut Command, address: impl FnOnce(&str) -> SocketAddr) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { address: line.trim().parse().unwrap(), child }
+        Self { address: address(line.trim()), child }
     }
 
     /// User and system time so far.
@@ -153,6 +158,9 @@ default_plan = "fast"
 flood = {{ per_second = 1_000_000, burst = 1_000_000 }}
 [[cache.rules]]
 operation = "get_agents"
+ttl = "1h"
+[[cache.rules]]
+operation = "search_knowledge"
 ttl = "1h"
 [telemetry]
 access_log = {{ file = "access.jsonl" }}

@@ -292,7 +292,7 @@ fn permit(ground: &Ground<'_>, facts: &Facts, operation: &str) -> Result<(), Ref
     let Some(operation) = ground.snapshot.catalog.get(operation) else {
         return Err(forbidden().because(format!("`{operation}` is no action")));
     };
-    match ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref()) {
+    match ground.judge(operation, facts) {
         Decision::Allow { .. } => Ok(()),
         Decision::Deny { policies, .. } => {
             let named: Vec<&str> = policies.iter().map(|policy| &**policy).collect();

@@ -184,20 +184,29 @@ pub(super) fn unknown_run(refusal: Refusal, exchange: &mut Exchange) {
 
 /// What the policies say, where that is written, and what would change it.
 pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange) {
-    policy_on(ground, ground.operation(), facts, exchange);
+    // Outside a dry run nobody reads it: this is on the way of every call.
+    if exchange.rehearsal.is_some() {
+        policy_on(ground, ground.operation(), &ground.judge(ground.operation(), facts), facts, exchange);
+    }
 }
 
 /// What the policies say about a right that the call needs besides, where they do not grant it.
 pub(super) fn right(ground: &Ground<'_>, operation: &str, facts: &Facts, exchange: &mut Exchange) {
     let Some(operation) = ground.snapshot.catalog.get(operation) else { return };
-    if !ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref()).is_allow() {
-        policy_on(ground, operation, facts, exchange);
+    let decision = ground.judge(operation, facts);
+    if !decision.is_allow() {
+        policy_on(ground, operation, &decision, facts, exchange);
     }
 }
 
-fn policy_on(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, exchange: &mut Exchange) {
+fn policy_on(
+    ground: &Ground<'_>,
+    operation: &'static Operation,
+    decision: &Decision,
+    facts: &Facts,
+    exchange: &mut Exchange,
+) {
     let Some(trail) = &mut exchange.rehearsal else { return };
-    let decision = ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref());
     let policies = &ground.snapshot.policies;
     let per_item = decision.policies().is_empty() && super::filter::decides_per_item(operation);
     let said = if decision.is_allow() || per_item { Said::Passed } else { Said::Refused };
@@ -218,7 +227,7 @@ fn policy_on(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, 
     if said == Said::Refused {
         trail.remedies = remedies(ground, operation, facts);
         if trail.remedies.is_empty() {
-            trail.help = Some(immovable(policies, &decision));
+            trail.help = Some(immovable(policies, decision));
         }
     }
 }
@@ -302,7 +311,7 @@ fn helps(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, reme
         held.expires_at,
     ));
     let ground = Ground { principal: &changed, ..*ground };
-    ground.decide(operation, &facts.resource_id, facts, facts.owner.as_deref()).is_allow()
+    ground.judge(operation, facts).is_allow()
 }
 
 /// Why nothing that a caller can be given would help.

@@ -131,6 +131,11 @@ impl Ground<'_> {
         })
     }
 
+    /// Asks the policies about an operation on what the call is about.
+    pub(super) fn judge(&self, operation: &'static Operation, facts: &Facts) -> Decision {
+        self.decide(operation, &facts.resource_id, facts, facts.owner.as_deref())
+    }
+
     /// Says what is asked for, explains it in a dry run, and asks the policies.
     pub(super) fn permit_call(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         exchange.resource = Some((self.operation().resource, facts.resource_id.clone()));
@@ -140,7 +145,7 @@ impl Ground<'_> {
 
     /// Notes the policies that decide; the refusal when they do not permit. What belongs to another looks as if it did not exist.
     pub(super) fn permit(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
-        let decision = self.decide(self.operation(), &facts.resource_id, facts, facts.owner.as_deref());
+        let decision = self.judge(self.operation(), facts);
         if let Some(shadow) = decision.shadow() {
             let shadow = ShadowDecision { allow: shadow.allow, policies: Arc::clone(&shadow.policies) };
             self.gateway.telemetry.shadow_decision(&shadow);
@@ -175,14 +180,13 @@ impl Ground<'_> {
     /// Says whether the call is about an approval that the caller may read: then the refusal need not hide it.
     fn may_see_approval(&self, facts: &Facts) -> bool {
         let read = self.snapshot.catalog.get("get_approval").filter(|_| facts.approval.is_some());
-        let decide = |read| self.decide(read, &facts.resource_id, facts, facts.owner.as_deref());
-        read.is_some_and(|read| matches!(decide(read), Decision::Allow { .. }))
+        read.is_some_and(|read| self.judge(read, facts).is_allow())
     }
 
     /// Says whether a list may show the rows of everybody in the caller's tenant.
     fn is_tenant_wide(&self, facts: &Facts) -> bool {
         filter::can_be_tenant_wide(self.operation())
-            && matches!(self.decide(self.operation(), "", facts, Some(ANYONE)), Decision::Allow { .. })
+            && self.decide(self.operation(), "", facts, Some(ANYONE)).is_allow()
     }
 
     /// Whether a list shows the rows of the whole tenant, and whom upstream is told that it serves.

@@ -78,6 +78,17 @@ def node_clients(url: str, token: str) -> bool:
     return good
 
 
+def python_clients(environment: str, clients: list[tuple[str, str]], url: str) -> bool:
+    """Runs clients, each a title and a script, in one of the pinned environments."""
+    try:
+        python = venvs.ensure(environment)
+    except venvs.VenvError as error:
+        return report(False, clients[0][0].format(environment), str(error))
+    # Every one is played, also behind one that failed.
+    played = [run(title.format(environment), [str(python), str(HERE / script), url]) for title, script in clients]
+    return all(played)
+
+
 def main() -> int:
     """Runs the clients one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,24 +101,14 @@ def main() -> int:
         parser.error("give --token and --viewer-token, or MCP_TOKEN and MCP_VIEWER_TOKEN")
     os.environ["MCP_TOKEN"], os.environ["MCP_VIEWER_TOKEN"] = arguments.token, arguments.viewer_token
     good = True
+    clients = [("python {}", "python_client.py"), ("python {}, asked", "elicitation_client.py")]
+    if os.environ.get("TOLLBRIDGE_BIN"):
+        clients.append(("python {} stdio", "stdio_client.py"))
     for name in ("mcp-1", "mcp-2"):
-        try:
-            python = venvs.ensure(name)
-        except venvs.VenvError as error:
-            good = report(False, f"python {name}", str(error))
-            continue
-        good &= run(f"python {name}", [str(python), str(HERE / "python_client.py"), arguments.url])
-        good &= run(f"python {name}, asked", [str(python), str(HERE / "elicitation_client.py"), arguments.url])
-        if os.environ.get("TOLLBRIDGE_BIN"):
-            good &= run(f"python {name} stdio", [str(python), str(HERE / "stdio_client.py"), arguments.url])
+        good &= python_clients(name, clients, arguments.url)
     # The environments of the two agno releases hold fastmcp 2 and 4.
     for name in ("agno-2.5.6", "agno-3.1.10"):
-        try:
-            python = venvs.ensure(name)
-        except venvs.VenvError as error:
-            good = report(False, f"fastmcp of {name}", str(error))
-            continue
-        good &= run(f"fastmcp of {name}", [str(python), str(HERE / "fastmcp_client.py"), arguments.url])
+        good &= python_clients(name, [("fastmcp of {}", "fastmcp_client.py")], arguments.url)
     if not arguments.no_node:
         good &= node_clients(arguments.url, arguments.token)
     print("clients: all passed" if good else "clients: some failed", flush=True)

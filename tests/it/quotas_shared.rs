@@ -7,10 +7,10 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fake::{Event, Reply};
+use crate::fake::{Event, Gate, Reply};
 use crate::mcp_client::{Era, McpClient};
 use crate::redis_server::RedisServer;
-use crate::stack::{Ask, Settings, Stack, Who, send_to};
+use crate::stack::{Ask, Flow, Settings, Stack, Who, send_to};
 
 pub(crate) fn plan(keys: &[(&str, &str)]) -> Settings {
     keys.iter().fold(Settings::new(), |settings, (key, value)| settings.set("[plans.open]", key, value))
@@ -242,15 +242,21 @@ async fn a_run_whose_budget_runs_out_is_cut_where_the_plan_says_so() {
     }
 }
 
-#[tokio::test]
-async fn a_run_waits_for_a_slot_where_the_plan_says_so() {
-    let stack = Stack::with(plan(&[("concurrent_runs", "1"), ("queue", "\"20s\"")])).await;
+/// A run that has begun, and what lets it end.
+async fn begun(stack: &Stack) -> (Flow, Gate) {
     let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
     let (reply, gate) = Reply::paced_sse(&events);
     stack.os().script(reply);
     gate.open_once();
     let mut first = stack.open(run()).await;
     first.until("RunStarted").await;
+    (first, gate)
+}
+
+#[tokio::test]
+async fn a_run_waits_for_a_slot_where_the_plan_says_so() {
+    let stack = Stack::with(plan(&[("concurrent_runs", "1"), ("queue", "\"20s\"")])).await;
+    let (mut first, gate) = begun(&stack).await;
     let (second, ()) = tokio::join!(stack.send(run()), async {
         // The second has arrived when it counts as in flight.
         stack.wait_for_metric("tollbridge_in_flight", &["door=\"http\""], 2.0).await;
@@ -268,12 +274,7 @@ async fn a_busy_endpoint_refuses_in_time_and_charges_nothing() {
         "\"50ms\"",
     );
     let stack = Stack::with(settings).await;
-    let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
-    let (reply, gate) = Reply::paced_sse(&events);
-    stack.os().script(reply);
-    gate.open_once();
-    let mut first = stack.open(run()).await;
-    first.until("RunStarted").await;
+    let (mut first, gate) = begun(&stack).await;
     let got = stack.send(run()).await;
     assert_eq!((got.status, got.code(), got.header("retry-after")), (503, "overloaded".to_owned(), Some("1")));
     assert_eq!(used(&quota(&stack, "acme").await, "tokens_per_day"), 500, "only the first is reserved");
@@ -287,12 +288,7 @@ async fn a_busy_endpoint_refuses_in_time_and_charges_nothing() {
 #[tokio::test]
 async fn a_quiet_tenant_runs_next_however_many_a_noisy_one_has_waiting() {
     let stack = Stack::with(Settings::new().set("[clusters.load]", "runs_per_endpoint", "1")).await;
-    let events = ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": "r", "session_id": "s"})));
-    let (reply, gate) = Reply::paced_sse(&events);
-    stack.os().script(reply);
-    gate.open_once();
-    let mut first = stack.open(run()).await;
-    first.until("RunStarted").await;
+    let (mut first, gate) = begun(&stack).await;
     let noisy = join_all((0..8).map(|_| stack.send(run())));
     let quiet = async {
         stack.wait_for_metric("tollbridge_in_flight", &["door=\"http\""], 9.0).await;
