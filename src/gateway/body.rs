@@ -213,9 +213,9 @@ async fn multipart(
                         (Some(_), _) | (None, false) => {}
                     }
                     open = true;
-                    fields.push(Field { head, value: Bytes::new() });
+                    fields.push(Field { head, value: Vec::new() });
                 }
-                Event::Data(data) => append(&mut fields, &data, limits)?,
+                Event::Data(data) => append(&mut fields, data, limits)?,
                 Event::PartEnd => open = false,
                 Event::End => ended = true,
             }
@@ -241,15 +241,13 @@ async fn multipart(
     Ok(Form::new(fields, true, None))
 }
 
-fn append(fields: &mut [Field], data: &[u8], limits: &Limits) -> Result<(), Refusal> {
+fn append(fields: &mut [Field], data: Bytes, limits: &Limits) -> Result<(), Refusal> {
     let Some(field) = fields.last_mut() else { return Ok(()) };
-    if field.head.filename.is_none() && field.value.len() + data.len() > limits.form_field_bytes {
+    if field.head.filename.is_none() && field.text_bytes().len() + data.len() > limits.form_field_bytes {
         return Err(Refusal::new(Code::BodyTooLarge, Stage::Request)
             .saying(format!("field `{}` is larger than the limit", shown(&field.head.name))));
     }
-    let mut value = BytesMut::from(std::mem::take(&mut field.value));
-    value.extend_from_slice(data);
-    field.value = value.freeze();
+    field.append(data);
     Ok(())
 }
 

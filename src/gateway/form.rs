@@ -2,6 +2,7 @@
 //! Does not know operations (`body` hands it the allow-list) and never buffers a file whole.
 //! Invariant: what goes upstream is written anew from the parse; the caller's own bytes of structure never pass.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -18,12 +19,15 @@ const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.')
 /// Boundary of every multipart body that the gateway writes: long and fixed, checked against nothing because a
 /// random one per process is mixed in by `boundary`.
 const BOUNDARY_PREFIX: &str = "tollbridge-";
+/// A piece of a file that is larger than this goes upstream as it came; smaller ones are copied together.
+const PIECE_BYTES_MIN: usize = 1024;
 
 /// One field that was read whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Field {
     pub(super) head: PartHead,
-    pub(super) value: Bytes,
+    /// A text is one piece, or none where it is empty; a file is in pieces as they came.
+    pub(super) value: Vec<Bytes>,
 }
 
 /// A form, read as far as it had to be.
@@ -58,12 +62,20 @@ pub(super) enum Outgoing {
 
 /// A large form as it goes upstream: the fields that were read, then the rest as it comes.
 pub(super) struct FormStream {
-    head: Option<Bytes>,
+    pieces: Pieces,
     rest: Rest,
     boundary: String,
     /// Name and size of the text field under way, if any.
     text: Option<usize>,
     done: bool,
+}
+
+/// Bytes in order, on their way upstream.
+#[derive(Default)]
+struct Pieces {
+    ready: VecDeque<Bytes>,
+    /// The end, to which small ones are still added.
+    open: BytesMut,
 }
 
 // === impl Form ===
@@ -88,7 +100,7 @@ impl Form {
     /// The text of a field that was read, if it is there and no file.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         let field = self.fields.iter().find(|f| f.head.name == name && f.head.filename.is_none())?;
-        std::str::from_utf8(&field.value).ok()
+        std::str::from_utf8(field.text_bytes()).ok()
     }
 
     /// Sets a text field, replacing every field of that name.
@@ -112,7 +124,7 @@ impl Form {
     pub(super) fn into_outgoing(self) -> (String, Outgoing) {
         if !self.multipart {
             let pairs = self.fields.iter().map(|f| {
-                let value = String::from_utf8_lossy(&f.value);
+                let value = String::from_utf8_lossy(f.text_bytes());
                 format!("{}={}", utf8_percent_encode(&f.head.name, FORM), utf8_percent_encode(&value, FORM))
             });
             let body = pairs.collect::<Vec<_>>().join("&");
@@ -120,23 +132,22 @@ impl Form {
         }
         let boundary = format!("{BOUNDARY_PREFIX}{}", uuid::Uuid::new_v4().simple());
         let content_type = format!("multipart/form-data; boundary={boundary}");
-        let mut head = BytesMut::new();
-        for (at, field) in self.fields.iter().enumerate() {
-            write_part_head(&mut head, &boundary, &field.head);
-            head.put_slice(&field.value);
-            let open = at + 1 == self.fields.len() && self.rest.as_ref().is_some_and(|r| r.open);
-            if !open {
-                head.put_slice(b"\r\n");
+        let mut pieces = Pieces::default();
+        let (last, open) = (self.fields.len(), self.rest.as_ref().is_some_and(|rest| rest.open));
+        for (at, field) in self.fields.into_iter().enumerate() {
+            write_part_head(&mut pieces.open, &boundary, &field.head);
+            field.value.into_iter().for_each(|piece| pieces.push(piece));
+            if !open || at + 1 < last {
+                pieces.open.put_slice(b"\r\n");
             }
         }
         match self.rest {
             None => {
-                write_end(&mut head, &boundary);
-                (content_type, Outgoing::Whole(head.freeze()))
+                write_end(&mut pieces.open, &boundary);
+                (content_type, Outgoing::Whole(pieces.whole()))
             }
             Some(rest) => {
-                let text = None;
-                let stream = FormStream { head: Some(head.freeze()), rest, boundary, text, done: false };
+                let stream = FormStream { pieces, rest, boundary, text: None, done: false };
                 (content_type, Outgoing::Streamed(Box::new(stream)))
             }
         }
@@ -146,7 +157,60 @@ impl Form {
 impl Field {
     fn text(name: &str, value: String) -> Self {
         let head = PartHead { name: name.to_owned(), filename: None, content_type: None };
-        Self { head, value: value.into() }
+        Self { head, value: vec![value.into()] }
+    }
+
+    /// Adds bytes as they came: a text becomes one piece, a file is not copied.
+    pub(super) fn append(&mut self, data: Bytes) {
+        match self.value.last_mut() {
+            Some(text) if self.head.filename.is_none() => {
+                let mut joined = BytesMut::from(std::mem::take(text));
+                joined.put_slice(&data);
+                *text = joined.freeze();
+            }
+            Some(_) | None => self.value.push(data),
+        }
+    }
+
+    /// The bytes of a text.
+    pub(super) fn text_bytes(&self) -> &[u8] {
+        self.value.first().map_or(&[], |text| text)
+    }
+}
+
+// === impl Pieces ===
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        if piece.len() < PIECE_BYTES_MIN {
+            self.open.put_slice(&piece);
+        } else {
+            self.close();
+            self.ready.push_back(piece);
+        }
+    }
+
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.ready.push_back(std::mem::take(&mut self.open).freeze());
+        }
+    }
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.ready.is_empty() {
+            self.close();
+        }
+        self.ready.pop_front()
+    }
+
+    fn whole(mut self) -> Bytes {
+        self.close();
+        if self.ready.len() == 1 {
+            return self.ready.pop_front().unwrap_or_default();
+        }
+        let mut whole = BytesMut::with_capacity(self.ready.iter().map(Bytes::len).sum());
+        self.ready.iter().for_each(|piece| whole.put_slice(piece));
+        whole.freeze()
     }
 }
 
@@ -158,14 +222,16 @@ impl FormStream {
     /// # Errors
     /// A [`Refusal`] when the rest of the form is malformed, too large, or holds a field that came too late.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Refusal>>> {
-        if let Some(head) = self.head.take().filter(|h| !h.is_empty()) {
-            return Poll::Ready(Some(Ok(head)));
-        }
         loop {
+            if let Some(piece) = self.pieces.next() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            if self.done {
+                return Poll::Ready(None);
+            }
             match self.drain_parser() {
-                Ok(out) if !out.is_empty() => return Poll::Ready(Some(Ok(out))),
-                Ok(_) if self.done => return Poll::Ready(None),
-                Ok(_) => {}
+                Ok(true) => continue,
+                Ok(false) => {}
                 Err(refusal) => return Poll::Ready(Some(Err(refusal))),
             }
             match Pin::new(self.rest.body.get_mut()).poll_frame(cx) {
@@ -202,14 +268,16 @@ impl FormStream {
         Ok(())
     }
 
-    fn drain_parser(&mut self) -> Result<Bytes, Refusal> {
-        let mut out = BytesMut::new();
+    /// Takes what the parser has; says whether it had anything.
+    fn drain_parser(&mut self) -> Result<bool, Refusal> {
+        let mut any = false;
         while let Some(event) = self.rest.parser.next().map_err(malformed)? {
+            any = true;
             match event {
                 Event::Part(head) => {
                     self.admit_late(&head)?;
                     self.text = head.filename.is_none().then_some(0);
-                    write_part_head(&mut out, &self.boundary, &head);
+                    write_part_head(&mut self.pieces.open, &self.boundary, &head);
                 }
                 Event::Data(data) => {
                     if let Some(size) = &mut self.text {
@@ -218,17 +286,17 @@ impl FormStream {
                             return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
                         }
                     }
-                    out.put_slice(&data);
+                    self.pieces.push(data);
                 }
-                Event::PartEnd => out.put_slice(b"\r\n"),
+                Event::PartEnd => self.pieces.open.put_slice(b"\r\n"),
                 Event::End => {
-                    write_end(&mut out, &self.boundary);
+                    write_end(&mut self.pieces.open, &self.boundary);
                     self.done = true;
                 }
             }
         }
         self.rest.parser.compact();
-        Ok(out.freeze())
+        Ok(any)
     }
 
     /// Only files may come after the first 48 KiB.

@@ -1,8 +1,6 @@
 //! Owns what must hold for any request body, for the fuzz targets. Compiled with the feature `fuzzing` only.
 //! Does not generate inputs. Invariant: a broken promise is a panic.
 
-use bytes::Bytes;
-
 use super::form::{Field, Form, Outgoing};
 use super::json::Object;
 use super::multipart::{Event, Malformed, Parser};
@@ -60,7 +58,7 @@ fn parse(content_type: &str, body: &[u8], size: usize) -> Result<Vec<Field>, Mal
         parser.feed(piece);
         while let Some(event) = parser.next()? {
             match event {
-                Event::Part(head) => fields.push((Field { head, value: Bytes::new() }, Vec::new())),
+                Event::Part(head) => fields.push((Field { head, value: Vec::new() }, Vec::new())),
                 Event::Data(data) => {
                     if let Some((_, value)) = fields.last_mut() {
                         value.extend_from_slice(&data);
@@ -71,7 +69,7 @@ fn parse(content_type: &str, body: &[u8], size: usize) -> Result<Vec<Field>, Mal
         }
     }
     parser.finish()?;
-    Ok(fields.into_iter().map(|(field, value)| Field { value: value.into(), ..field }).collect())
+    Ok(fields.into_iter().map(|(field, value)| Field { value: vec![value.into()], ..field }).collect())
 }
 
 fn round_trip(form: Form, fields: &[Field]) {

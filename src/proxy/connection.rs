@@ -24,6 +24,9 @@ use super::frames::{Frames, Reason};
 
 /// Writes are gathered up to this many bytes before they must go out: a head and a small body share a packet.
 const GATHER_BYTES_MAX: usize = 16 * 1024;
+/// Most that is read at once. Pingora keeps room for 64 KiB of a body that is under way, of which the pages that were ever
+/// filled stay: a client that falls silent in an upload would hold all of them.
+const READ_BYTES_MAX: u64 = 16 * 1024;
 /// Length of what HTTP/2 begins with.
 const PREFACE_BYTES: usize = 24;
 
@@ -221,8 +224,8 @@ impl Transport {
 
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Self::Plain(stream) => Pin::new(&mut stream.take(READ_BYTES_MAX)).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut stream.as_mut().take(READ_BYTES_MAX)).poll_read(cx, buf),
         }
     }
 
