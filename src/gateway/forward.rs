@@ -23,7 +23,7 @@ use super::refusal::{Code, Refusal, Stage};
 use super::runs::{self, Fate, Left, Telling};
 use super::send::{self, target};
 use super::stream::{self, Settlement};
-use crate::agentos::{Operation, Resource};
+use crate::agentos::{OnRun, Operation, Resource};
 use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Want};
 use crate::outbound::{self, BodyError, Freshness, ResponseBody, Retry, SendOptions};
@@ -99,13 +99,13 @@ async fn followed(
         let told = Box::pin(cancel::tell_all(gateway, admitted)).await?;
         return Box::pin(cancel::confirmed(gateway, admitted, told)).await.map(Replied::Whole);
     }
-    let resumes = orphans::is_resume(admitted.operation());
+    let resumes = admitted.operation().does(OnRun::Resume);
     let last = orphans::last_index(admitted).filter(|_| resumes);
     if resumes && admitted.hold.holder == Holder::Lost {
         return Box::pin(orphans::resume(gateway, admitted, last)).await.map(Replied::Whole);
     }
     match reply(gateway, admitted, exchange).await {
-        Ok(Replied::Whole(answer)) if cancel::is_cancel(admitted.operation()) => {
+        Ok(Replied::Whole(answer)) if admitted.operation().does(OnRun::Cancel) => {
             Box::pin(cancel::confirmed(gateway, admitted, answer)).await.map(Replied::Whole)
         }
         Err(refusal) if resumes && admitted.session.is_some() && refusal.code == Code::UpstreamUnreachable => {

@@ -13,12 +13,7 @@ use super::forward;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::strip::UserStripper;
-use crate::agentos::{Operation, RunStatus, rows};
-
-/// Says whether a row attaches to a run that goes on.
-pub(super) fn is_resume(operation: &Operation) -> bool {
-    operation.path.ends_with("/runs/{run_id}/resume")
-}
+use crate::agentos::{RunStatus, rows};
 
 /// Answers a resume with the stored run: what came after the caller's last event, then how it stands.
 ///

@@ -125,7 +125,7 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
     }
     let (cluster, what) = (&admitted.cluster, admitted.uses());
     // Only the replica that holds a run knows it: another one would answer 200 and do nothing.
-    if admitted.operation().affinity != Affinity::FollowsRun {
+    if !admitted.operation().affinity.follows_run() {
         let want = match admitted.follows_session() {
             Some(session) => Want::SessionExcept(session, tried),
             None => Want::Except(tried),
