@@ -1,6 +1,7 @@
 //! Owns what stands before requests: `tls`, `proxy_protocol`, `forwarded_for`, `[server.cors]`, compression and
 //! `[server.limits]`.
 //! Does not load certificates and does not bind.
+//! Invariants: a limit that is not written is the default, never none; no network of trusted proxies is the whole world.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -148,7 +148,7 @@ async fn claim(store: &Arc<dyn Store>, spawn: &Spawn, name: String) -> Option<on
         // What is not given back ends by itself.
         let _ = store.release(&name, &owner).await;
     };
-    // Not taken while the process drains: the claim then ends by itself.
+    // Where the task is not taken, the claim ends by itself.
     spawn("session turn", Box::pin(keep));
     Some(held)
 }
