@@ -14,7 +14,7 @@ use crate::agentos::Catalog;
 use crate::gateway::Limits;
 use crate::proxy::{ClientCertificates, Cors, KeyPair, Tls};
 
-use super::reader::{At, Table, Value};
+use super::reader::{At, Table, Value, narrow};
 use super::secrets::unreadable;
 use super::words::nearest;
 
@@ -202,9 +202,4 @@ pub(super) fn known_operations(root: &Table<'_>, catalog: &Catalog, operations: 
         let help = help.unwrap_or_else(|| "`tollbridge operations` lists them".to_owned());
         root.source.problem(name.at, format!("there is no operation `{}`", name.value), Some(help));
     }
-}
-
-/// Ranges are checked before: this cannot saturate on a 64-bit system.
-fn narrow(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }
