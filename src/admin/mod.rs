@@ -1,4 +1,4 @@
-//! Owns the operators' listener: metrics, liveness, readiness, quotas.
+//! Owns the operators' listener: metrics, liveness, readiness, reloads, quotas.
 //! Does not bind or accept (`server`) and serves nothing to callers of AgentOS.
 //! Invariants: with a token set, nothing but liveness and readiness is told without it; a name that a stranger's DNS
 //! could point here is refused as `Host`; no connection outlives its deadline.

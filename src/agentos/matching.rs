@@ -210,7 +210,7 @@ fn params(operation: &'static Operation, given: &[String]) -> Params {
 }
 
 /// The path parameter that names a resource of a type.
-const fn id_name(resource: Resource) -> Option<&'static str> {
+pub(super) const fn id_name(resource: Resource) -> Option<&'static str> {
     match resource {
         Resource::Agent => Some("agent_id"),
         Resource::Team => Some("team_id"),

@@ -164,9 +164,28 @@ pub enum Affinity {
     /// Starts a run: the endpoint that is chosen is written into the run id.
     StartsRun,
     /// Follows a run: must reach the endpoint that holds it.
-    FollowsRun,
+    FollowsRun(OnRun),
     /// Changes a session: keeps to one endpoint per session.
     Session,
+}
+
+/// What an operation does to the run that it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRun {
+    /// Stops it. AgentOS answers 200 whether or not it held the run.
+    Cancel,
+    /// Answers what it paused for, so that it goes on.
+    Continue,
+    /// Attaches to its events, those that were missed first.
+    Resume,
+    /// Goes on from it as another run.
+    Fork,
+    /// Does it again as another run.
+    Regenerate,
+    /// Does a second time what an approval had let it do once.
+    RepeatApproved,
+    /// Nothing that the gateway has to know.
+    Other,
 }
 
 /// A reply that is a list which the gateway filters per caller.
@@ -369,6 +388,57 @@ impl Kind {
             Self::Agent => Resource::Agent,
             Self::Team => Resource::Team,
             Self::Workflow => Resource::Workflow,
+        }
+    }
+}
+
+// === impl Affinity ===
+
+impl Affinity {
+    /// Every value, in order.
+    pub const ALL: &'static [Self] = &[
+        Self::Any,
+        Self::StartsRun,
+        Self::FollowsRun(OnRun::Other),
+        Self::FollowsRun(OnRun::Cancel),
+        Self::FollowsRun(OnRun::Continue),
+        Self::FollowsRun(OnRun::Resume),
+        Self::FollowsRun(OnRun::Fork),
+        Self::FollowsRun(OnRun::Regenerate),
+        Self::FollowsRun(OnRun::RepeatApproved),
+        Self::Session,
+    ];
+
+    /// The word used in configuration and by `tollbridge operations`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::StartsRun => "starts_run",
+            Self::FollowsRun(OnRun::Other) => "follows_run",
+            Self::FollowsRun(OnRun::Cancel) => "cancels_run",
+            Self::FollowsRun(OnRun::Continue) => "continues_run",
+            Self::FollowsRun(OnRun::Resume) => "resumes_run",
+            Self::FollowsRun(OnRun::Fork) => "forks_run",
+            Self::FollowsRun(OnRun::Regenerate) => "regenerates_run",
+            Self::FollowsRun(OnRun::RepeatApproved) => "repeats_approved_run",
+            Self::Session => "session",
+        }
+    }
+
+    /// Says whether the call must reach the endpoint that holds a run.
+    pub const fn follows_run(self) -> bool {
+        matches!(self, Self::FollowsRun(_))
+    }
+}
+
+// === impl OnRun ===
+
+impl OnRun {
+    /// Says whether it is asked for inside a `continue`, and has no route of its own.
+    pub const fn is_facet(self) -> bool {
+        match self {
+            Self::Fork | Self::Regenerate | Self::RepeatApproved => true,
+            Self::Cancel | Self::Continue | Self::Resume | Self::Other => false,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Owns where AgentOS keeps single rows that the gateway looks up: their paths, ids encoded.
+//! Owns where AgentOS keeps single rows that the gateway looks up, and where runs are steered: their paths, ids
+//! encoded.
 //! Does not look (`gateway`) and is no part of what callers may ask for (`catalog`).
 
 use super::operation::{Kind, Resource};
@@ -13,6 +14,11 @@ pub fn run(kind: Kind, component: &str, run: &str, session: &str) -> String {
 /// Where a run is cancelled.
 pub fn cancel(kind: Kind, component: &str, run: &str) -> String {
     format!("/{}/{}/runs/{}/cancel", kind.plural(), encode_segment(component), encode_segment(run))
+}
+
+/// Where the events of a run are attached to.
+pub fn resume(kind: Kind, component: &str, run: &str) -> String {
+    format!("/{}/{}/runs/{}/resume", kind.plural(), encode_segment(component), encode_segment(run))
 }
 
 /// Where runs of a component are started.
@@ -69,7 +75,7 @@ pub fn owned(resource: Resource, id: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agentos::{CanonicalPath, Catalog};
+    use crate::agentos::{Affinity, CanonicalPath, Catalog, OnRun};
 
     #[test]
     fn every_row_is_one_that_the_catalogue_reads() {
@@ -89,5 +95,22 @@ mod tests {
             assert!(catalog.find(&http::Method::GET, &path).is_ok(), "{target}");
         }
         assert_eq!(others[0], "/teams/a%20b/runs/r?session_id=s");
+    }
+
+    #[test]
+    fn what_is_sent_to_a_run_is_what_the_catalogue_says_of_it() {
+        let catalog = Catalog::shipped();
+        for kind in Kind::ALL {
+            let steps = [
+                (runs(*kind, "a b"), Affinity::StartsRun),
+                (cancel(*kind, "a b", "r"), Affinity::FollowsRun(OnRun::Cancel)),
+                (resume(*kind, "a b", "r"), Affinity::FollowsRun(OnRun::Resume)),
+            ];
+            for (path, affinity) in steps {
+                let canonical = CanonicalPath::parse(&path).unwrap_or_else(|bad| panic!("{path}: {bad}"));
+                let matched = catalog.find(&http::Method::POST, &canonical).unwrap_or_else(|_| panic!("{path}"));
+                assert_eq!(matched.operation.affinity, affinity, "{path}");
+            }
+        }
     }
 }

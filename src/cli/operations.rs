@@ -6,8 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::agentos::{
-    Action, Affinity, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Mark, Operation, Place, Reply, Version,
-    Versions,
+    Action, Body, Caching, Catalog, Cost, Exposure, List, ListScope, Mark, Operation, Place, Reply, Version, Versions,
 };
 
 /// How data is printed.
@@ -128,7 +127,7 @@ fn row_json(row: &Operation) -> Value {
         "run_id": places(row.run_id),
         "cache": caching(row.cache),
         "purges": row.purges,
-        "affinity": affinity(row.affinity),
+        "affinity": row.affinity.as_str(),
         "list": row.list.map(list),
         "lists_within": row.lists_within.iter().map(|(field, by)| json!({"items": field, "by": by})).collect::<Vec<_>>(),
         "mark": row.mark.map(mark),
@@ -195,15 +194,6 @@ const fn caching(cache: Caching) -> &'static str {
         Caching::Never => "never",
         Caching::Shared => "shared",
         Caching::PerPrincipal => "per_principal",
-    }
-}
-
-const fn affinity(affinity: Affinity) -> &'static str {
-    match affinity {
-        Affinity::Any => "any",
-        Affinity::StartsRun => "starts_run",
-        Affinity::FollowsRun => "follows_run",
-        Affinity::Session => "session",
     }
 }
 

@@ -108,20 +108,13 @@ impl Balancer {
     /// Goes on where another one stood: its sessions stay where they are, and what left it is still found.
     pub(super) fn after(mut self, former: &Self) -> Self {
         self.sticky = former.sticky.clone();
-        let known = former.set.load();
-        let now = self.endpoints();
-        let gone = known.endpoints.iter().chain(&known.leaving).filter(|e| e.in_flight() > 0);
-        let leaving = gone.filter(|e| !now.iter().any(|other| Arc::ptr_eq(other, e))).cloned().collect();
-        self.set.store(Arc::new(Set { endpoints: now, leaving }));
+        self.set.store(Arc::new(former.set.load().followed_by(self.endpoints())));
         self
     }
 
     /// Takes another list of endpoints; those that are gone are found by their runs while they hold any.
     pub(super) fn replace(&self, endpoints: Vec<Arc<Endpoint>>) {
-        let known = self.set.load();
-        let gone = known.endpoints.iter().chain(&known.leaving).filter(|e| e.in_flight() > 0);
-        let leaving = gone.filter(|e| !endpoints.iter().any(|other| Arc::ptr_eq(other, e))).cloned().collect();
-        self.set.store(Arc::new(Set { endpoints: endpoints.into(), leaving }));
+        self.set.store(Arc::new(self.set.load().followed_by(endpoints.into())));
     }
 
     pub(super) fn leaving(&self) -> Vec<Arc<Endpoint>> {
@@ -214,6 +207,13 @@ impl Balancer {
 // === impl Set ===
 
 impl Set {
+    /// Other endpoints; those of this set that are not among them are kept while they hold runs.
+    fn followed_by(&self, endpoints: Arc<[Arc<Endpoint>]>) -> Self {
+        let gone = self.endpoints.iter().chain(&self.leaving).filter(|e| e.in_flight() > 0);
+        let leaving = gone.filter(|e| !endpoints.iter().any(|other| Arc::ptr_eq(other, e))).cloned().collect();
+        Self { endpoints, leaving }
+    }
+
     fn eligible<'a>(&'a self, tried: &[EndpointTag]) -> impl Iterator<Item = &'a Arc<Endpoint>> {
         self.endpoints.iter().filter(move |endpoint| endpoint.is_up() && !tried.contains(&endpoint.tag))
     }

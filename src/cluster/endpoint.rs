@@ -282,13 +282,8 @@ pub(super) fn tags(cluster: &str, origins: &[Origin]) -> Vec<EndpointTag> {
     let mut order: Vec<(usize, &Origin)> = origins.iter().enumerate().collect();
     order.sort_by_key(|(_, origin)| *origin);
     let mut taken = HashSet::new();
-    let mut tagged: Vec<(usize, EndpointTag)> = order
-        .into_iter()
-        .map(|(at, origin)| {
-            let free = (0..=u32::from(u16::MAX)).map(|round| tag(cluster, origin, round)).find(|t| taken.insert(*t));
-            (at, free.unwrap_or(EndpointTag(0)))
-        })
-        .collect();
+    let mut tagged: Vec<(usize, EndpointTag)> =
+        order.into_iter().map(|(at, origin)| (at, tag_beside(cluster, origin, &mut taken))).collect();
     tagged.sort_by_key(|(at, _)| *at);
     tagged.into_iter().map(|(_, tag)| tag).collect()
 }

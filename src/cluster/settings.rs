@@ -96,8 +96,10 @@ pub struct Timeouts {
 pub struct Streams {
     /// Silence after which a comment tells proxies and clients that the stream lives.
     pub keep_alive: Duration,
-    /// What becomes of a run whose caller goes away, by operation; the others do as AgentOS does.
-    pub on_disconnect: BTreeMap<String, OnDisconnect>,
+    /// What becomes of a run whose caller goes away.
+    pub on_disconnect: OnDisconnect,
+    /// The same of single operations, by id, where it differs.
+    pub on_disconnect_of: BTreeMap<String, OnDisconnect>,
 }
 
 /// What becomes of a run whose caller goes away.
@@ -164,15 +166,18 @@ impl Default for Health {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { keep_alive: Duration::from_secs(15), on_disconnect: BTreeMap::new() }
+        Self {
+            keep_alive: Duration::from_secs(15),
+            on_disconnect: OnDisconnect::AsAgentOs,
+            on_disconnect_of: BTreeMap::new(),
+        }
     }
 }
 
 impl Streams {
-    /// What becomes of a run of this operation whose caller goes away: its own rule, else the one for `*`.
-    pub fn on_disconnect(&self, operation: &str) -> OnDisconnect {
-        let rule = self.on_disconnect.get(operation).or_else(|| self.on_disconnect.get("*"));
-        rule.copied().unwrap_or(OnDisconnect::AsAgentOs)
+    /// What becomes of a run of this operation whose caller goes away.
+    pub fn on_disconnect_of(&self, operation: &str) -> OnDisconnect {
+        self.on_disconnect_of.get(operation).copied().unwrap_or(self.on_disconnect)
     }
 }
 

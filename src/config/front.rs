@@ -1,6 +1,7 @@
 //! Owns what stands before requests: `tls`, `proxy_protocol`, `forwarded_for`, `[server.cors]`, compression and
 //! `[server.limits]`.
 //! Does not load certificates and does not bind.
+//! Invariants: a limit that is not written is the default, never none; no network of trusted proxies is the whole world.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use crate::agentos::Catalog;
 use crate::gateway::Limits;
 use crate::proxy::{ClientCertificates, Cors, KeyPair, Tls};
 
-use super::reader::{At, Table, Value};
+use super::reader::{At, Table, Value, narrow};
 use super::secrets::unreadable;
 use super::words::nearest;
 
@@ -201,9 +202,4 @@ pub(super) fn known_operations(root: &Table<'_>, catalog: &Catalog, operations: 
         let help = help.unwrap_or_else(|| "`tollbridge operations` lists them".to_owned());
         root.source.problem(name.at, format!("there is no operation `{}`", name.value), Some(help));
     }
-}
-
-/// Ranges are checked before: this cannot saturate on a 64-bit system.
-fn narrow(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,5 +1,7 @@
 //! Owns `[mcp.pins]`: which texts of agents, teams and workflows MCP clients are shown.
 //! Does not compare texts (`mcp`).
+//! Invariant: a pin names a cluster that there is and one component of it; anything else is a problem, since it would
+//! protect nobody.
 
 use std::sync::Arc;
 

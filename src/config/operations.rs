@@ -88,7 +88,7 @@ fn columns(table: &Table<'_>, action: Option<Action>) -> Operation {
         run_id: places("run_id"),
         cache: word("cache").and_then(|v| v.word(&CACHING)).unwrap_or(Caching::Never),
         purges: list("purges", "the id of an operation"),
-        affinity: word("affinity").and_then(|v| v.word(&AFFINITIES)).unwrap_or(Affinity::Any),
+        affinity: word("affinity").and_then(|v| v.word(&affinities())).unwrap_or(Affinity::Any),
         destructive: word("destructive").and_then(|v| v.boolean()).unwrap_or(action == Some(Action::Delete)),
         ..Operation::new("", Method::Get, "")
     }
@@ -105,15 +105,15 @@ const REPLIES: [(&str, Reply); 5] = [
 const CACHING: [(&str, Caching); 3] =
     [("never", Caching::Never), ("shared", Caching::Shared), ("per_principal", Caching::PerPrincipal)];
 
-const AFFINITIES: [(&str, Affinity); 4] = [
-    ("any", Affinity::Any),
-    ("starts_run", Affinity::StartsRun),
-    ("follows_run", Affinity::FollowsRun),
-    ("session", Affinity::Session),
-];
-
 const VERSIONS: [(&str, Versions); 3] =
     [("both", Versions::Both), ("2", Versions::Only(Version::V2)), ("3", Versions::Only(Version::V3))];
+
+/// All but those of facets, which operators cannot add.
+fn affinities() -> Vec<(&'static str, Affinity)> {
+    let mut all = words(Affinity::ALL, Affinity::as_str);
+    all.retain(|(_, affinity)| !matches!(affinity, Affinity::FollowsRun(on_run) if on_run.is_facet()));
+    all
+}
 
 fn words<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> Vec<(&'static str, T)> {
     all.iter().map(|variant| (name(*variant), *variant)).collect()

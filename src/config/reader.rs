@@ -393,3 +393,8 @@ impl<'a> Value<'a> {
         }
     }
 }
+
+/// A number as a length. Ranges are checked before: this cannot saturate on a 64-bit system.
+pub(super) fn narrow(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,7 +1,7 @@
 //! Owns what a cluster says about failure: endpoints found by name, ejection, retries, and what streams do.
 //! Does not ask name servers.
+//! Invariant: whatever is written, attempts, retries, waits and the share of endpoints that are taken out are bounded.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::agentos::{Catalog, Cost};
@@ -95,14 +95,12 @@ fn percent(table: &Table<'_>, key: &'static str, low: u64) -> Option<u8> {
 
 /// `[clusters.streams]` and `[clusters.on_disconnect]`.
 pub(super) fn streams(cluster: &Table<'_>, catalog: Option<&Catalog>) -> Streams {
-    let default = Streams::default();
-    let mut keep_alive = default.keep_alive;
+    let mut streams = Streams::default();
     if let Some(table) = cluster.section("streams") {
         let range = Duration::from_secs(1)..=Duration::from_mins(10);
-        keep_alive = table.get("keep_alive").and_then(|v| v.duration(range)).unwrap_or(keep_alive);
+        streams.keep_alive = table.get("keep_alive").and_then(|v| v.duration(range)).unwrap_or(streams.keep_alive);
         table.close();
     }
-    let mut on_disconnect = BTreeMap::new();
     for (operation, value) in cluster.section("on_disconnect").map(|table| table.entries()).unwrap_or_default() {
         let words = [
             ("as_agentos", OnDisconnect::AsAgentOs),
@@ -112,9 +110,9 @@ pub(super) fn streams(cluster: &Table<'_>, catalog: Option<&Catalog>) -> Streams
         let Some(what) = value.word(&words) else { continue };
         let runs = |id: &str| catalog.is_none_or(|c| c.get(id).is_some_and(|row| row.cost == Cost::Model));
         if operation.value == DEFAULT {
-            on_disconnect.insert("*".to_owned(), what);
+            streams.on_disconnect = what;
         } else if runs(operation.value) {
-            on_disconnect.insert(operation.value.to_owned(), what);
+            streams.on_disconnect_of.insert(operation.value.to_owned(), what);
         } else {
             let rows = catalog.into_iter().flat_map(|c| c.rows()).filter(|row| row.cost == Cost::Model);
             let help = nearest(operation.value, rows.map(|row| row.id));
@@ -122,5 +120,5 @@ pub(super) fn streams(cluster: &Table<'_>, catalog: Option<&Catalog>) -> Streams
             value.problem::<()>("is no operation that runs a model", Some(help));
         }
     }
-    Streams { keep_alive, on_disconnect }
+    streams
 }

@@ -13,7 +13,7 @@ use super::front::{self, ReadLimits};
 use super::mcp_authorization;
 use super::mcp_pins;
 use super::mcp_runs;
-use super::reader::{At, Table, Value};
+use super::reader::{At, Table, Value, narrow};
 use super::runtime::{ServerSettings, Threads};
 use super::words::{nearest, quoted};
 
@@ -247,9 +247,4 @@ fn loopback(port: u16) -> SocketAddr {
 
 const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
-}
-
-/// Ranges are checked before: this cannot saturate on a 64-bit system.
-fn narrow(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -118,7 +118,7 @@ impl Admitted {
 
     /// What becomes of its run when the caller goes away.
     pub(super) fn on_disconnect(&self) -> OnDisconnect {
-        self.cluster.settings.streams.on_disconnect(self.operation().id)
+        self.cluster.settings.streams.on_disconnect_of(self.operation().id)
     }
 
     /// From here on AgentOS may act on the call.

@@ -33,7 +33,7 @@ use super::facts::{Facts, look_up, not_found};
 use super::form::Form;
 use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Kind, RunStatus, rows as at};
+use crate::agentos::{Kind, OnRun, RunStatus, rows as at};
 use crate::policy::Decision;
 
 /// Most approvals of one run that are read: the most that AgentOS puts on a page.
@@ -126,7 +126,10 @@ pub(super) async fn guard(
     facts: &Facts,
     payload: &mut Payload,
 ) -> Result<Option<Continuing>, Refusal> {
-    let Some(kind) = continued_kind(ground.operation().id) else { return Ok(None) };
+    if !ground.operation().does(OnRun::Continue) {
+        return Ok(None);
+    }
+    let kind = component_kind(ground)?;
     // Boxed: few calls continue a run, and every call would carry its state.
     Box::pin(claimed(ground, facts, payload, kind)).await.map(Some)
 }
@@ -155,7 +158,10 @@ pub(super) async fn rehearse(
     payload: &mut Payload,
     exchange: &mut Exchange,
 ) -> Result<(), Refusal> {
-    let Some(kind) = continued_kind(ground.operation().id) else { return Ok(()) };
+    if !ground.operation().does(OnRun::Continue) {
+        return Ok(());
+    }
+    let kind = component_kind(ground)?;
     if facts.run.is_none() {
         explain::approvals_unknown(exchange);
         return Ok(());
@@ -176,8 +182,8 @@ pub(super) async fn rehearse(
     let look = Taking::Look { continues, cluster, run_id };
     let weighed = weigh(ground, facts, form, (kind, deed), &run, look).await;
     if weighed.as_ref().is_err_and(|refusal| refusal.stage == Stage::Policy) {
-        let rights = deed.rights(kind);
-        rights.iter().for_each(|right| explain::right(ground, right, facts, exchange));
+        let rows = deed.rights().into_iter().filter_map(|right| ground.snapshot.catalog.on_run(kind, right));
+        rows.for_each(|row| explain::right(ground, row, facts, exchange));
     }
     explain::approvals(&weighed?, exchange);
     Ok(())
@@ -221,14 +227,9 @@ async fn weigh(
     }
 }
 
-/// The component whose runs the operation continues.
-fn continued_kind(operation: &str) -> Option<Kind> {
-    match operation {
-        "continue_agent_run" => Some(Kind::Agent),
-        "continue_team_run" => Some(Kind::Team),
-        "continue_workflow_run" => Some(Kind::Workflow),
-        _ => None,
-    }
+/// The kind of the component whose run goes on: the catalogue has no row that continues one and does not name it.
+fn component_kind(ground: &Ground<'_>) -> Result<Kind, Refusal> {
+    ground.matched.component().map(|(kind, _)| kind).ok_or_else(not_found)
 }
 
 async fn stored(ground: &Ground<'_>, facts: &Facts, run_id: &str) -> Result<Value, Refusal> {
@@ -277,20 +278,20 @@ async fn again(
     if form.text(waiting::field(kind)).is_some_and(|list| !list.is_empty()) {
         return Err(super::body::field_not_allowed(waiting::field(kind)));
     }
-    let [once, repeated] = deed.rights(kind);
-    permit(ground, facts, &once)?;
+    let [once, repeated] = deed.rights();
+    permit(ground, facts, kind, once)?;
     let run_id = facts.run.as_deref().unwrap_or_default();
     let rows = rows(ground, kind, run, run_id).await?;
     if waiting::mentions_approval(run) || rows.any_of(&runs(kind, run, run_id)) {
-        permit(ground, facts, &repeated)?;
+        permit(ground, facts, kind, repeated)?;
     }
     Ok(())
 }
 
-fn permit(ground: &Ground<'_>, facts: &Facts, operation: &str) -> Result<(), Refusal> {
+fn permit(ground: &Ground<'_>, facts: &Facts, kind: Kind, right: OnRun) -> Result<(), Refusal> {
     let forbidden = || Refusal::new(Code::Forbidden, Stage::Policy);
-    let Some(operation) = ground.snapshot.catalog.get(operation) else {
-        return Err(forbidden().because(format!("`{operation}` is no action")));
+    let Some(operation) = ground.snapshot.catalog.on_run(kind, right) else {
+        return Err(forbidden().because(format!("no action lets a run of a {kind} be run again")));
     };
     match ground.judge(operation, facts) {
         Decision::Allow { .. } => Ok(()),
@@ -362,13 +363,13 @@ impl Deed {
     }
 
     /// The operations that policy decides about: the deed itself, and where an approval was involved.
-    fn rights(self, kind: Kind) -> [String; 2] {
-        let verb = match self {
-            Self::Answer => "continue",
-            Self::Fork => "fork",
-            Self::Regenerate => "regenerate",
+    fn rights(self) -> [OnRun; 2] {
+        let deed = match self {
+            Self::Answer => OnRun::Continue,
+            Self::Fork => OnRun::Fork,
+            Self::Regenerate => OnRun::Regenerate,
         };
-        [format!("{verb}_{kind}_run"), format!("repeat_approved_{kind}_run")]
+        [deed, OnRun::RepeatApproved]
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, header};
 use http_body_util::BodyExt as _;
 
-use super::call::{Inbound, StreamBody};
+use super::call::{BodyBroken, Inbound, StreamBody};
 use super::form::{Field, Form, Rest, malformed};
 use super::json::{NotAnObject, Object};
 use super::limits::Limits;
@@ -283,11 +283,11 @@ async fn next_chunk(body: &mut StreamBody) -> Result<Option<Bytes>, Refusal> {
                     return Ok(Some(data));
                 }
             }
-            Some(Err(broken)) if broken.is_slow() => return Err(Refusal::new(Code::RequestTimeout, Stage::Request)),
-            Some(Err(broken)) => {
+            Some(Err(BodyBroken::TooSlow)) => return Err(Refusal::new(Code::RequestTimeout, Stage::Request)),
+            Some(Err(BodyBroken::BrokeOff(why))) => {
                 return Err(Refusal::new(Code::FormMalformed, Stage::Request)
                     .saying("the request body broke off")
-                    .because(broken.to_string()));
+                    .because(why));
             }
         }
     }

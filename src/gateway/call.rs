@@ -16,23 +16,15 @@ use http_body_util::combinators::UnsyncBoxBody;
 use crate::principal::{ClientCertificate, Principal};
 use crate::telemetry::Door;
 
-/// Why a body broke off. The text is for the log.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct BodyBroken(pub String);
-
-impl BodyBroken {
-    const SLOW: &str = "the body came too slowly";
-
+/// Why a body ended before its end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyBroken {
     /// The caller took longer than the limits allow.
-    pub fn slow() -> Self {
-        Self(Self::SLOW.to_owned())
-    }
-
-    /// Says whether that is why.
-    pub fn is_slow(&self) -> bool {
-        self.0 == Self::SLOW
-    }
+    #[error("the body came too slowly")]
+    TooSlow,
+    /// It broke off. The text is for the log.
+    #[error("{0}")]
+    BrokeOff(String),
 }
 
 /// A streamed body of either direction.

@@ -18,7 +18,7 @@ use super::live::Known;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::send;
-use crate::agentos::{Kind, Operation, RunStatus, rows};
+use crate::agentos::{OnRun, Operation, RunStatus, rows};
 use crate::cluster::{Cluster, EndpointTag, Picked, UpstreamUser, Use, Want};
 use crate::outbound::{self, Freshness, SendOptions};
 
@@ -32,11 +32,6 @@ const FAN_OUT_MAX: usize = 16;
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// Longest answer to a cancel.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
-
-/// Says whether a row cancels runs.
-pub(super) fn is_cancel(operation: &Operation) -> bool {
-    operation.path.ends_with("/runs/{run_id}/cancel")
-}
 
 /// A run that can be cancelled without a caller: by whoever watched it.
 pub(super) struct Order {
@@ -54,17 +49,12 @@ impl Order {
     /// The cancel of the run that a call started.
     pub(super) fn of(admitted: &Admitted, run: &str) -> Option<Self> {
         let (kind, component) = admitted.matched.component()?;
-        let id = match kind {
-            Kind::Agent => "cancel_agent_run",
-            Kind::Team => "cancel_team_run",
-            Kind::Workflow => "cancel_workflow_run",
-        };
         Some(Self {
             cluster: Arc::clone(&admitted.cluster),
             target: rows::cancel(kind, component, run),
             tag: admitted.picked.endpoint().tag,
             user: admitted.user.clone(),
-            row: admitted.snapshot.catalog.get(id),
+            row: admitted.snapshot.catalog.on_run(kind, OnRun::Cancel),
             caller_token: admitted.caller_token.clone(),
         })
     }
@@ -147,12 +137,12 @@ async fn has_ended(gateway: &Gateway, admitted: &Admitted, run: &str) -> bool {
     let found = forward::look_up(gateway, &admitted.cluster, admitted.caller_token.as_deref(), &path).await;
     let Ok(Some(row)) = found else { return false };
     let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
-    status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running))
+    status.is_some_and(RunStatus::is_idle)
 }
 
 /// Says whether a cancel must go to every replica: nobody knows which one holds the run.
 pub(super) fn goes_to_all(admitted: &Admitted) -> bool {
-    is_cancel(admitted.operation()) && admitted.hold.holder == Holder::Unknown
+    admitted.operation().does(OnRun::Cancel) && admitted.hold.holder == Holder::Unknown
 }
 
 /// Tells every replica that can be reached; answers with what one of them said.

@@ -191,8 +191,7 @@ pub(super) fn policy(ground: &Ground<'_>, facts: &Facts, exchange: &mut Exchange
 }
 
 /// What the policies say about a right that the call needs besides, where they do not grant it.
-pub(super) fn right(ground: &Ground<'_>, operation: &str, facts: &Facts, exchange: &mut Exchange) {
-    let Some(operation) = ground.snapshot.catalog.get(operation) else { return };
+pub(super) fn right(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, exchange: &mut Exchange) {
     let decision = ground.judge(operation, facts);
     if !decision.is_allow() {
         policy_on(ground, operation, &decision, facts, exchange);

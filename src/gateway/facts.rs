@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::body::Payload;
-use super::cancel::is_cancel;
 use super::described;
 use super::forward;
 use super::ground::Ground;
@@ -18,7 +17,9 @@ use super::knowledge;
 use super::learnings;
 use super::refusal::{Code, Refusal, Stage};
 use super::sessions::{Held, NotHeld};
-use crate::agentos::{Action, Affinity, Cost, Kind, Operation, Place, Query, Reach, Resource, encode_segment, rows};
+use crate::agentos::{
+    Action, Affinity, Cost, Kind, OnRun, Operation, Place, Query, Reach, Resource, encode_segment, rows,
+};
 use crate::cluster::{EndpointTag, UpstreamUser};
 use crate::policy::ApprovalFacts;
 
@@ -150,7 +151,7 @@ async fn look_into(
     let operation = ground.operation();
     (facts.run, facts.tag) = holder(ground, query, payload).await?;
     // The id of the run says whose it is. Who cancels must not wait for a database: a run is stopped because all is slow.
-    let proven = facts.tag.is_some() && is_cancel(operation) && operation.resource == Resource::Run;
+    let proven = facts.tag.is_some() && operation.does(OnRun::Cancel) && operation.resource == Resource::Run;
     let mut session_is_mine = false;
     let enough = (sessions.len() > 1).then(|| Instant::now() + GATHER_MAX);
     for session in sessions.iter().filter(|_| !proven) {
@@ -285,7 +286,7 @@ async fn holder(
     let (cluster, known) = (ground.cluster.name(), &ground.gateway.runs);
     let signed = ground.cluster.read_run_id(id, ground.user);
     let tag = match signed.or_else(|| known.learned(cluster, id, ground.user)) {
-        None if operation.affinity == Affinity::FollowsRun => known.recalled(cluster, id, ground.user).await,
+        None if operation.affinity.follows_run() => known.recalled(cluster, id, ground.user).await,
         known => known,
     };
     Ok((run, tag))
@@ -299,8 +300,7 @@ async fn follow_run(ground: &Ground<'_>, facts: &mut Facts, session_is_mine: boo
     }
     // AgentOS cancels and resumes any run that it holds, whatever session is named beside it.
     let mine = facts.tag.is_some()
-        || (session_is_mine
-            && (operation.affinity != Affinity::FollowsRun || stored_run(ground, facts).await?.is_some()));
+        || (session_is_mine && (!operation.affinity.follows_run() || stored_run(ground, facts).await?.is_some()));
     if mine && !runs_another_component(ground, facts).await? {
         facts.owner = Some(ground.principal.subject.to_string());
         Ok(())
@@ -323,7 +323,7 @@ async fn stored_run(ground: &Ground<'_>, facts: &Facts) -> Result<Option<Value>,
 async fn runs_another_component(ground: &Ground<'_>, facts: &Facts) -> Result<bool, Refusal> {
     let operation = ground.operation();
     let Some((kind, component)) = ground.matched.component() else { return Ok(false) };
-    if operation.affinity != Affinity::FollowsRun || operation.cost != Cost::Model {
+    if !operation.affinity.follows_run() || operation.cost != Cost::Model {
         return Ok(false);
     }
     let run = stored_run(ground, facts).await?;

@@ -1,5 +1,5 @@
 //! Owns the way back from upstream: an admitted call is sent, its reply narrowed, metered, kept, handed on.
-//! Both doors drive it. Does not decide (an `Admitted` is the ticket) and does not retry (`send`).
+//! Both doors drive it. Does not decide (an `Admitted` is the ticket); what is sent again is up to `send`.
 //! Invariant: a caller sees allow-listed headers of AgentOS only.
 
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use super::refusal::{Code, Refusal, Stage};
 use super::runs::{self, Fate, Left, Telling};
 use super::send::{self, target};
 use super::stream::{self, Settlement};
-use crate::agentos::{Operation, Resource};
+use crate::agentos::{OnRun, Operation, Resource};
 use crate::cache::{self, Stored};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Want};
-use crate::outbound::{self, BodyError, Freshness, ResponseBody, Retry, SendOptions};
+use crate::outbound::{self, BodyError, Freshness, ResponseBody, Retry, SendError, SendOptions};
 use crate::telemetry::ModelTokens;
 
 /// Largest reply that is read whole, for filtering, metering or keeping.
@@ -99,13 +99,13 @@ async fn followed(
         let told = Box::pin(cancel::tell_all(gateway, admitted)).await?;
         return Box::pin(cancel::confirmed(gateway, admitted, told)).await.map(Replied::Whole);
     }
-    let resumes = orphans::is_resume(admitted.operation());
+    let resumes = admitted.operation().does(OnRun::Resume);
     let last = orphans::last_index(admitted).filter(|_| resumes);
     if resumes && admitted.hold.holder == Holder::Lost {
         return Box::pin(orphans::resume(gateway, admitted, last)).await.map(Replied::Whole);
     }
     match reply(gateway, admitted, exchange).await {
-        Ok(Replied::Whole(answer)) if cancel::is_cancel(admitted.operation()) => {
+        Ok(Replied::Whole(answer)) if admitted.operation().does(OnRun::Cancel) => {
             Box::pin(cancel::confirmed(gateway, admitted, answer)).await.map(Replied::Whole)
         }
         Err(refusal) if resumes && admitted.session.is_some() && refusal.code == Code::UpstreamUnreachable => {
@@ -295,9 +295,10 @@ pub(super) async fn look_up_as(
     // Boxed: few calls look anything up, and every call would carry the state of several sends.
     let work = Box::pin(async {
         let mut tried = Vec::new();
+        cluster.asked();
         let response = match ask(gateway, cluster, caller_token, target, (agent, Freshness::Pooled), &mut tried).await {
             // Reading twice does no harm; a pooled connection may have been closed meanwhile, or the endpoint died.
-            Err((_, Retry::Always | Retry::Idempotent)) => {
+            Err((_, Some(error))) if error.retry() != Retry::Never && send::is_granted(cluster, &error, 1) => {
                 ask(gateway, cluster, caller_token, target, (agent, Freshness::Fresh), &mut tried).await
             }
             other => other,
@@ -328,7 +329,7 @@ pub(super) async fn look_up_as(
     }
 }
 
-/// Sends one look-up; with the refusal it says what may be tried again.
+/// Sends one look-up; beside the refusal stands the error of the sending, if it came to that.
 async fn ask(
     gateway: &Gateway,
     cluster: &Arc<Cluster>,
@@ -336,10 +337,10 @@ async fn ask(
     target: &str,
     (agent, freshness): (Option<&'static str>, Freshness),
     tried: &mut Vec<EndpointTag>,
-) -> Result<Response<ResponseBody>, (Refusal, Retry)> {
+) -> Result<Response<ResponseBody>, (Refusal, Option<SendError>)> {
     let stage = |code| Refusal::new(code, Stage::Facts);
     let request = Request::get(target).body(outbound::empty());
-    let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), Retry::Never))?;
+    let mut request = request.map_err(|e| (stage(Code::Internal).because(e.to_string()), None))?;
     if let Some(credential) = cluster.lookup_authorization(caller_token, SystemTime::now()) {
         request.headers_mut().insert(header::AUTHORIZATION, credential);
     }
@@ -349,14 +350,13 @@ async fn ask(
     let connect_timeout = cluster.settings.timeouts.connect;
     let options = SendOptions { connect_timeout, header_timeout: LOOK_UP_TIMEOUT, freshness };
     let picked = cluster.pick(Want::Except(tried)).or_else(|_| cluster.pick(Want::Any));
-    let picked = picked.map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), Retry::Never))?;
+    let picked = picked.map_err(|no| (stage(Code::NoEndpoint).because(no.to_string()), None))?;
     tried.push(picked.endpoint().tag);
     gateway.client.send(&picked.endpoint().origin, request, &options).await.map_err(|e| {
-        let retry = e.retry();
-        if retry == Retry::Always && !e.is_stale() {
+        if e.retry() == Retry::Always && !e.is_stale() {
             picked.report(Outcome::ConnectFailed);
         }
-        (stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")), retry)
+        (stage(Code::UpstreamUnreachable).because(format!("look-up of `{target}`: {e}")), Some(e))
     })
 }
 

@@ -16,14 +16,13 @@ use super::explain;
 use super::facts::Facts;
 use super::filter;
 use super::live::Going;
-use super::orphans;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::runs::Held;
 use super::snapshot::Snapshot;
 use super::turns::Turn;
 use super::view::View;
-use crate::agentos::{Action, Affinity, Caching, CanonicalPath, Cost, Matched, Operation, Query};
+use crate::agentos::{Action, Affinity, Caching, CanonicalPath, Cost, Matched, OnRun, Operation, Query};
 use crate::cache::{self, FillGuard, Key, Lookup, Partition};
 use crate::cluster::{Cluster, Picked, Place, UpstreamUser, Use, Want};
 use crate::policy::{Ask, Context, Decision, ResourceFacts};
@@ -302,15 +301,15 @@ impl Ground<'_> {
             None => cluster.pick_for(Want::Any, what),
         };
         let picked = match (operation.affinity, facts.tag) {
-            (Affinity::FollowsRun, Some(tag)) => match cluster.pick_for(Want::Tag(tag), what) {
+            (Affinity::FollowsRun(_), Some(tag)) => match cluster.pick_for(Want::Tag(tag), what) {
                 // A paused run goes on from the database, and a stored one can be told from it.
                 Err(_) if operation.cost == Cost::Model => anywhere().map(|picked| (picked, Holder::Lost)),
-                Err(_) if orphans::is_resume(operation) && facts.session.is_some() => {
+                Err(_) if operation.does(OnRun::Resume) && facts.session.is_some() => {
                     anywhere().map(|picked| (picked, Holder::Lost))
                 }
                 picked => picked.map(|picked| (picked, Holder::Known)),
             },
-            (Affinity::FollowsRun, None) => anywhere().map(|picked| (picked, Holder::Unknown)),
+            (Affinity::FollowsRun(_), None) => anywhere().map(|picked| (picked, Holder::Unknown)),
             (Affinity::Any | Affinity::StartsRun | Affinity::Session, _) => {
                 anywhere().map(|picked| (picked, Holder::Known))
             }
@@ -328,7 +327,7 @@ pub(super) fn uses(operation: &Operation) -> Use {
 pub(super) fn follows_session(operation: &Operation, cluster: &Cluster) -> bool {
     match operation.affinity {
         Affinity::StartsRun => true,
-        Affinity::FollowsRun => operation.cost == Cost::Model,
+        Affinity::FollowsRun(_) => operation.cost == Cost::Model,
         Affinity::Session => operation.action != Action::Read || cluster.follows_sessions(),
         Affinity::Any => false,
     }

@@ -13,7 +13,7 @@ use super::facts::{self, not_found};
 use super::form::Form;
 use super::ground::Ground;
 use super::refusal::{Code, Refusal, Stage};
-use crate::agentos::{Action, Affinity, Cost, Kind, Mark, Query, Version, rows};
+use crate::agentos::{Action, Cost, Kind, Mark, Query, Version, rows};
 use crate::cluster::Knowledge;
 
 /// Checks that the content row that the path names belongs to the caller's tenant, in the knowledge base that is
@@ -47,7 +47,7 @@ pub(super) async fn reachable(ground: &Ground<'_>, payload: &Payload, rehearsal:
     let operation = ground.operation();
     let runs = operation.action == Action::Run && operation.cost == Cost::Model;
     let (Some((kind, _)), Some(_), true) = (ground.matched.component(), key(ground), runs) else { return Ok(()) };
-    let continues_v2 = operation.affinity == Affinity::FollowsRun && ground.cluster.version() != Some(Version::V3);
+    let continues_v2 = operation.affinity.follows_run() && ground.cluster.version() != Some(Version::V3);
     if kind == Kind::Agent && !continues_v2 {
         return Ok(());
     }

@@ -1,5 +1,5 @@
 //! Owns the limits on what a caller may send, before anything looks at its meaning.
-//! Does not enforce them (the doors and `admit` do).
+//! Does not enforce them: the doors do for connections, heads and the pace of bodies, `body` for sizes.
 //! Invariant: every limit is finite.
 
 use std::collections::BTreeMap;

@@ -1,16 +1,15 @@
 //! Owns how many rows one caller may have looked up at a time: a call may name a hundred ids, and a caller may send a
 //! hundred such calls, all before a policy is asked.
-//! Does not look anything up (`facts`, `forward`).
+//! Does not look anything up (`facts`, `forward`) and keeps no line itself (`lines`).
 //! Invariant: a caller has at most [`AT_ONCE`] look-ups under way at a cluster and at most [`WAITING`] that wait their
 //! turn; callers do not wait for each other.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+use super::lines::{Lines, Turn};
 use super::refusal::{Code, Refusal, Stage};
 use crate::cluster::UpstreamUser;
 
@@ -23,72 +22,31 @@ const WAITING: usize = 256;
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Cluster and caller.
-type Key = (Arc<str>, UpstreamUser);
+pub(super) type Key = (Arc<str>, UpstreamUser);
 
-/// Callers whose look-ups are under way or wait. An entry goes with the last of its turns.
-#[derive(Clone, Default)]
-pub(super) struct LookUps(Arc<Mutex<HashMap<Key, Line>>>);
-
-struct Line {
-    slots: Arc<Semaphore>,
-    /// Turns that are taken or waited for.
-    turns: usize,
-}
-
-/// The right to look one row up; given back on drop.
-pub(super) struct Turn {
-    look_ups: LookUps,
-    key: Key,
-    /// Empty while it waits.
-    permit: Option<OwnedSemaphorePermit>,
-}
+/// Callers whose look-ups are under way or wait.
+#[derive(Clone)]
+pub(super) struct LookUps(Lines<Key>);
 
 // === impl LookUps ===
 
+impl Default for LookUps {
+    fn default() -> Self {
+        Self(Lines::new(AT_ONCE, WAITING))
+    }
+}
+
 impl LookUps {
-    /// Waits until the caller may look a row up.
+    /// Waits until the caller may look a row up; the right to it is given back on drop.
     ///
     /// # Errors
     /// `overloaded` when too many of the caller's look-ups wait already, or when the wait is over.
     ///
     /// # Cancel safety
     /// Safe: the place in the queue is given back.
-    pub(super) async fn turn(&self, cluster: &Arc<str>, user: &UpstreamUser) -> Result<Turn, Refusal> {
-        let (mut turn, slots) = self.line_up((Arc::clone(cluster), user.clone()))?;
-        match tokio::time::timeout(WAIT, slots.acquire_owned()).await {
-            Ok(Ok(permit)) => {
-                turn.permit = Some(permit);
-                Ok(turn)
-            }
-            // The semaphore is never closed: this is the deadline.
-            Ok(Err(_)) | Err(_) => Err(too_many()),
-        }
-    }
-
-    fn line_up(&self, key: Key) -> Result<(Turn, Arc<Semaphore>), Refusal> {
-        let mut lines = self.0.lock();
-        let new = || Line { slots: Arc::new(Semaphore::new(AT_ONCE)), turns: 0 };
-        let line = lines.entry(key.clone()).or_insert_with(new);
-        if line.turns >= AT_ONCE + WAITING {
-            return Err(too_many());
-        }
-        line.turns += 1;
-        let slots = Arc::clone(&line.slots);
-        Ok((Turn { look_ups: self.clone(), key, permit: None }, slots))
-    }
-}
-
-// === impl Turn ===
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.permit = None;
-        let mut lines = self.look_ups.0.lock();
-        let Some(line) = lines.get_mut(&self.key) else { return };
-        line.turns -= 1;
-        if line.turns == 0 {
-            lines.remove(&self.key);
-        }
+    pub(super) async fn turn(&self, cluster: &Arc<str>, user: &UpstreamUser) -> Result<Turn<Key>, Refusal> {
+        let turn = self.0.turn((Arc::clone(cluster), user.clone()), Instant::now() + WAIT).await;
+        turn.map_err(|_| too_many())
     }
 }
 
@@ -132,9 +90,9 @@ mod tests {
         // All began at once: ten found the line full at once, the others got a turn or waited in vain.
         assert_eq!(turns.iter().filter(|turn| turn.is_ok()).count(), AT_ONCE);
         drop(turns);
-        assert!(look_ups.0.lock().is_empty());
+        assert_eq!(look_ups.0.length(), 0);
         look_ups.turn(&cluster, &alice).await.expect("a new line");
-        assert!(look_ups.0.lock().is_empty());
+        assert_eq!(look_ups.0.length(), 0);
     }
 
     #[tokio::test]
@@ -145,8 +103,8 @@ mod tests {
         let mut waits = Box::pin(look_ups.turn(&cluster, &alice));
         assert!(futures_util::poll!(&mut waits).is_pending());
         drop(waits);
-        assert_eq!(look_ups.0.lock().values().map(|line| line.turns).sum::<usize>(), AT_ONCE);
+        assert_eq!(look_ups.0.length(), AT_ONCE);
         drop(held);
-        assert!(look_ups.0.lock().is_empty());
+        assert_eq!(look_ups.0.length(), 0);
     }
 }

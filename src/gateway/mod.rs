@@ -26,6 +26,7 @@ mod facts;
 mod ground;
 mod knowledge;
 mod learnings;
+mod lines;
 mod lookups;
 mod sessions;
 mod shape;

@@ -13,12 +13,7 @@ use super::forward;
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use super::strip::UserStripper;
-use crate::agentos::{Operation, RunStatus, rows};
-
-/// Says whether a row attaches to a run that goes on.
-pub(super) fn is_resume(operation: &Operation) -> bool {
-    operation.path.ends_with("/runs/{run_id}/resume")
-}
+use crate::agentos::{RunStatus, rows};
 
 /// Answers a resume with the stored run: what came after the caller's last event, then how it stands.
 ///
@@ -53,8 +48,7 @@ pub(super) fn last_index(admitted: &Admitted) -> Option<usize> {
 
 fn tell(run: &str, row: &Value, last: Option<usize>) -> Bytes {
     let status = row.get("status").and_then(Value::as_str).unwrap_or("UNKNOWN");
-    let parsed = RunStatus::parse(status);
-    let over = parsed.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running));
+    let over = RunStatus::parse(status).is_some_and(RunStatus::is_idle);
     let events = row.get("events").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let missed = events.get(last.map_or(0, |last| last.saturating_add(1))..).unwrap_or_default();
     let mut text = BytesMut::new();

@@ -36,7 +36,7 @@ use crate::quota::Work;
 use crate::store::Store;
 use crate::telemetry::{Door, Telemetry};
 
-/// Runs a future that outlives its exchange; `false` when the process is draining and takes no more.
+/// Runs a future that outlives its exchange; `false` when there is too much of it, or the process is gone.
 pub type Spawn = Arc<dyn Fn(&'static str, BoxFuture<'static, ()>) -> bool + Send + Sync>;
 
 /// The path from a call to its answer. One per process, shared by the doors.

@@ -270,7 +270,7 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
             Ok(None) | Err(_) => continue,
         };
         let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
-        if status.is_some_and(|status| !matches!(status, RunStatus::Pending | RunStatus::Running)) {
+        if status.is_some_and(RunStatus::is_idle) {
             run.meter.json(row.to_string().as_bytes());
             let usage = run.meter.finish();
             run.lease.commit(&usage);

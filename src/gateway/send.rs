@@ -17,7 +17,7 @@ use super::form::{Form, FormStream, Outgoing};
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::{Affinity, Cost, Query};
-use crate::cluster::{EndpointTag, Outcome, Picked, Want};
+use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
 
 /// Request headers of the caller that AgentOS may see. Identity never travels in headers.
@@ -116,16 +116,12 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
         Retry::Idempotent => is_idempotent(admitted.operation()),
         Retry::Never => false,
     };
-    if !again || attempts >= admitted.cluster.settings.retries.attempts {
-        return None;
-    }
-    // A connection that idled too long burdens nobody.
-    if !error.is_stale() && !admitted.cluster.may_retry() {
+    if !again || !is_granted(&admitted.cluster, error, attempts) {
         return None;
     }
     let (cluster, what) = (&admitted.cluster, admitted.uses());
     // Only the replica that holds a run knows it: another one would answer 200 and do nothing.
-    if admitted.operation().affinity != Affinity::FollowsRun {
+    if !admitted.operation().affinity.follows_run() {
         let want = match admitted.follows_session() {
             Some(session) => Want::SessionExcept(session, tried),
             None => Want::Except(tried),
@@ -135,6 +131,12 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
         }
     }
     error.is_stale().then(|| cluster.pick_for(Want::Tag(admitted.picked.endpoint().tag), what).ok()).flatten()
+}
+
+/// Says whether there may be one more attempt, by their number and by the cluster's budget.
+pub(super) fn is_granted(cluster: &Cluster, error: &SendError, attempts: u32) -> bool {
+    // A connection that idled too long burdens nobody.
+    attempts < cluster.settings.retries.attempts && (error.is_stale() || cluster.may_retry())
 }
 
 /// A run that moves to another endpoint needs an id that names it.

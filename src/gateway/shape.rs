@@ -103,7 +103,7 @@ pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Pay
 /// workflow in the background would mint an id of its own.
 fn outlives_its_caller(ground: &Ground<'_>, form: &Form) -> bool {
     let operation = ground.operation();
-    let detaches = ground.cluster.settings.streams.on_disconnect(operation.id) == OnDisconnect::Detach;
+    let detaches = ground.cluster.settings.streams.on_disconnect_of(operation.id) == OnDisconnect::Detach;
     let streams = form.text("stream").is_none_or(is_true);
     let kind = ground.matched.component().map(|(kind, _)| kind);
     detaches && streams && ground.cluster.version() == Some(Version::V3) && kind != Some(Kind::Workflow)

@@ -453,7 +453,7 @@ impl Body for Opaque {
             this.upstream = None;
             this.settlement.ended = true;
             this.settlement.exchange.refused(&refusal);
-            return Poll::Ready(Some(Err(BodyBroken(refusal.reason.unwrap_or_default()))));
+            return Poll::Ready(Some(Err(BodyBroken::BrokeOff(refusal.reason.unwrap_or_default()))));
         }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
@@ -471,7 +471,7 @@ impl Body for Opaque {
                     let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because(error.to_string());
                     this.settlement.ended = true;
                     this.settlement.exchange.refused(&refusal);
-                    return Poll::Ready(Some(Err(BodyBroken(error.to_string()))));
+                    return Poll::Ready(Some(Err(BodyBroken::BrokeOff(error.to_string()))));
                 }
                 None => {
                     this.upstream = None;

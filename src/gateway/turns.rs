@@ -1,18 +1,17 @@
 //! Owns the turns of runs within a session, where AgentOS keeps only the last one of those at the same time.
-//! Does not say where that is (`cluster`).
+//! Does not say where that is (`cluster`) and keeps no line itself (`lines`).
 //! Invariants: of the runs of one session one has the turn, here and at every instance over a shared store; who waits
 //! is served in order of arrival here, and no longer than the deadline; who goes away gives turn and place back.
 //!
 //! A store out of reach is no reason to stop: turns are then kept within this instance.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::lines::{self, Lines};
 use super::path::Spawn;
 use crate::store::Store;
 
@@ -33,28 +32,15 @@ type Key = (Arc<str>, String);
 pub(super) struct Turns(Arc<Inner>);
 
 struct Inner {
-    lines: Mutex<HashMap<Key, Line>>,
+    lines: Lines<Key>,
     shared: Option<(Arc<dyn Store>, Spawn)>,
-}
-
-/// Those who have or want the turn of one session.
-struct Line {
-    turn: Arc<Semaphore>,
-    count: usize,
 }
 
 /// The turn of a session, until this is dropped.
 pub(super) struct Turn {
     /// Gives the claim back, by being dropped.
     _claim: Option<oneshot::Sender<()>>,
-    _permit: OwnedSemaphorePermit,
-    _place: LinePlace,
-}
-
-/// One who has or wants the turn.
-struct LinePlace {
-    turns: Turns,
-    key: Key,
+    _turn: lines::Turn<Key>,
 }
 
 /// Why there is no turn.
@@ -71,7 +57,7 @@ pub(super) enum NoTurn {
 impl Turns {
     /// Turns of this instance, and of all that share the store.
     pub(super) fn new(shared: Option<(Arc<dyn Store>, Spawn)>) -> Self {
-        Self(Arc::new(Inner { lines: Mutex::default(), shared }))
+        Self(Arc::new(Inner { lines: Lines::new(1, WAITING_MAX), shared }))
     }
 
     /// Waits for the turn of a session.
@@ -83,10 +69,11 @@ impl Turns {
     /// Safe: the place in the line is given back; a claim that was being made ends by itself.
     pub(super) async fn take(&self, cluster: &Arc<str>, session: &str, within: Duration) -> Result<Turn, NoTurn> {
         let deadline = Instant::now() + within;
-        let (place, turn) = self.line_up((Arc::clone(cluster), session.to_owned()))?;
-        let given = tokio::time::timeout_at(deadline, turn.acquire_owned()).await;
-        // The semaphore is never closed: the wait was in vain.
-        let Ok(Ok(permit)) = given else { return Err(NoTurn::TimedOut(within)) };
+        let turn = self.0.lines.turn((Arc::clone(cluster), session.to_owned()), deadline).await;
+        let turn = turn.map_err(|no| match no {
+            lines::NoTurn::Full => NoTurn::Full(WAITING_MAX),
+            lines::NoTurn::TimedOut => NoTurn::TimedOut(within),
+        })?;
         let claim = match &self.0.shared {
             None => None,
             Some((store, spawn)) => {
@@ -95,29 +82,7 @@ impl Turns {
                 claimed.map_err(|_| NoTurn::TimedOut(within))?
             }
         };
-        Ok(Turn { _claim: claim, _permit: permit, _place: place })
-    }
-
-    fn line_up(&self, key: Key) -> Result<(LinePlace, Arc<Semaphore>), NoTurn> {
-        let mut lines = self.0.lines.lock();
-        let line = lines.entry(key.clone()).or_insert_with(|| Line { turn: Arc::new(Semaphore::new(1)), count: 0 });
-        if line.count > WAITING_MAX {
-            return Err(NoTurn::Full(WAITING_MAX));
-        }
-        line.count += 1;
-        let turn = Arc::clone(&line.turn);
-        Ok((LinePlace { turns: self.clone(), key }, turn))
-    }
-}
-
-impl Drop for LinePlace {
-    fn drop(&mut self) {
-        let mut lines = self.turns.0.lines.lock();
-        let Some(line) = lines.get_mut(&self.key) else { return };
-        line.count = line.count.saturating_sub(1);
-        if line.count == 0 {
-            lines.remove(&self.key);
-        }
+        Ok(Turn { _claim: claim, _turn: turn })
     }
 }
 
@@ -148,7 +113,7 @@ async fn claim(store: &Arc<dyn Store>, spawn: &Spawn, name: String) -> Option<on
         // What is not given back ends by itself.
         let _ = store.release(&name, &owner).await;
     };
-    // Not taken while the process drains: the claim then ends by itself.
+    // Where the task is not taken, the claim ends by itself.
     spawn("session turn", Box::pin(keep));
     Some(held)
 }
@@ -194,7 +159,7 @@ mod tests {
         };
         join_all((0..20).map(run)).await;
         assert_eq!(most.load(Ordering::SeqCst), 1);
-        assert!(instances.iter().all(|turns| turns.0.lines.lock().is_empty()));
+        assert!(instances.iter().all(|turns| turns.0.lines.length() == 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -211,7 +176,7 @@ mod tests {
         }
         assert_eq!(turns.take(&main, "s", LONG).await.err(), Some(NoTurn::Full(WAITING_MAX)));
         drop((waiting, held, other));
-        assert!(turns.0.lines.lock().is_empty());
+        assert_eq!(turns.0.lines.length(), 0);
         assert!(turns.take(&main, "s", LONG).await.is_ok());
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Found {
     pub(super) cluster: Arc<str>,
     pub(super) kind: Kind,
     pub(super) id: String,
-    /// Empty where the operator has pinned another text, as is the description.
+    /// Empty where the operator has pinned another text, or one that was not compared yet; as is the description.
     pub(super) name: String,
     pub(super) description: String,
     /// The hash of what AgentOS says, where that is not what the operator has pinned.
@@ -81,6 +81,8 @@ pub(super) struct Discovery {
     followed: Mutex<HashSet<Arc<str>>>,
     interval: Mutex<Duration>,
     pins: Arc<ArcSwap<Pins>>,
+    /// Counts changes of the pins: what was seen is to be judged anew.
+    repinned: watch::Sender<u64>,
 }
 
 // === impl Discovery ===
@@ -96,12 +98,31 @@ impl Discovery {
             followed: Mutex::new(clusters.into_iter().collect()),
             interval: Mutex::new(interval),
             pins,
+            repinned: watch::Sender::default(),
         }
     }
 
     /// Looks this often from the next look on.
     pub(super) fn set_interval(&self, interval: Duration) {
         *self.interval.lock() = interval;
+    }
+
+    /// Judges by these pins from now on. A text that is pinned anew is withheld until AgentOS was asked for it again,
+    /// which is done at once where somebody uses the endpoint.
+    pub(super) fn set_pins(&self, pins: Pins) {
+        if **self.pins.load() == pins {
+            return;
+        }
+        let pins = Arc::new(pins);
+        let former = self.pins.swap(Arc::clone(&pins));
+        let is_new = |found: &Found| pins.is_new(&former, &found.cluster, found.kind, &found.id);
+        self.seen.send_modify(|seen| {
+            let lists = seen.lists.iter().map(|(key, list)| (key.clone(), list.withholding(is_new)));
+            *seen = Arc::new(Seen { lists: lists.collect() });
+        });
+        // Who asks next waits for that look.
+        self.looked.send_modify(HashMap::clear);
+        self.repinned.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     fn interval(&self) -> Duration {
@@ -171,11 +192,13 @@ impl Discovery {
     /// Looks at one cluster until the configuration has it no more.
     async fn follow_one(&self, path: &Arc<dyn Path>, cluster: Arc<str>) -> Arc<str> {
         let (mut changes, mut wanted) = (path.changes(), self.wanted.subscribe());
+        let mut repinned = self.repinned.subscribe();
         let mut failed = 0_u32;
         loop {
             // The sender lives in `self`: the wait can only end with somebody who wants to know.
             let _ = wanted.wait_for(|at| at.is_some_and(|at| at.elapsed() < INTEREST)).await;
             changes.mark_unchanged();
+            repinned.mark_unchanged();
             if !path.clusters_to_ask().contains(&cluster) {
                 return cluster;
             }
@@ -189,6 +212,7 @@ impl Discovery {
                 () = tokio::time::sleep(jittered(pause)) => {}
                 // Without its sender the gateway is gone, and so is this task.
                 Ok(()) = changes.changed() => {}
+                Ok(()) = repinned.changed() => {}
             }
         }
     }
@@ -221,16 +245,28 @@ impl Discovery {
 
     fn learn(&self, cluster: &Arc<str>, kind: Kind, answer: Result<Value, &'static str>) {
         let key = (Arc::clone(cluster), kind);
+        // Before what is known: that pins changed in between must show below.
+        let pins = self.pins.load_full();
         let seen = self.seen();
         let old = seen.lists.get(&key);
         let new = match answer {
-            Ok(list) => read(cluster, kind, &list, &self.pins.load()),
-            Err(code) => {
-                let empty = || read(cluster, kind, &json!([]), &self.pins.load());
-                List { failure: Some(code), ..old.cloned().unwrap_or_else(empty) }
-            }
+            Ok(list) => read(cluster, kind, &list, &pins),
+            Err(code) => List { failure: Some(code), ..old.cloned().unwrap_or_else(|| List::of(Vec::new())) },
         };
         if old == Some(&new) {
+            return;
+        }
+        let kept = self.seen.send_if_modified(|seen| {
+            // Judged by pins that have changed meanwhile: the next look is due already.
+            if !Arc::ptr_eq(&pins, &self.pins.load()) {
+                return false;
+            }
+            let mut lists = seen.lists.clone();
+            lists.insert(key, new.clone());
+            *seen = Arc::new(Seen { lists });
+            true
+        });
+        if !kept {
             return;
         }
         tell_of_pins(old, &new);
@@ -239,11 +275,26 @@ impl Discovery {
         {
             tracing::info!(%cluster, kind = kind.as_str(), code, "components cannot be listed for MCP clients");
         }
-        self.seen.send_modify(|seen| {
-            let mut lists = seen.lists.clone();
-            lists.insert(key, new);
-            *seen = Arc::new(Seen { lists });
-        });
+    }
+}
+
+// === impl List ===
+
+impl List {
+    /// A list that a look has shown: by id.
+    fn of(found: Vec<Arc<Found>>) -> Self {
+        let rows = found.iter().map(|f| json!({"id": f.id, "name": f.name, "description": f.description}));
+        let body = Value::Array(rows.collect()).to_string().into();
+        Self { found, body, failure: None }
+    }
+
+    /// The same without the texts of some components.
+    fn withholding(&self, some: impl Fn(&Found) -> bool) -> Self {
+        let without = |found: &Arc<Found>| {
+            let (name, description) = (String::new(), String::new());
+            if some(found) { Arc::new(Found { name, description, ..Found::clone(found) }) } else { Arc::clone(found) }
+        };
+        Self { failure: self.failure, ..Self::of(self.found.iter().map(without).collect()) }
     }
 }
 
@@ -304,9 +355,7 @@ fn read(cluster: &Arc<str>, kind: Kind, list: &Value, pins: &Pins) -> List {
         .collect();
     found.sort_by(|a, b| a.id.cmp(&b.id));
     found.dedup_by(|a, b| a.id == b.id);
-    let rows = found.iter().map(|f| json!({"id": f.id, "name": f.name, "description": f.description}));
-    let body = Value::Array(rows.collect()).to_string().into();
-    List { found, body, failure: None }
+    List::of(found)
 }
 
 fn component(cluster: &Arc<str>, kind: Kind, item: &Value, pins: &Pins) -> Option<Found> {
@@ -390,6 +439,38 @@ mod tests {
         assert_eq!((told(Some(&good), &bad), told(Some(&bad), &bad)), (withheld.clone(), vec![]));
         assert_eq!(told(Some(&bad), &worse), withheld, "yet another text");
         assert_eq!(told(Some(&worse), &good), [("web".to_owned(), false)]);
+    }
+
+    #[test]
+    fn a_text_that_is_pinned_anew_is_withheld_until_it_was_compared() {
+        let pinned = |id: &str, text: &str| {
+            let sha256 = Sha256::digest(text).into();
+            Pin { cluster: "main".to_owned(), kind: Kind::Agent, id: id.to_owned(), sha256 }
+        };
+        let said = json!([{"id": "arc", "name": "Arc"}, {"id": "web", "name": "Web"}]);
+        let cluster: Arc<str> = "main".into();
+        let discovery = Discovery::new(Duration::from_secs(30), vec![], Arc::default());
+        let names = || {
+            let seen = discovery.seen();
+            let list = seen.list(&cluster, Kind::Agent).unwrap();
+            let body: Value = serde_json::from_slice(&list.body).unwrap();
+            let name = |at: usize| (list.found[at].name.clone(), body[at]["name"].as_str().unwrap().to_owned());
+            let [arc, web] = [name(0), name(1)].map(|(found, body)| Some(found.clone()).filter(|_| found == body));
+            (arc.unwrap(), web.unwrap())
+        };
+        let both = ("Arc".to_owned(), "Web".to_owned());
+        discovery.learn(&cluster, Kind::Agent, Ok(said.clone()));
+        assert_eq!(names(), both);
+        discovery.set_pins(Pins::new(vec![pinned("web", "Web\n")]));
+        assert_eq!(names(), ("Arc".to_owned(), String::new()));
+        discovery.learn(&cluster, Kind::Agent, Err("no_endpoint"));
+        assert_eq!(names(), ("Arc".to_owned(), String::new()), "nothing was compared");
+        discovery.learn(&cluster, Kind::Agent, Ok(said));
+        assert_eq!(names(), both);
+        discovery.set_pins(Pins::new(vec![pinned("web", "Web\n"), pinned("arc", "Other\n")]));
+        assert_eq!(names(), (String::new(), "Web".to_owned()), "what was pinned before stays");
+        discovery.set_pins(Pins::default());
+        assert_eq!(names(), (String::new(), "Web".to_owned()), "it is shown when it was looked at again");
     }
 
     #[test]

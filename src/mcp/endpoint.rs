@@ -227,7 +227,7 @@ async fn read(method: &Method, body: StreamBody) -> Result<Bytes, Box<Response<S
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(Box::new(plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large: at most 4 MiB")))
         }
-        Ok(Err(error)) if !error.downcast_ref::<BodyBroken>().is_some_and(BodyBroken::is_slow) => {
+        Ok(Err(error)) if error.downcast_ref::<BodyBroken>() != Some(&BodyBroken::TooSlow) => {
             Err(Box::new(plain(StatusCode::BAD_REQUEST, "Bad Request: the body broke off")))
         }
         Ok(Err(_)) | Err(_) => {

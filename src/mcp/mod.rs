@@ -162,8 +162,7 @@ impl McpService {
     pub fn install(&self, settings: Settings) {
         let Shared { front, bridge, manager, inner, .. } = &*self.shared;
         inner.runs.store(Arc::new(settings.runs.clone()));
-        // Texts that are known already are judged anew at the next look at their cluster.
-        inner.pins.store(Arc::new(Pins::new(settings.pins.clone())));
+        inner.discovery.set_pins(Pins::new(settings.pins.clone()));
         inner.discovery.set_interval(settings.discovery_interval);
         front.store(Arc::new(Front::new(settings, bridge, manager)));
     }

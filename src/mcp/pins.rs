@@ -23,7 +23,7 @@ pub struct Pin {
 }
 
 /// All pins.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pins(HashMap<(String, Kind, String), [u8; 32]>);
 
 /// What becomes of the text of a component.
@@ -44,12 +44,21 @@ impl Pins {
         Self(pins.into_iter().map(|Pin { cluster, kind, id, sha256 }| ((cluster, kind, id), sha256)).collect())
     }
 
+    /// Says whether a component is pinned to another text than these pins held it to.
+    pub(super) fn is_new(&self, former: &Self, cluster: &str, kind: Kind, id: &str) -> bool {
+        self.of(cluster, kind, id).is_some_and(|pinned| former.of(cluster, kind, id) != Some(pinned))
+    }
+
+    fn of(&self, cluster: &str, kind: Kind, id: &str) -> Option<&[u8; 32]> {
+        self.0.get(&(cluster.to_owned(), kind, id.to_owned()))
+    }
+
     /// Judges what AgentOS says of a component.
     pub(super) fn judge(&self, cluster: &str, kind: Kind, id: &str, row: &Value) -> Verdict {
         if self.0.is_empty() {
             return Verdict::Free;
         }
-        let Some(pinned) = self.0.get(&(cluster.to_owned(), kind, id.to_owned())) else { return Verdict::Free };
+        let Some(pinned) = self.of(cluster, kind, id) else { return Verdict::Free };
         let field = |name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default();
         let said: [u8; 32] = Sha256::digest(format!("{}\n{}", field("name"), field("description"))).into();
         if said == *pinned { Verdict::Pinned } else { Verdict::Other(hex(&said)) }

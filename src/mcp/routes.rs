@@ -4,7 +4,7 @@
 
 use http::Method;
 
-use crate::agentos::{self, Catalog, Kind, encode_segment};
+use crate::agentos::{self, Catalog, Kind, Operation, encode_segment};
 
 /// One catalogue row as a tool uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,13 @@ pub(super) enum Deed {
     Cancel,
     /// Continue a paused run.
     Continue,
+}
+
+/// The routes of a tool to each kind of component.
+struct Routes {
+    agent: Route,
+    team: Route,
+    workflow: Route,
 }
 
 pub(super) const CONFIG: Route = to("get_config");
@@ -54,29 +61,27 @@ pub(super) const COMPONENTS: Route = to("list_components");
 pub(super) const REGISTRY: Route = to("list_registry");
 
 /// The route to a shipped row. A row that does not exist does not compile.
-const fn to(operation: &'static str) -> Route {
-    let row = Catalog::row(operation);
+const fn to(operation: &str) -> Route {
+    via(Catalog::row(operation))
+}
+
+const fn via(row: &Operation) -> Route {
     Route { operation: row.id, method: row.method, template: row.path }
 }
 
 /// The route of a deed on a kind of component.
 pub(super) const fn of(kind: Kind, deed: Deed) -> Route {
-    match (kind, deed) {
-        (Kind::Agent, Deed::List) => const { to("get_agents") },
-        (Kind::Agent, Deed::Start) => const { to("create_agent_run") },
-        (Kind::Agent, Deed::Read) => const { to("get_agent_run") },
-        (Kind::Agent, Deed::Cancel) => const { to("cancel_agent_run") },
-        (Kind::Agent, Deed::Continue) => const { to("continue_agent_run") },
-        (Kind::Team, Deed::List) => const { to("get_teams") },
-        (Kind::Team, Deed::Start) => const { to("create_team_run") },
-        (Kind::Team, Deed::Read) => const { to("get_team_run") },
-        (Kind::Team, Deed::Cancel) => const { to("cancel_team_run") },
-        (Kind::Team, Deed::Continue) => const { to("continue_team_run") },
-        (Kind::Workflow, Deed::List) => const { to("get_workflows") },
-        (Kind::Workflow, Deed::Start) => const { to("create_workflow_run") },
-        (Kind::Workflow, Deed::Read) => const { to("get_workflow_run") },
-        (Kind::Workflow, Deed::Cancel) => const { to("cancel_workflow_run") },
-        (Kind::Workflow, Deed::Continue) => const { to("continue_workflow_run") },
+    let routes = match deed {
+        Deed::List => const { Routes::of_tool("list_agents") },
+        Deed::Start => const { Routes::of_tool("run_agent") },
+        Deed::Read => const { Routes::of_tool("get_run") },
+        Deed::Cancel => const { Routes::of_tool("cancel_run") },
+        Deed::Continue => const { Routes::of_tool("continue_run") },
+    };
+    match kind {
+        Kind::Agent => routes.agent,
+        Kind::Team => routes.team,
+        Kind::Workflow => routes.workflow,
     }
 }
 
@@ -86,6 +91,18 @@ pub(super) const fn show(kind: Kind) -> Route {
         Kind::Agent => const { to("get_agent") },
         Kind::Team => const { to("get_team") },
         Kind::Workflow => const { to("get_workflow") },
+    }
+}
+
+// === impl Routes ===
+
+impl Routes {
+    const fn of_tool(tool: &str) -> Self {
+        Self {
+            agent: via(Catalog::row_of_tool(tool, Kind::Agent)),
+            team: via(Catalog::row_of_tool(tool, Kind::Team)),
+            workflow: via(Catalog::row_of_tool(tool, Kind::Workflow)),
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl Body for Gzipped {
                 ready => ready!(ready),
             };
             // Writing to memory cannot fail.
-            let broken = |error: std::io::Error| BodyBroken(error.to_string());
+            let broken = |error: std::io::Error| BodyBroken::BrokeOff(error.to_string());
             match frame {
                 None => return Poll::Ready(Some(encoder.finish().map(|end| Frame::data(end.into())).map_err(broken))),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),

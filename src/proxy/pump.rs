@@ -110,7 +110,7 @@ impl Upload {
         };
         let Ok(read) = tokio::time::timeout(self.pace.left(), session.read_body_or_idle(false)).await else {
             // The gateway answers; the connection is not used again, because its body has not ended.
-            permit.send(Err(BodyBroken::slow()));
+            permit.send(Err(BodyBroken::TooSlow));
             self.sender = None;
             return Ok(());
         };
@@ -131,7 +131,7 @@ impl Upload {
                 Ok(())
             }
             Err(error) => {
-                permit.send(Err(BodyBroken(error.etype().as_str().to_owned())));
+                permit.send(Err(BodyBroken::BrokeOff(error.etype().as_str().to_owned())));
                 Err(Gone)
             }
         }

@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::pump::{self, Gone, Upload};
 use super::sockets::{Pace, Place, Sockets};
-use crate::agentos::{Kind, encode_segment};
+use crate::agentos::{Kind, rows};
 use crate::gateway::{Call, Caller, Carrier, Code, Gateway, Inbound, Refusal, Stage};
 use crate::telemetry::Door;
 
@@ -322,7 +322,7 @@ impl Conversation {
             Some("start-workflow") => match &incoming.workflow_id {
                 None => error("workflow_id is required"),
                 Some(id) => {
-                    let path = format!("/{}/{}/runs", Kind::Workflow.plural(), encode_segment(id));
+                    let path = rows::runs(Kind::Workflow, id);
                     let message = incoming.message.unwrap_or_default();
                     let fields = [
                         ("message", Some(message)),
@@ -334,7 +334,7 @@ impl Conversation {
             },
             Some("reconnect") => match (&incoming.workflow_id, &incoming.run_id) {
                 (Some(workflow), Some(run)) => {
-                    let path = format!("/workflows/{}/runs/{}/resume", encode_segment(workflow), encode_segment(run));
+                    let path = rows::resume(Kind::Workflow, workflow, run);
                     let index = incoming.last_event_index.map(|index| index.to_string());
                     self.start(path, &[("last_event_index", index), ("session_id", incoming.session_id)])
                 }

@@ -1,5 +1,5 @@
 //! Owns a change of the binary without loss: the new process gets the listening sockets, and says when it serves.
-//! Does not drain (`run` does, once the new process serves).
+//! Does not drain (`serve` does, once the new process serves).
 //! Invariants: a new process that does not come up changes nothing; no connection is refused in between, because the
 //! sockets never close; sockets travel over a socket pair that only parent and child hold (SCM_RIGHTS).
 

@@ -1,5 +1,5 @@
 //! Owns what changes while the process serves: the whole configuration, read again and swapped in as one value.
-//! Does not say when (`run` does: a signal, the admin door, a file that changed).
+//! Does not say when: `serve` does on a signal, `run` for the admin door and for a file that changed.
 //! Invariants: what cannot be read or served changes nothing, and says why; after a reload the process runs what the
 //! file says; exchanges end under the configuration they began with.
 

@@ -1,5 +1,7 @@
 //! Owns the start: every module from the configuration, every task, every listener; and the drain.
 //! Does not listen to signals (`serve`) and does not parse arguments (`cli`).
+//! Invariant: nothing is bound before every module took its settings, and no task starts before both addresses are
+//! bound: a start that fails leaves nothing behind.
 
 use std::io;
 use std::net::SocketAddr;

@@ -15,7 +15,8 @@ use super::supervisor::{self, PidFile};
 use crate::config::Config;
 
 /// Serves until SIGTERM or SIGINT, then drains. SIGHUP reloads: see [`Running::reload`]. SIGUSR2 starts the binary
-/// anew, hands it the listening sockets, and once it serves, drains for as long as `upgrade_timeout` says.
+/// anew, hands it the listening sockets, and once it serves, drains for as long as `upgrade_timeout` says; a signal to
+/// end before that ends the new process too.
 ///
 /// # Errors
 /// [`StartError`] when the process could not start.
@@ -49,9 +50,11 @@ pub async fn serve(config: Config, reread: Reread) -> Result<(), StartError> {
                 let _ = running.reload().await;
                 supervisor::notify("READY=1");
             }
-            Signal::Upgrade => match running.hand_over(&origin).await {
-                Ok(()) => break running.upgrade_timeout(),
-                Err(error) => tracing::error!(%error, "binary not upgraded, this process goes on serving"),
+            // The new process may take a minute: who ends this one meanwhile ends both.
+            Signal::Upgrade => match signals.unless_ended(running.hand_over(&origin)).await {
+                None => break running.drain_timeout(),
+                Some(Ok(())) => break running.upgrade_timeout(),
+                Some(Err(error)) => tracing::error!(%error, "binary not upgraded, this process goes on serving"),
             },
         }
     };
@@ -106,6 +109,18 @@ impl Signals {
             _ = self.interrupt.recv() => Signal::End,
             _ = self.hang_up.recv() => Signal::Reload,
             _ = self.upgrade.recv() => Signal::Upgrade,
+        }
+    }
+
+    /// What comes of some work, or `None` and its end by being dropped when a signal to end comes first. Other signals
+    /// wait.
+    async fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            // Work that is done counts: a new process that serves already is not ended, the old one then hurries.
+            done = work => Some(done),
+            _ = self.terminate.recv() => None,
+            _ = self.interrupt.recv() => None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Owns the listening sockets: bound anew, or taken over from the process before this one.
 //! Does not accept (`accept`).
+//! Invariant: a socket that fits is taken over, never closed and bound anew, so that no connection that waits in its
+//! queue is lost.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
 //! Owns what whoever supervises this process is told: a file with the process id, and systemd's notifications.
-//! Does not decide when (`run` does).
+//! Does not decide when (`serve` does).
 //! Invariant: the file of another process is never removed.
 
 use std::env;

@@ -1,6 +1,6 @@
 //! Owns every task of the process: each has a name, sees the drain signal, and is waited for at the end.
 //! Does not know what they do.
-//! Invariant: a panic ends one task and is logged; nothing is spawned once the drain has begun but connections' work.
+//! Invariants: a panic ends one task and is logged; what is spawned while the process drains is waited for like the rest.
 
 use std::sync::Arc;
 use std::time::Duration;

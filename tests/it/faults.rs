@@ -170,6 +170,22 @@ async fn reads_move_on_and_a_storm_of_them_stays_within_the_budget() {
 }
 
 #[tokio::test]
+async fn a_storm_of_look_ups_stays_within_the_budget_too() {
+    const SESSION: &str = "/sessions/s-1";
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let settings =
+        settings().set("[clusters.ejection]", "failures", "\"off\"").set("[clusters.retries]", "reserve", "5");
+    let stack = Stack::before(fakes, settings).await;
+    stack.fakes().iter().for_each(|fake| fake.pin("GET", SESSION, Reply::reset_at_once()));
+    let answers = join_all((0..30).map(|_| stack.send(Ask::get(SESSION).by(&Who::alice())))).await;
+    assert!(answers.iter().all(|got| got.code() == "upstream_unreachable"), "{answers:?}");
+    let sent: usize = stack.fakes().iter().map(|fake| fake.requests_to(SESSION).len()).sum();
+    // Each call looks for the session as one of three kinds. Each look-up once, a fifth of them and the reserve once
+    // more; pooled connections that had died beside that.
+    assert!((91..=90 + 18 + 5 + 10).contains(&sent), "{sent} requests for 90 look-ups");
+}
+
+#[tokio::test]
 async fn a_slow_endpoint_delays_its_own_runs_only() {
     let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
     let settings = settings().set("[clusters.timeouts]", "response_header", "\"30s\"");

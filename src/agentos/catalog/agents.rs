@@ -1,7 +1,7 @@
 //! Owns the rows of agents and of their runs. Does not hold the stored components behind them (`components`).
 
 use super::row::{get, post};
-use crate::agentos::operation::{ListScope::PerItem, Operation, Place, Reply, Resource};
+use crate::agentos::operation::{ListScope::PerItem, OnRun, Operation, Place, Reply, Resource};
 
 // The run form of AgentOS passes every unknown field into the agent as a keyword argument: `run_id`,
 // `session_state`, `metadata` and `dependencies` are among them and stay out of the allow-lists. `run_id` is
@@ -33,19 +33,19 @@ pub(super) static ROWS: &[Operation] = &[
     post("cancel_agent_run", "/agents/{agent_id}/runs/{run_id}/cancel")
         .on(Resource::Run).owned().runs().scopes(&["agents:run"])
         .query(&["session_id"]).session(&[Place::Query("session_id")]).run(&[Place::Path("run_id")])
-        .follows_run().tool("cancel_run"),
+        .follows_run(OnRun::Cancel).tool("cancel_run"),
     post("continue_agent_run", "/agents/{agent_id}/runs/{run_id}/continue")
         .on(Resource::Run).owned().runs().model().scopes(&["agents:run"])
         .form(&["tools", "input", "continue_from", "fork", "regenerate", "replace_original",
                 "additional_instructions", "session_id", "user_id", "stream", "background"])
         .user(&[Place::Form("user_id")]).session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::SseIfStream).follows_run().tool("continue_run"),
+        .reply(Reply::SseIfStream).follows_run(OnRun::Continue).tool("continue_run"),
     // Attaches to a run that already holds its lease: light, and it changes nothing.
     post("resume_agent_run_stream", "/agents/{agent_id}/runs/{run_id}/resume").v3()
         .on(Resource::Run).owned().reads().scopes(&["agents:run"])
         .form(&["last_event_index", "session_id"])
         .session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::Sse).follows_run(),
+        .reply(Reply::Sse).follows_run(OnRun::Resume),
     get("list_agent_run_checkpoints", "/agents/{agent_id}/runs/{run_id}/checkpoints").v3()
         .on(Resource::Run).owned().scopes(&["agents:read"])
         .query(&["session_id"]).session(&[Place::Query("session_id")]).run(&[Place::Path("run_id")]),

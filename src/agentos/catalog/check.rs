@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use super::Problem;
-use crate::agentos::matching::{Segment, segments};
+use crate::agentos::matching::{Segment, id_name, segments};
 use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Cost, Exposure, Mark, Method, Operation, Place, Reach, Reply,
+    Action, Affinity, Body, Caching, Cost, Exposure, Mark, Method, OnRun, Operation, Place, Reach, Reply, Resource,
 };
 
 /// Longest tool name that every MCP client takes.
@@ -23,7 +23,12 @@ const KNOWN_ORDER: &[(&str, &str)] = &[("/knowledge/content/{content_id}", "/kno
 /// What only the gateway may write in a row.
 pub(super) fn operator_rows(rows: &[Operation]) -> Vec<Problem> {
     let own = rows.iter().filter_map(|row| match row.exposure {
-        Exposure::Offered | Exposure::Off(_) => None,
+        Exposure::Offered | Exposure::Off(_) => match row.affinity {
+            Affinity::FollowsRun(on_run) if on_run.is_facet() => {
+                Some(problem(row, "only the gateway's own rows are facets of others"))
+            }
+            Affinity::Any | Affinity::StartsRun | Affinity::FollowsRun(_) | Affinity::Session => None,
+        },
         Exposure::Local(_) => Some(problem(row, "only the gateway's own rows are answered locally")),
         Exposure::Facet(_) => Some(problem(row, "only the gateway's own rows are facets of others")),
     });
@@ -158,8 +163,14 @@ fn runs(row: &Operation, texts: &mut Vec<String>) {
     let needs = match row.affinity {
         Affinity::Any => None,
         Affinity::StartsRun if row.cost != Cost::Model => Some("starts a run without the cost of a model"),
-        Affinity::StartsRun | Affinity::FollowsRun if row.run_id.is_empty() => Some("has run affinity but no run id"),
-        Affinity::StartsRun | Affinity::FollowsRun => None,
+        Affinity::StartsRun | Affinity::FollowsRun(_) if row.run_id.is_empty() => {
+            Some("has run affinity but no run id")
+        }
+        // What is known of such a run is looked up by the two.
+        Affinity::FollowsRun(on_run) if on_run != OnRun::Other && !names_run_and_component(row) => {
+            Some("cancels, continues or resumes a run, but its path does not name the run and its component")
+        }
+        Affinity::StartsRun | Affinity::FollowsRun(_) => None,
         Affinity::Session if row.session_id.is_empty() => Some("has session affinity but no session id"),
         Affinity::Session => None,
     };
@@ -168,6 +179,12 @@ fn runs(row: &Operation, texts: &mut Vec<String>) {
     if row.reply == Reply::SseIfStream && !streams {
         texts.push("streams if its form says so, but its form has no field `stream`".to_owned());
     }
+}
+
+fn names_run_and_component(row: &Operation) -> bool {
+    let component = row.kind().and_then(|kind| id_name(kind.resource()));
+    let named = |name| parameters(row).any(|known| known == name);
+    component.is_some_and(named) && id_name(Resource::Run).is_some_and(|run| row.run_id.contains(&Place::Path(run)))
 }
 
 fn shape(row: &Operation, texts: &mut Vec<String>) {

@@ -8,10 +8,15 @@
 //! let nobody do that.
 
 use super::row::post;
-use crate::agentos::operation::{Operation, Place, Reply, Resource};
+use crate::agentos::operation::{OnRun, Operation, Place, Reply, Resource};
 
 /// A facet of continuing an agent's or a team's run: workflows can neither be forked nor regenerated.
-const fn facet(id: &'static str, of: &'static str, path: &'static str, scopes: &'static [&'static str]) -> Operation {
+const fn facet(
+    id: &'static str,
+    to: OnRun,
+    (of, path): (&'static str, &'static str),
+    scopes: &'static [&'static str],
+) -> Operation {
     post(id, path)
         .v3()
         .on(Resource::Run)
@@ -24,18 +29,18 @@ const fn facet(id: &'static str, of: &'static str, path: &'static str, scopes: &
         .session(&[Place::Form("session_id")])
         .run(&[Place::Path("run_id")])
         .reply(Reply::SseIfStream)
-        .follows_run()
+        .follows_run(to)
         .facet_of(of)
 }
 
-const AGENT: &str = "/agents/{agent_id}/runs/{run_id}/continue";
-const TEAM: &str = "/teams/{team_id}/runs/{run_id}/continue";
+const AGENT: (&str, &str) = ("continue_agent_run", "/agents/{agent_id}/runs/{run_id}/continue");
+const TEAM: (&str, &str) = ("continue_team_run", "/teams/{team_id}/runs/{run_id}/continue");
 
 pub(super) static ROWS: &[Operation] = &[
-    facet("fork_agent_run", "continue_agent_run", AGENT, &["agents:run"]),
-    facet("regenerate_agent_run", "continue_agent_run", AGENT, &["agents:run"]),
-    facet("repeat_approved_agent_run", "continue_agent_run", AGENT, &["approvals:write"]),
-    facet("fork_team_run", "continue_team_run", TEAM, &["teams:run"]),
-    facet("regenerate_team_run", "continue_team_run", TEAM, &["teams:run"]),
-    facet("repeat_approved_team_run", "continue_team_run", TEAM, &["approvals:write"]),
+    facet("fork_agent_run", OnRun::Fork, AGENT, &["agents:run"]),
+    facet("regenerate_agent_run", OnRun::Regenerate, AGENT, &["agents:run"]),
+    facet("repeat_approved_agent_run", OnRun::RepeatApproved, AGENT, &["approvals:write"]),
+    facet("fork_team_run", OnRun::Fork, TEAM, &["teams:run"]),
+    facet("regenerate_team_run", OnRun::Regenerate, TEAM, &["teams:run"]),
+    facet("repeat_approved_team_run", OnRun::RepeatApproved, TEAM, &["approvals:write"]),
 ];

@@ -28,7 +28,7 @@ use std::fmt;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::matching::{Matched, NotMatched, Router};
-use super::operation::{Exposure, Operation};
+use super::operation::{Exposure, Kind, OnRun, Operation};
 use super::path::CanonicalPath;
 
 /// Rows by family, in reading order. All but the last stand in an OpenAPI document of AgentOS. `facets` come after
@@ -105,19 +105,31 @@ impl Catalog {
     ///
     /// # Panics
     /// When there is none, which a `const` turns into an error of the compiler.
-    #[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
     pub const fn row(id: &str) -> &'static Operation {
-        let mut family = 0;
-        while family < FAMILIES.len() {
-            let rows = FAMILIES[family];
-            let mut at = 0;
-            while at < rows.len() {
-                if is_same(rows[at].id, id) {
-                    return &rows[at];
-                }
-                at += 1;
+        let mut at = 0;
+        while let Some(row) = shipped_row(at) {
+            if is_same(row.id, id) {
+                return row;
             }
-            family += 1;
+            at += 1;
+        }
+        panic!("the catalogue has no such row")
+    }
+
+    /// The shipped row behind a tool for a kind of component, at compile time.
+    ///
+    /// # Panics
+    /// When there is none, which a `const` turns into an error of the compiler.
+    pub const fn row_of_tool(tool: &str, kind: Kind) -> &'static Operation {
+        let mut at = 0;
+        while let Some(row) = shipped_row(at) {
+            if let (Some(own), Some(under)) = (row.tool, row.kind())
+                && is_same(own, tool)
+                && under as usize == kind as usize
+            {
+                return row;
+            }
+            at += 1;
         }
         panic!("the catalogue has no such row")
     }
@@ -130,6 +142,11 @@ impl Catalog {
     /// The row with that id.
     pub fn get(&self, id: &str) -> Option<&'static Operation> {
         self.rows.iter().find(|row| row.id == id)
+    }
+
+    /// The row that does that to a run of such a component; an operator's only where none is shipped.
+    pub fn on_run(&self, kind: Kind, on_run: OnRun) -> Option<&'static Operation> {
+        self.rows.iter().find(|row| row.does(on_run) && row.kind() == Some(kind))
     }
 
     /// The operation that AgentOS would run for a request, by method and path.
@@ -155,6 +172,21 @@ impl fmt::Display for CatalogError {
 }
 
 impl std::error::Error for CatalogError {}
+
+/// The shipped row at a place in reading order, facets left out.
+#[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
+const fn shipped_row(mut at: usize) -> Option<&'static Operation> {
+    let mut family = 0;
+    while family < FAMILIES.len() {
+        let rows = FAMILIES[family];
+        if at < rows.len() {
+            return Some(&rows[at]);
+        }
+        at -= rows.len();
+        family += 1;
+    }
+    None
+}
 
 /// Text comparison for constants, where `==` cannot be used.
 #[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]

@@ -3,8 +3,8 @@
 //! Invariant: a column that a row leaves out has the strictest value.
 
 use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Cost, Exposure, Kind, List, ListScope, Mark, Method, Operation, Own, Place, Reach,
-    Reply, Resource, Triggers, Version, Versions,
+    Action, Affinity, Body, Caching, Cost, Exposure, Kind, List, ListScope, Mark, Method, OnRun, Operation, Own, Place,
+    Reach, Reply, Resource, Triggers, Version, Versions,
 };
 
 /// A row that reads.
@@ -88,13 +88,30 @@ impl Operation {
         if !self.upstream_scopes.is_empty() {
             return self.upstream_scopes;
         }
-        let (first, rest) = self.path.trim_start_matches('/').split_once('/').unwrap_or_default();
-        match Kind::ALL.iter().find(|kind| kind.plural() == first && rest.starts_with('{')) {
+        match self.kind().filter(|_| self.path.contains("/{")) {
             Some(Kind::Agent) => &["agents:read", "agents:run"],
             Some(Kind::Team) => &["teams:read", "teams:run"],
             Some(Kind::Workflow) => &["workflows:read", "workflows:run"],
             None => &[],
         }
+    }
+
+    /// The kind of component whose routes its path is among: `/agents`, and what is below it.
+    #[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
+    pub const fn kind(&self) -> Option<Kind> {
+        let mut at = 0;
+        while at < Kind::ALL.len() {
+            if is_under(self.path, Kind::ALL[at].plural()) {
+                return Some(Kind::ALL[at]);
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// Says whether it does that to the run that it follows.
+    pub fn does(&self, on_run: OnRun) -> bool {
+        self.affinity == Affinity::FollowsRun(on_run)
     }
 
     pub(super) const fn upstream(mut self, ids: &'static [&'static str]) -> Self {
@@ -219,8 +236,8 @@ impl Operation {
         self
     }
 
-    pub(super) const fn follows_run(mut self) -> Self {
-        self.affinity = Affinity::FollowsRun;
+    pub(super) const fn follows_run(mut self, to: OnRun) -> Self {
+        self.affinity = Affinity::FollowsRun(to);
         self
     }
 
@@ -277,4 +294,21 @@ impl Operation {
         self.exposure = Exposure::Off(why);
         self
     }
+}
+
+/// Whether the first segment of a path is that text.
+#[expect(clippy::indexing_slicing, reason = "constants have no iterators; each index is below its length")]
+const fn is_under(path: &str, first: &str) -> bool {
+    let (path, first) = (path.as_bytes(), first.as_bytes());
+    if path.len() <= first.len() || path[0] != b'/' {
+        return false;
+    }
+    let mut at = 0;
+    while at < first.len() {
+        if path[at + 1] != first[at] {
+            return false;
+        }
+        at += 1;
+    }
+    path.len() == first.len() + 1 || path[first.len() + 1] == b'/'
 }

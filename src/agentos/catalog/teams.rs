@@ -1,7 +1,7 @@
 //! Owns the rows of teams and of their runs. They mirror `agents`; what differs is commented here.
 
 use super::row::{get, post};
-use crate::agentos::operation::{ListScope::PerItem, Operation, Place, Reply, Resource};
+use crate::agentos::operation::{ListScope::PerItem, OnRun, Operation, Place, Reply, Resource};
 
 #[rustfmt::skip]
 pub(super) static ROWS: &[Operation] = &[
@@ -28,19 +28,19 @@ pub(super) static ROWS: &[Operation] = &[
     post("cancel_team_run", "/teams/{team_id}/runs/{run_id}/cancel")
         .on(Resource::Run).owned().runs().scopes(&["teams:run"])
         .query(&["session_id"]).session(&[Place::Query("session_id")]).run(&[Place::Path("run_id")])
-        .follows_run().tool("cancel_run"),
+        .follows_run(OnRun::Cancel).tool("cancel_run"),
     // What an agent calls `tools` is `requirements` here. 2.x cannot continue a team's run.
     post("continue_team_run", "/teams/{team_id}/runs/{run_id}/continue").v3()
         .on(Resource::Run).owned().runs().model().scopes(&["teams:run"])
         .form(&["requirements", "input", "continue_from", "fork", "regenerate", "replace_original",
                 "additional_instructions", "session_id", "user_id", "stream", "background"])
         .user(&[Place::Form("user_id")]).session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::SseIfStream).follows_run().tool("continue_run"),
+        .reply(Reply::SseIfStream).follows_run(OnRun::Continue).tool("continue_run"),
     post("resume_team_run_stream", "/teams/{team_id}/runs/{run_id}/resume").v3()
         .on(Resource::Run).owned().reads().scopes(&["teams:run"])
         .form(&["last_event_index", "session_id"])
         .session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::Sse).follows_run(),
+        .reply(Reply::Sse).follows_run(OnRun::Resume),
     get("list_team_run_checkpoints", "/teams/{team_id}/runs/{run_id}/checkpoints").v3()
         .on(Resource::Run).owned().scopes(&["teams:read"])
         .query(&["session_id"]).session(&[Place::Query("session_id")]).run(&[Place::Path("run_id")]),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Mark, Method, Own, Place, Reach, Reply};
+use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Mark, Method, OnRun, Own, Place, Reach, Reply};
 
 fn find(method: &str, path: &str) -> Result<Matched, NotMatched> {
     let path = CanonicalPath::parse(path).unwrap();
@@ -124,6 +124,27 @@ fn runs_never_take_identities_or_state_from_the_caller() {
         }
         assert_eq!(row.run_id, [Place::Form("run_id")], "{}", row.id);
         assert_eq!(row.reply, Reply::SseIfStream, "{}", row.id);
+    }
+}
+
+#[test]
+fn what_is_done_to_a_run_names_one_row_per_kind() {
+    let catalog = Catalog::shipped();
+    let ids = |on_run| Kind::ALL.iter().filter_map(|kind| catalog.on_run(*kind, on_run)).map(|row| row.id).collect();
+    let expected: &[(OnRun, &[&str])] = &[
+        (OnRun::Cancel, &["cancel_agent_run", "cancel_team_run", "cancel_workflow_run"]),
+        (OnRun::Continue, &["continue_agent_run", "continue_team_run", "continue_workflow_run"]),
+        (OnRun::Resume, &["resume_agent_run_stream", "resume_team_run_stream", "resume_workflow_run_stream"]),
+        (OnRun::Fork, &["fork_agent_run", "fork_team_run"]),
+        (OnRun::Regenerate, &["regenerate_agent_run", "regenerate_team_run"]),
+        (OnRun::RepeatApproved, &["repeat_approved_agent_run", "repeat_approved_team_run"]),
+        (OnRun::Other, &[]),
+    ];
+    for (on_run, rows) in expected {
+        let found: Vec<&str> = ids(*on_run);
+        assert_eq!(found, *rows, "{on_run:?}");
+        let all: Vec<&str> = catalog.rows().iter().filter(|row| row.does(*on_run)).map(|row| row.id).collect();
+        assert_eq!(all, *rows, "{on_run:?} is done by one row of a kind");
     }
 }
 
@@ -266,7 +287,20 @@ fn every_rule_is_reached() {
         (Operation { purges: &["get_agentz"], ..post }, "purges `get_agentz`, which does not exist"),
         (Operation { purges: &["get_sessions"], ..post }, "purges `get_sessions`, which is never cached"),
         (Operation { affinity: Affinity::StartsRun, ..post }, "starts a run without the cost of a model"),
-        (Operation { affinity: Affinity::FollowsRun, ..post }, "has run affinity but no run id"),
+        (Operation { affinity: Affinity::FollowsRun(OnRun::Other), ..post }, "has run affinity but no run id"),
+        (
+            Operation {
+                affinity: Affinity::FollowsRun(OnRun::Cancel),
+                path: "/agents/{agent_id}/runs/{id}/stop",
+                run_id: &[Place::Path("id")],
+                ..post
+            },
+            "cancels, continues or resumes a run, but its path does not name the run and its component",
+        ),
+        (
+            Operation { affinity: Affinity::FollowsRun(OnRun::Fork), ..post },
+            "only the gateway's own rows are facets of others",
+        ),
         (Operation { affinity: Affinity::Session, ..post }, "has session affinity but no session id"),
         (
             Operation { reply: Reply::SseIfStream, ..post },

@@ -1,7 +1,7 @@
 //! Owns the rows of workflows and of their runs. They mirror `agents`; what differs is commented here.
 
 use super::row::{get, post};
-use crate::agentos::operation::{ListScope::PerItem, Operation, Place, Reply, Resource};
+use crate::agentos::operation::{ListScope::PerItem, OnRun, Operation, Place, Reply, Resource};
 
 #[rustfmt::skip]
 pub(super) static ROWS: &[Operation] = &[
@@ -27,16 +27,16 @@ pub(super) static ROWS: &[Operation] = &[
     post("cancel_workflow_run", "/workflows/{workflow_id}/runs/{run_id}/cancel")
         .on(Resource::Run).owned().runs().scopes(&["workflows:run"])
         .query(&["session_id"]).session(&[Place::Query("session_id")]).run(&[Place::Path("run_id")])
-        .follows_run().tool("cancel_run"),
+        .follows_run(OnRun::Cancel).tool("cancel_run"),
     // What an agent calls `tools` is `step_requirements` here. 2.x has no such route.
     post("continue_workflow_run", "/workflows/{workflow_id}/runs/{run_id}/continue").v3()
         .on(Resource::Run).owned().runs().model().scopes(&["workflows:run"])
         .form(&["step_requirements", "session_id", "user_id", "stream", "background", "factory_input"])
         .user(&[Place::Form("user_id")]).session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::SseIfStream).follows_run().tool("continue_run"),
+        .reply(Reply::SseIfStream).follows_run(OnRun::Continue).tool("continue_run"),
     post("resume_workflow_run_stream", "/workflows/{workflow_id}/runs/{run_id}/resume").v3()
         .on(Resource::Run).owned().reads().scopes(&["workflows:run"])
         .form(&["last_event_index", "session_id"])
         .session(&[Place::Form("session_id")]).run(&[Place::Path("run_id")])
-        .reply(Reply::Sse).follows_run(),
+        .reply(Reply::Sse).follows_run(OnRun::Resume),
 ];

@@ -69,21 +69,7 @@ impl Fixture {
         let (script, readers) = (Arc::new(script), Arc::new(Readers::default()));
         let detach = Arc::clone(&readers);
         let hooks = Hooks { detach: Arc::new(move |task| detach.take(task)), counted: Arc::new(|_, _| {}) };
-        let toolsets = Toolset::DEFAULT.to_vec();
-        let optional_toolsets = Toolset::ALL.to_vec();
-        let public_url = "https://agents.example.com".parse().unwrap();
-        let settings = Settings {
-            enabled: true,
-            path: "/mcp".to_owned(),
-            toolsets,
-            optional_toolsets,
-            public_url,
-            runs,
-            authorization: None,
-            discovery_interval: std::time::Duration::from_secs(30),
-            origins: Vec::new(),
-            pins,
-        };
+        let settings = settings(runs, pins);
         let path: Arc<dyn super::Path> = script.clone();
         let service = McpService::new(settings, path, hooks);
         let mut background = JoinSet::new();
@@ -120,6 +106,21 @@ impl Fixture {
         let response = client.send("POST", &[], ready.to_string()).await;
         assert_eq!(response.status(), StatusCode::ACCEPTED);
         client
+    }
+}
+
+fn settings(runs: RunSettings, pins: Vec<Pin>) -> Settings {
+    Settings {
+        enabled: true,
+        path: "/mcp".to_owned(),
+        toolsets: Toolset::DEFAULT.to_vec(),
+        optional_toolsets: Toolset::ALL.to_vec(),
+        public_url: "https://agents.example.com".parse().unwrap(),
+        runs,
+        authorization: None,
+        discovery_interval: std::time::Duration::from_secs(30),
+        origins: Vec::new(),
+        pins,
     }
 }
 

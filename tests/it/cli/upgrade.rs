@@ -218,6 +218,27 @@ async fn an_upgrade_under_load_costs_no_request_and_no_stream() {
 }
 
 #[test]
+fn a_process_that_is_told_to_end_during_a_hand_over_ends_with_the_one_that_it_started() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let desk = Desk::new("http://127.0.0.1:9", "");
+    let program = desk.file("tollbridge");
+    link(&program, Path::new(env!("CARGO_BIN_EXE_tollbridge")));
+    let mut serving = Serving::start(&desk, &program);
+    serving.until("\"started\"");
+    // One that never serves.
+    let stuck = desk.file("stuck");
+    std::fs::write(&stuck, "#!/bin/sh\necho stuck >&2\nexec /bin/sleep 1000\n").unwrap();
+    std::fs::set_permissions(&stuck, std::fs::Permissions::from_mode(0o755)).unwrap();
+    link(&program, &stuck);
+    serving.signal("-USR2", serving.pids[0]);
+    serving.until("stuck");
+    serving.signal("-TERM", serving.pids[0]);
+    serving.until("\"draining\"");
+    assert!(serving.child.wait().unwrap().success());
+    serving.until_all_have_ended();
+}
+
+#[test]
 fn a_file_store_cannot_be_shared_with_a_new_process() {
     let desk = Desk::new("http://127.0.0.1:9", "[store]\nfile = \"quota.db\"\n");
     let settings = std::fs::read_to_string(desk.file("config.toml")).unwrap();
