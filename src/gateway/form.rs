@@ -160,13 +160,15 @@ impl Field {
         Self { head, value: vec![value.into()] }
     }
 
-    /// Adds bytes as they came: a text becomes one piece, a file is not copied.
+    /// Adds bytes as they came: a text becomes one piece, a file is not copied, but for pieces so small that a list of
+    /// them would hold many times their bytes.
     pub(super) fn append(&mut self, data: Bytes) {
+        let is_text = self.head.filename.is_none();
         match self.value.last_mut() {
-            Some(text) if self.head.filename.is_none() => {
-                let mut joined = BytesMut::from(std::mem::take(text));
+            Some(last) if is_text || last.len() < PIECE_BYTES_MIN => {
+                let mut joined = BytesMut::from(std::mem::take(last));
                 joined.put_slice(&data);
-                *text = joined.freeze();
+                *last = joined.freeze();
             }
             Some(_) | None => self.value.push(data),
         }
@@ -330,4 +332,39 @@ fn write_part_head(out: &mut BytesMut, boundary: &str, head: &PartHead) {
 
 fn write_end(out: &mut BytesMut, boundary: &str) {
     out.put_slice(format!("--{boundary}--\r\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Field {
+        let head = PartHead { name: "files".into(), filename: Some("a".into()), content_type: None };
+        Field { head, value: Vec::new() }
+    }
+
+    #[test]
+    fn a_file_that_comes_byte_by_byte_is_no_list_of_bytes() {
+        let (mut field, bytes) = (file(), 48 << 10);
+        for _ in 0..bytes {
+            field.append(Bytes::from_static(b"x"));
+        }
+        assert_eq!(field.value.iter().map(Bytes::len).sum::<usize>(), bytes);
+        assert!(field.value.len() <= bytes / PIECE_BYTES_MIN, "{} pieces", field.value.len());
+    }
+
+    #[test]
+    fn large_pieces_go_upstream_as_they_came_and_in_order() {
+        let large = Bytes::from(vec![b'a'; 4096]);
+        let mut field = file();
+        field.append(large.clone());
+        field.append(Bytes::from_static(b"end"));
+        let mut pieces = Pieces::default();
+        pieces.open.put_slice(b"head");
+        field.value.into_iter().for_each(|piece| pieces.push(piece));
+        pieces.open.put_slice(b"tail");
+        let sent: Vec<Bytes> = std::iter::from_fn(|| pieces.next()).collect();
+        assert_eq!(sent, [Bytes::from_static(b"head"), large.clone(), Bytes::from_static(b"endtail")]);
+        assert_eq!(sent[1].as_ptr(), large.as_ptr());
+    }
 }

@@ -135,8 +135,8 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
 
 /// Says whether there may be one more attempt, by their number and by the cluster's budget.
 pub(super) fn is_granted(cluster: &Cluster, error: &SendError, attempts: u32) -> bool {
-    // A connection that idled too long burdens nobody.
-    attempts < cluster.settings.retries.attempts && (error.is_stale() || cluster.may_retry())
+    // A connection that idled too long burdens nobody; the second attempt takes no such connection, so this ends.
+    error.is_stale() || (attempts < cluster.settings.retries.attempts && cluster.may_retry())
 }
 
 /// A run that moves to another endpoint needs an id that names it.

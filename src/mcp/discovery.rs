@@ -114,9 +114,10 @@ impl Discovery {
             return;
         }
         let pins = Arc::new(pins);
-        let former = self.pins.swap(Arc::clone(&pins));
-        let is_new = |found: &Found| pins.is_new(&former, &found.cluster, found.kind, &found.id);
         self.seen.send_modify(|seen| {
+            // While what is known is locked: who has the new pins cannot write back what the former ones let pass.
+            let former = self.pins.swap(Arc::clone(&pins));
+            let is_new = |found: &Found| pins.is_new(&former, &found.cluster, found.kind, &found.id);
             let lists = seen.lists.iter().map(|(key, list)| (key.clone(), list.withholding(is_new)));
             *seen = Arc::new(Seen { lists: lists.collect() });
         });

@@ -16,12 +16,15 @@ use std::time::Duration;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt as _;
 
 /// Tells the new process that its standard input is the socket pair.
 const VARIABLE: &str = "TOLLBRIDGE_UPGRADE";
 /// How long the new process may take until it serves.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a new process that did not take over may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the new process says then.
 const READY: &[u8] = b"ready\n";
 /// How many sockets travel: the main listener and the admin listener.
@@ -49,6 +52,10 @@ pub(super) struct Origin {
     arguments: Vec<OsString>,
 }
 
+/// The new process, until it has taken over. Dropped before that it is told to end, not killed: it accepts connections
+/// before it says that it serves, and drains them.
+struct Successor(tokio::process::Child);
+
 /// What an old process handed over.
 pub(super) struct Inherited {
     listeners: Vec<TcpListener>,
@@ -75,7 +82,7 @@ impl Origin {
     /// [`HandoverError`]; then no other process is left.
     ///
     /// # Cancel safety
-    /// Dropped, it ends the new process.
+    /// Dropped, it tells the new process to end.
     pub(super) async fn hand_over(&self, sockets: [BorrowedFd<'_>; SOCKETS]) -> Result<(), HandoverError> {
         let (ours, theirs) = UnixStream::pair().map_err(HandoverError::Send)?;
         // It waits in the pair until it is read: a process that ends at once must not break the sending.
@@ -83,7 +90,7 @@ impl Origin {
         let mut command = tokio::process::Command::new(&self.program);
         command.args(&self.arguments).env(VARIABLE, "stdin").stdin(Stdio::from(OwnedFd::from(theirs)));
         let start = |source| HandoverError::Start { program: self.program.clone(), source };
-        let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
+        let mut successor = Successor(command.spawn().map_err(start)?);
         // Its end of the pair is the child's alone from now on: an end of file means that the child is gone.
         drop(command);
         ours.set_nonblocking(true).map_err(HandoverError::Send)?;
@@ -92,19 +99,45 @@ impl Origin {
         match tokio::time::timeout(START_TIMEOUT, ours.read_exact(&mut said)).await {
             Ok(Ok(_)) if said == READY => {
                 // It lives on: nobody waits for it here, and this process ends first.
-                tracing::info!(pid = child.id(), "the new process serves");
-                std::mem::forget(child);
+                tracing::info!(pid = successor.0.id(), "the new process serves");
+                std::mem::forget(successor);
                 Ok(())
             }
-            Ok(_) => {
-                let ended = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
-                Err(HandoverError::Ended(match ended {
-                    Ok(Ok(status)) => status.to_string(),
-                    Ok(Err(_)) | Err(_) => "no status".to_owned(),
-                }))
+            Ok(_) => Err(HandoverError::Ended(successor.ended().await)),
+            Err(_) => {
+                successor.tell_to_end();
+                successor.ended().await;
+                Err(HandoverError::Slow)
             }
-            Err(_) => Err(HandoverError::Slow),
         }
+    }
+}
+
+// === impl Successor ===
+
+impl Successor {
+    fn tell_to_end(&self) {
+        let pid = self.0.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
+        // It may have ended meanwhile.
+        let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
+    }
+
+    /// Waits for its end, and after a while kills it; says how it ended.
+    async fn ended(&mut self) -> String {
+        match tokio::time::timeout(END_TIMEOUT, self.0.wait()).await {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(_)) | Err(_) => {
+                // It may have ended meanwhile.
+                let _ = self.0.kill().await;
+                "no status".to_owned()
+            }
+        }
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        self.tell_to_end();
     }
 }
 

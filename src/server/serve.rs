@@ -112,12 +112,11 @@ impl Signals {
         }
     }
 
-    /// What comes of some work, or `None` and its end by being dropped when a signal to end comes first. Other signals
-    /// wait.
+    /// What comes of some work, or `None` when a signal to end comes first, which drops it. Other signals wait.
     async fn unless_ended<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            // Work that is done counts: a new process that serves already is not ended, the old one then hurries.
+            // Work that is done counts: a new process that serves is not told to end.
             done = work => Some(done),
             _ = self.terminate.recv() => None,
             _ = self.interrupt.recv() => None,

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use super::Problem;
 use crate::agentos::matching::{Segment, id_name, segments};
 use crate::agentos::operation::{
-    Action, Affinity, Body, Caching, Cost, Exposure, Mark, Method, OnRun, Operation, Place, Reach, Reply, Resource,
+    Action, Affinity, Body, Caching, Cost, Exposure, Kind, Mark, Method, OnRun, Operation, Place, Reach, Reply,
+    Resource,
 };
 
 /// Longest tool name that every MCP client takes.
@@ -163,8 +164,14 @@ fn runs(row: &Operation, texts: &mut Vec<String>) {
     let needs = match row.affinity {
         Affinity::Any => None,
         Affinity::StartsRun if row.cost != Cost::Model => Some("starts a run without the cost of a model"),
+        Affinity::FollowsRun(OnRun::Continue) if row.cost != Cost::Model => {
+            Some("continues a run without the cost of a model")
+        }
         Affinity::StartsRun | Affinity::FollowsRun(_) if row.run_id.is_empty() => {
             Some("has run affinity but no run id")
+        }
+        Affinity::FollowsRun(on_run) if on_run != OnRun::Other && row.resource != Resource::Run => {
+            Some("cancels, continues or resumes a run, but its resource is no run")
         }
         // What is known of such a run is looked up by the two.
         Affinity::FollowsRun(on_run) if on_run != OnRun::Other && !names_run_and_component(row) => {
@@ -175,16 +182,29 @@ fn runs(row: &Operation, texts: &mut Vec<String>) {
         Affinity::Session => None,
     };
     texts.extend(needs.map(str::to_owned));
+    texts.extend(undeclared(row));
     let streams = matches!(row.body, Body::Form(fields) if fields.contains(&"stream"));
     if row.reply == Reply::SseIfStream && !streams {
         texts.push("streams if its form says so, but its form has no field `stream`".to_owned());
     }
 }
 
+/// What AgentOS would do to a run, while the row does not say so: it would be neither confirmed nor guarded.
+fn undeclared(row: &Operation) -> Option<String> {
+    const STEPS: [(&str, OnRun); 3] =
+        [("cancel", OnRun::Cancel), ("continue", OnRun::Continue), ("resume", OnRun::Resume)];
+    let ends_in = |word| row.path.strip_suffix(word).is_some_and(|path| path.ends_with("/{run_id}/"));
+    let (word, on_run) = STEPS.into_iter().find(|(word, _)| ends_in(*word))?;
+    let says_so = matches!(row.affinity, Affinity::FollowsRun(said) if said == on_run || said.is_facet());
+    let affinity = Affinity::FollowsRun(on_run).as_str();
+    (!says_so).then(|| format!("its path ends in `/{{run_id}}/{word}`, but its affinity is not `{affinity}`"))
+}
+
+/// Exactly one component: which of two a run belongs to would be a guess.
 fn names_run_and_component(row: &Operation) -> bool {
-    let component = row.kind().and_then(|kind| id_name(kind.resource()));
-    let named = |name| parameters(row).any(|known| known == name);
-    component.is_some_and(named) && id_name(Resource::Run).is_some_and(|run| row.run_id.contains(&Place::Path(run)))
+    let is_component = |name: &&str| Kind::ALL.iter().any(|kind| id_name(kind.resource()) == Some(name));
+    parameters(row).filter(is_component).count() == 1
+        && id_name(Resource::Run).is_some_and(|run| row.run_id.contains(&Place::Path(run)))
 }
 
 fn shape(row: &Operation, texts: &mut Vec<String>) {

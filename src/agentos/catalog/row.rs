@@ -88,7 +88,8 @@ impl Operation {
         if !self.upstream_scopes.is_empty() {
             return self.upstream_scopes;
         }
-        match self.kind().filter(|_| self.path.contains("/{")) {
+        let below = |kind: Kind| self.path.strip_prefix('/').and_then(|path| path.strip_prefix(kind.plural()));
+        match self.kind().filter(|kind| below(*kind).is_some_and(|path| path.starts_with("/{"))) {
             Some(Kind::Agent) => &["agents:read", "agents:run"],
             Some(Kind::Team) => &["teams:read", "teams:run"],
             Some(Kind::Workflow) => &["workflows:read", "workflows:run"],

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::agentos::operation::{Action, Affinity, Body, Caching, Kind, Mark, Method, OnRun, Own, Place, Reach, Reply};
+use crate::agentos::operation::{
+    Action, Affinity, Body, Caching, Kind, Mark, Method, OnRun, Own, Place, Reach, Reply, Resource,
+};
 
 fn find(method: &str, path: &str) -> Result<Matched, NotMatched> {
     let path = CanonicalPath::parse(path).unwrap();
@@ -246,6 +248,13 @@ fn every_rule_is_reached() {
     let get = row("get_widget", Method::Get, "/widgets/{id}");
     let post = row("post_widget", Method::Post, "/widgets/{id}");
     let path = |path| Operation { path, ..get };
+    let cancels = Operation {
+        path: "/agents/{agent_id}/runs/{run_id}/stop",
+        resource: Resource::Run,
+        run_id: &[Place::Path("run_id")],
+        affinity: Affinity::FollowsRun(OnRun::Cancel),
+        ..post
+    };
     let cases = [
         (Operation { id: "Get-Widget", ..get }, "id must be 1 to 64 characters of `a-z0-9_`"),
         (Operation { tool: Some("get_widget2"), ..get }, "tool `get_widget2` must be 1 to 40 characters of `a-z_`"),
@@ -289,13 +298,24 @@ fn every_rule_is_reached() {
         (Operation { affinity: Affinity::StartsRun, ..post }, "starts a run without the cost of a model"),
         (Operation { affinity: Affinity::FollowsRun(OnRun::Other), ..post }, "has run affinity but no run id"),
         (
-            Operation {
-                affinity: Affinity::FollowsRun(OnRun::Cancel),
-                path: "/agents/{agent_id}/runs/{id}/stop",
-                run_id: &[Place::Path("id")],
-                ..post
-            },
+            Operation { path: "/agents/{agent_id}/runs/{id}/stop", run_id: &[Place::Path("id")], ..cancels },
             "cancels, continues or resumes a run, but its path does not name the run and its component",
+        ),
+        (
+            Operation { path: "/teams/{team_id}/agents/{agent_id}/runs/{run_id}/stop", ..cancels },
+            "cancels, continues or resumes a run, but its path does not name the run and its component",
+        ),
+        (
+            Operation { resource: Resource::Agent, ..cancels },
+            "cancels, continues or resumes a run, but its resource is no run",
+        ),
+        (
+            Operation { affinity: Affinity::FollowsRun(OnRun::Continue), ..cancels },
+            "continues a run without the cost of a model",
+        ),
+        (
+            Operation { path: "/v2/agents/{agent_id}/runs/{run_id}/cancel", affinity: Affinity::Any, ..cancels },
+            "its path ends in `/{run_id}/cancel`, but its affinity is not `cancels_run`",
         ),
         (
             Operation { affinity: Affinity::FollowsRun(OnRun::Fork), ..post },
