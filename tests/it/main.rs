@@ -48,6 +48,7 @@ mod real_people;
 mod real_quotas;
 mod real_stack;
 mod real_tools;
+mod redis_down;
 mod redis_kinds;
 mod redis_server;
 mod reload;
