@@ -53,6 +53,7 @@ mod redis_kinds;
 mod redis_server;
 mod reload;
 mod shadow;
+mod slow_readers;
 mod stack;
 mod starlette;
 mod stores;
