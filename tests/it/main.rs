@@ -19,6 +19,7 @@ mod drain;
 mod explained;
 mod fake;
 mod faults;
+mod faults_agno;
 mod forward_credential;
 mod front;
 mod http_bodies;
