@@ -16,6 +16,7 @@ mod config;
 mod corpora;
 mod dns;
 mod drain;
+mod elsewhere_agno;
 mod explained;
 mod fake;
 mod faults;
