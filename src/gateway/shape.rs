@@ -13,8 +13,9 @@ use super::ground::Ground;
 use super::knowledge;
 use super::refusal::{Code, Refusal, Stage};
 use crate::agentos::operation::Version;
-use crate::agentos::{Affinity, CanonicalPath, Kind, Operation, Place, Query};
+use crate::agentos::{Affinity, CanonicalPath, Operation, Place, Query};
 use crate::cluster::{OnDisconnect, Picked};
+use crate::telemetry::Door;
 
 /// Reads the query as Starlette would and keeps what the row names.
 ///
@@ -99,12 +100,12 @@ pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Pay
     Some(id)
 }
 
-/// Says whether AgentOS itself should let the run go on without its caller: where it can, and still streams it. A
-/// workflow in the background would mint an id of its own.
+/// Says whether AgentOS itself should let the run go on without its caller: where it can, and still streams it. Whoever
+/// comes by socket may leave and come back for what was missed, and AgentOS remembers the events of such runs only.
 fn outlives_its_caller(ground: &Ground<'_>, form: &Form) -> bool {
     let operation = ground.operation();
     let detaches = ground.cluster.settings.streams.on_disconnect_of(operation.id) == OnDisconnect::Detach;
+    let by_socket = ground.view.door == Door::WebSocket.as_str();
     let streams = form.text("stream").is_none_or(is_true);
-    let kind = ground.matched.component().map(|(kind, _)| kind);
-    detaches && streams && ground.cluster.version() == Some(Version::V3) && kind != Some(Kind::Workflow)
+    (detaches || by_socket) && streams && ground.cluster.version() == Some(Version::V3)
 }

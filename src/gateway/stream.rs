@@ -252,6 +252,13 @@ impl Settlement {
         }
     }
 
+    /// Tells AgentOS to stop the run; nobody waits for it.
+    fn cancel(&self) {
+        if let Some(order) = self.run_id().and_then(|run| Order::of(&self.admitted, &run)) {
+            (self.gateway.spawn)("cancel", Box::pin(order.send(Arc::clone(&self.gateway))));
+        }
+    }
+
     /// The stream was cut; what the log says, and the event that the caller gets.
     fn cut(&mut self, refusal: &Refusal, line_open: bool) -> Bytes {
         self.ended = true;
@@ -322,12 +329,7 @@ impl Passing {
                 // Where no more work is taken it ends as without the rule.
                 (gateway.spawn)("detached run", Box::pin(work));
             }
-            OnDisconnect::Cancel if is_run => {
-                let run = self.settlement.run_id();
-                if let Some(order) = run.and_then(|run| Order::of(&self.settlement.admitted, &run)) {
-                    (gateway.spawn)("cancel", Box::pin(order.send(Arc::clone(&gateway))));
-                }
-            }
+            OnDisconnect::Cancel if is_run => self.settlement.cancel(),
             // AgentOS notices that the connection has closed.
             OnDisconnect::AsAgentOs | OnDisconnect::Cancel | OnDisconnect::Detach => {}
         }
@@ -353,6 +355,12 @@ impl Passing {
 
     fn cut(&mut self, refusal: &Refusal) -> Polled {
         self.upstream = None;
+        let admitted = &self.settlement.admitted;
+        // Whose right to the run has ended, not only to the stream: in the background AgentOS would go on with it.
+        let forfeits = matches!(refusal.code, Code::BudgetExhausted | Code::Unauthenticated);
+        if forfeits && admitted.background && admitted.operation().cost == Cost::Model {
+            self.settlement.cancel();
+        }
         let event = self.settlement.cut(refusal, self.line_open);
         self.settlement.exchange.sent(event.len());
         Poll::Ready(Some(Ok(Frame::data(event))))

@@ -1,14 +1,16 @@
 //! Owns the real AgentOS of the integration tests: the example application on agno from PyPI, a port chosen by the
-//! system, data in a temporary folder, killed on drop.
+//! system and kept across restarts, data in a temporary folder, killed on drop.
 //! Does not create virtual environments: `make venvs` does.
 
 #![allow(dead_code, reason = "a fixture offers more than each test takes")]
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
@@ -39,9 +41,12 @@ pub(crate) struct Setup {
 /// One running replica.
 pub(crate) struct AgentOs {
     port: u16,
+    /// Bound to the port and never listening: while the process is away nobody else gets it, and nobody answers there.
+    reserved: Socket,
     setup: Setup,
     folder: Arc<TempDir>,
-    _child: Child,
+    name: &'static str,
+    child: Child,
     _stdout: BufReader<ChildStdout>,
 }
 
@@ -94,12 +99,19 @@ impl Setup {
 impl AgentOs {
     /// Starts a replica with a new database and waits until it answers.
     pub(crate) async fn start(setup: Setup) -> Self {
-        Self::start_in(setup, Arc::new(TempDir::new().unwrap()), "first").await
+        Self::start_in(setup, Arc::new(TempDir::new().unwrap()), "first", reserve()).await
     }
 
     /// Starts another replica over the same database.
     pub(crate) async fn replica(&self) -> Self {
-        Self::start_in(self.setup.clone(), Arc::clone(&self.folder), "second").await
+        Self::start_in(self.setup.clone(), Arc::clone(&self.folder), "second", reserve()).await
+    }
+
+    /// Kills the process, unless it is dead already, and starts it anew where it was: what it held in memory is lost.
+    pub(crate) async fn restart(self) -> Self {
+        let Self { setup, folder, name, reserved, mut child, .. } = self;
+        child.kill().await.unwrap();
+        Self::start_in(setup, folder, name, reserved).await
     }
 
     /// Its port on 127.0.0.1.
@@ -114,35 +126,41 @@ impl AgentOs {
 
     /// Sends it a signal by name: `STOP`, `CONT`, `KILL`.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self._child.id().expect("it runs").to_string();
+        let pid = self.child.id().expect("it runs").to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
     }
 
-    async fn start_in(setup: Setup, folder: Arc<TempDir>, name: &str) -> Self {
+    async fn start_in(setup: Setup, folder: Arc<TempDir>, name: &'static str, reserved: Socket) -> Self {
+        let port = reserved.local_addr().unwrap().as_socket().unwrap().port();
         let log = folder.path().join(format!("{name}.log"));
-        let mut child = command(&setup, folder.path(), &log).spawn().unwrap();
+        let mut child = command(&setup, folder.path(), &log, port).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         let read = tokio::time::timeout(START_DEADLINE, stdout.read_line(&mut line)).await;
-        let port = serde_json::from_str::<serde_json::Value>(&line)
-            .ok()
-            .and_then(|line| line.get("listening")?.as_u64())
-            .and_then(|port| u16::try_from(port).ok());
-        let Some(port) = port else {
+        let said = serde_json::from_str::<serde_json::Value>(&line).unwrap_or_default();
+        if said["listening"] != port {
             let said = std::fs::read_to_string(&log).unwrap_or_default();
             panic!("agno {} did not start ({read:?}); it said:\n{said}", setup.agno.version());
-        };
-        Self { port, setup, folder, _child: child, _stdout: stdout }
+        }
+        Self { port, reserved, setup, folder, name, child, _stdout: stdout }
     }
 }
 
-fn command(setup: &Setup, folder: &Path, log: &Path) -> Command {
+/// A free port of 127.0.0.1, for a process that shares addresses as servers do.
+fn reserve() -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket
+}
+
+fn command(setup: &Setup, folder: &Path, log: &Path, port: u16) -> Command {
     let mut command = Command::new(setup.agno.python());
     command
         .arg(repository().join("examples/agentos/app.py"))
         .current_dir(folder)
-        .env("PORT", "0")
+        .env("PORT", port.to_string())
         .env("DB", folder.join("agentos.db"))
         .env("LANCE", folder.join("vectors"))
         .env("AUTH", if setup.jwt_key.is_some() { "1" } else { "0" })

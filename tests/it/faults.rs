@@ -1,5 +1,5 @@
 //! Proves what a caller gets when AgentOS fails, how long that takes, and that the gateway recovers.
-//! Real processes fail in `clusters_agno.rs`; here a fake lies as no process does.
+//! Real processes fail in `faults_agno.rs`; here a fake lies as no process does.
 
 use std::time::{Duration, Instant};
 

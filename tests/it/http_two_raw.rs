@@ -8,18 +8,18 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::stack::{Ask, Settings, Stack, Who, within};
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// A frame (RFC 9113 §4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());
@@ -28,7 +28,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Fields as literals that are not indexed, without Huffman coding (RFC 7541 §6.2.2).
-fn block(fields: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn block(fields: &[(&str, &[u8])]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
         block.push(0);
@@ -55,7 +55,7 @@ fn integer(block: &mut Vec<u8>, mut value: usize) {
 }
 
 /// One connection with prior knowledge.
-struct Two {
+pub(crate) struct Two {
     read: OwnedReadHalf,
     write: OwnedWriteHalf,
 }
@@ -77,27 +77,32 @@ enum End {
 
 impl Two {
     async fn open(stack: &Stack) -> Self {
-        let (read, write) = TcpStream::connect(stack.address()).await.unwrap().into_split();
+        Self::over(TcpStream::connect(stack.address()).await.unwrap(), &[]).await
+    }
+
+    /// Begins with these settings.
+    pub(crate) async fn over(stream: TcpStream, settings: &[u8]) -> Self {
+        let (read, write) = stream.into_split();
         let mut two = Self { read, write };
         two.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        two.send(&frame(SETTINGS, 0, 0, &[])).await;
+        two.send(&frame(SETTINGS, 0, 0, settings)).await;
         two
     }
 
     /// Writes; a peer that closed already is for `end` to find.
-    async fn send(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         within("a write", self.write.write_all(bytes)).await.is_ok()
     }
 
-    /// The next frame: kind, stream and payload.
-    async fn frame(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+    /// The next frame: kind, flags, stream and payload.
+    pub(crate) async fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         within("a frame", async {
             let mut head = [0; 9];
             self.read.read_exact(&mut head).await.ok()?;
             let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
             let mut payload = vec![0; usize::try_from(length).unwrap()];
             self.read.read_exact(&mut payload).await.ok()?;
-            Some((head[3], u32::from_be_bytes(head[5..9].try_into().unwrap()), payload))
+            Some((head[3], head[4], u32::from_be_bytes(head[5..9].try_into().unwrap()), payload))
         })
         .await
     }
@@ -108,9 +113,9 @@ impl Two {
         loop {
             match self.frame().await {
                 None => return End::Closed,
-                Some((RST_STREAM, on, payload)) if on == stream => return End::Reset(code(&payload, 0)),
-                Some((GOAWAY, _, payload)) => return End::GoAway(code(&payload, 4)),
-                Some((HEADERS, on, payload)) if on == stream => {
+                Some((RST_STREAM, _, on, payload)) if on == stream => return End::Reset(code(&payload, 0)),
+                Some((GOAWAY, _, _, payload)) => return End::GoAway(code(&payload, 4)),
+                Some((HEADERS, _, on, payload)) if on == stream => {
                     return End::Answered { ok: payload.first() == Some(&0x88) };
                 }
                 Some(_) => {}

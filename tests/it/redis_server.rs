@@ -40,6 +40,13 @@ impl RedisServer {
         child.wait().unwrap();
     }
 
+    /// Sends it a signal by name: one that is stopped is connected to and says nothing.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
     /// Starts it again, empty.
     pub(crate) fn revive(&mut self) {
         let mut child = Command::new("redis-server")

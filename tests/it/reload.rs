@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::fake::{Event, FakeAgentOs, Reply};
-use crate::stack::{Ask, Settings, Stack, Who, open_at};
+use crate::fake::{Event, FakeAgentOs, RUN, Reply};
+use crate::stack::{Ask, Settings, Stack, Who, open_at, within};
 
 const RUNS: &str = "/agents/assistant/runs";
 
@@ -275,4 +275,61 @@ async fn reloads_under_load_cost_no_request_and_no_stream() {
     }
     assert_eq!(stack.metric(&counted("ok")).await, 6.0);
     assert!(!stack.fakes().iter().any(|fake| fake.requests_to(RUNS).iter().any(|run| run.aborted)));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_a_reload_removes_ends_its_streams_and_gets_nothing_new() {
+    let settings = Settings::new().set("[[clusters]]", "balance", "\"round_robin\"").set(
+        "[clusters.ejection]",
+        "slow_start",
+        "\"0s\"",
+    );
+    let stack = Stack::before(vec![FakeAgentOs::start().await, FakeAgentOs::start().await], settings.clone()).await;
+    let all: Vec<String> = stack.fakes().iter().map(FakeAgentOs::url).collect();
+    let events =
+        ["RunStarted", "RunCompleted"].map(|name| Event::new(name, json!({"run_id": RUN, "session_id": "s-1"})));
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let (reply, gate) = Reply::paced_sse(&events);
+        stack.fakes().iter().for_each(|fake| fake.pin("POST", "/agents/records/runs", reply.clone()));
+        let mut flow = stack.open(Ask::post("/agents/records/runs").field("message", "hi").by(&Who::alice())).await;
+        gate.open_once();
+        flow.until("RunStarted").await;
+        streams.push((flow, gate));
+    }
+    let [stays, leaves] = stack.fakes() else { panic!("two") };
+    let runs = leaves.requests_to("/agents/records/runs");
+    assert_eq!(runs.len(), 2, "streams on both");
+    stack.configure_over(&all[..1], &settings);
+    stack.running.reload().await.unwrap();
+
+    let before = leaves.requests().len();
+    for _ in 0..6 {
+        assert_eq!(stack.send(Ask::plain_run().by(&Who::alice())).await.status, 200);
+    }
+    assert_eq!((stays.requests_to(RUNS).len(), leaves.requests().len()), (6, before));
+    // What follows a run that it holds is still sent there.
+    let run = runs[0].form().get("run_id").unwrap().to_owned();
+    let stored = json!({"run_id": run, "agent_id": "records", "session_id": "s-1", "status": "CANCELLED"});
+    stays.pin("GET", &format!("/agents/records/runs/{run}"), Reply::json(200, &stored));
+    let cancel = format!("/agents/records/runs/{run}/cancel");
+    let got = stack.send(Ask::post(&format!("{cancel}?session_id=s-1")).by(&Who::alice())).await;
+    let told = (leaves.requests_to(&cancel).len(), stays.requests_to(&cancel).len());
+    assert_eq!((got.status, told), (200, (1, 0)), "{got:?}");
+    for (mut flow, gate) in streams {
+        gate.open();
+        let (rest, clean) = flow.rest().await;
+        assert!(clean && rest.contains("RunCompleted") && !rest.contains("event: error"), "{rest}");
+    }
+    assert!(leaves.requests().iter().all(|request| request.answered && !request.aborted));
+
+    // And back again.
+    stack.configure_over(&all, &settings);
+    stack.running.reload().await.unwrap();
+    within("a run at the endpoint that was added", async {
+        while leaves.requests_to(RUNS).is_empty() {
+            assert_eq!(stack.send(Ask::plain_run().by(&Who::alice())).await.status, 200);
+        }
+    })
+    .await;
 }

@@ -11,10 +11,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::fake::{Event, Reply};
-use crate::stack::{Stack, Who, within};
+use crate::fake::{Event, FakeAgentOs, Line, Reply};
+use crate::stack::{Settings, Stack, Who, within};
 
-type Socket = WebSocketStream<TcpStream>;
+pub(crate) type Socket = WebSocketStream<TcpStream>;
 
 async fn open(stack: &Stack, headers: &[(&'static str, &str)]) -> Result<Socket, Error> {
     let mut request: Request<()> = format!("ws://{}/workflows/ws", stack.address()).into_client_request().unwrap();
@@ -28,14 +28,15 @@ async fn open(stack: &Stack, headers: &[(&'static str, &str)]) -> Result<Socket,
     Ok(socket)
 }
 
-async fn known(stack: &Stack) -> Socket {
+/// Alice's socket, greeted.
+pub(crate) async fn known(stack: &Stack) -> Socket {
     let mut socket = open(stack, &[("authorization", &format!("Bearer {}", Who::alice().token()))]).await.unwrap();
     assert_eq!(next(&mut socket).await["event"], "connected");
     socket
 }
 
 /// The next message as JSON: bare, or the data of a server-sent event.
-async fn next(socket: &mut Socket) -> Value {
+pub(crate) async fn next(socket: &mut Socket) -> Value {
     loop {
         match within("a message", socket.next()).await {
             Some(Ok(Message::Text(text))) => {
@@ -223,4 +224,17 @@ async fn a_conversation_ends_when_the_process_drains_and_starts_nothing_more() {
     assert_eq!(next(&mut busy).await["event"], "WorkflowCompleted");
     assert_eq!(closed(&mut busy).await, Some(CloseCode::Away.into()));
     assert_eq!(within("the drain", draining.join_next()).await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn workflows_of_a_socket_run_in_the_background_where_agentos_streams_such() {
+    for (line, background) in [(Line::V2, None), (Line::V3, Some("true"))] {
+        let stack = Stack::before(vec![FakeAgentOs::start_as(line).await], Settings::new()).await;
+        let mut socket = known(&stack).await;
+        let start = json!({"action": "start-workflow", "workflow_id": "daily-report", "message": "hi"});
+        socket.send(Message::text(start.to_string())).await.unwrap();
+        while next(&mut socket).await["event"] != "WorkflowCompleted" {}
+        let sent = stack.os().requests_to("/workflows/daily-report/runs");
+        assert_eq!((sent.len(), sent[0].form().get("background")), (1, background), "{line:?}");
+    }
 }

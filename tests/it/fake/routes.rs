@@ -26,7 +26,7 @@ pub(super) fn answer(world: &mut World, line: Line, request: &Recorded) -> Reply
         ("GET", ["config"]) => ok(json!({"os_id": "my-os", "agents": components("agents")})),
         ("GET", [kind @ ("agents" | "teams" | "workflows")]) => ok(components(kind)),
         ("GET", [kind @ ("agents" | "teams" | "workflows"), id]) => component(kind, id),
-        ("POST", [kind @ ("agents" | "teams" | "workflows"), id, "runs"]) => start_run(world, kind, id, request),
+        ("POST", [kind @ ("agents" | "teams" | "workflows"), id, "runs"]) => start_run(world, line, kind, id, request),
         ("GET", ["agents" | "teams" | "workflows", _, "runs", run]) => found(world.runs.get(*run), "Run not found"),
         ("POST", ["agents" | "teams" | "workflows", _, "runs", _, "cancel"]) => ok(json!({})),
         ("POST", [_, _, "runs", run, "continue"]) => continue_run(world, run),
@@ -79,7 +79,7 @@ fn component(kind: &str, id: &str) -> Reply {
     found(one.or((id == "records").then_some(&unlisted)), "Not Found")
 }
 
-fn start_run(world: &mut World, kind: &str, id: &str, request: &Recorded) -> Reply {
+fn start_run(world: &mut World, line: Line, kind: &str, id: &str, request: &Recorded) -> Reply {
     let form = request.form();
     let Some(message) = form.get("message") else { return Reply::detail(422, "message is missing") };
     let run = form.get("run_id").map_or_else(|| format!("run-{}", world.runs.len() + 1), str::to_owned);
@@ -110,7 +110,9 @@ fn start_run(world: &mut World, kind: &str, id: &str, request: &Recorded) -> Rep
     }
     world.runs.insert(run, row.clone());
     match (form.get("background"), form.get("stream")) {
-        (Some("true"), _) => Reply::json(202, &row),
+        (Some("true"), Some("false")) => Reply::json(202, &row),
+        // Only 3.x streams what it runs in the background.
+        (Some("true"), _) if line == Line::V2 => Reply::json(202, &row),
         (_, Some("false")) => ok(row),
         _ => Reply::sse(&run_events(kind, &row)),
     }
