@@ -223,9 +223,8 @@ async fn multipart(
         let text_open = open && fields.last().is_some_and(|f| f.head.filename.is_none());
         if read >= FORM_PREFIX_BYTES && !text_open && !ended {
             let bytes_left = limits.body_bytes.saturating_sub(read as u64);
-            let field_bytes_max = limits.form_field_bytes;
             let body = parking_lot::Mutex::new(body);
-            let rest = Rest { parser, body, open, allowed, field_bytes_max, bytes_left };
+            let rest = Rest { parser, body, open, allowed, bytes_left };
             return Ok(Form::new(fields, true, Some(rest)));
         }
         parser.compact();

@@ -16,17 +16,16 @@ use super::refusal::{Code, Refusal, Stage};
 
 /// Everything but unreserved characters is percent-encoded in an urlencoded form.
 const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// Boundary of every multipart body that the gateway writes: long and fixed, checked against nothing because a
-/// random one per process is mixed in by `boundary`.
+/// How the boundary of every multipart body that the gateway writes begins. A random part follows: no body holds it.
 const BOUNDARY_PREFIX: &str = "tollbridge-";
-/// A piece of a file that is larger than this goes upstream as it came; smaller ones are copied together.
+/// A piece of at least this many bytes goes upstream as it came; smaller ones are copied together.
 const PIECE_BYTES_MIN: usize = 1024;
 
 /// One field that was read whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Field {
     pub(super) head: PartHead,
-    /// A text is one piece, or none where it is empty; a file is in pieces as they came.
+    /// A text is one piece at most; a file is in pieces as they came.
     pub(super) value: Vec<Bytes>,
 }
 
@@ -46,8 +45,6 @@ pub(super) struct Rest {
     pub(super) open: bool,
     /// Field names that may still come.
     pub(super) allowed: &'static [&'static str],
-    /// Most bytes in one text field.
-    pub(super) field_bytes_max: usize,
     /// Most bytes in the whole body.
     pub(super) bytes_left: u64,
 }
@@ -65,8 +62,6 @@ pub(super) struct FormStream {
     pieces: Pieces,
     rest: Rest,
     boundary: String,
-    /// Name and size of the text field under way, if any.
-    text: Option<usize>,
     done: bool,
 }
 
@@ -147,7 +142,7 @@ impl Form {
                 (content_type, Outgoing::Whole(pieces.whole()))
             }
             Some(rest) => {
-                let stream = FormStream { pieces, rest, boundary, text: None, done: false };
+                let stream = FormStream { pieces, rest, boundary, done: false };
                 (content_type, Outgoing::Streamed(Box::new(stream)))
             }
         }
@@ -170,6 +165,8 @@ impl Field {
                 joined.put_slice(&data);
                 *last = joined.freeze();
             }
+            // Copied: it is kept until it is sent, and would keep all that came with it.
+            None if is_text => self.value.push(Bytes::copy_from_slice(&data)),
             Some(_) | None => self.value.push(data),
         }
     }
@@ -248,15 +245,9 @@ impl FormStream {
                     return Poll::Ready(Some(Err(refusal)));
                 }
                 Poll::Ready(None) => {
-                    let ended = self.rest.parser.finish().map_err(malformed);
-                    return match ended {
-                        Ok(()) if self.done => Poll::Ready(None),
-                        Ok(()) => {
-                            self.done = true;
-                            Poll::Ready(None)
-                        }
-                        Err(refusal) => Poll::Ready(Some(Err(refusal))),
-                    };
+                    // The end of a form is an event of the parser: what comes here breaks off.
+                    let broken = self.rest.parser.finish().map_err(malformed).err();
+                    return Poll::Ready(broken.map(Err));
                 }
             }
         }
@@ -278,18 +269,10 @@ impl FormStream {
             match event {
                 Event::Part(head) => {
                     self.admit_late(&head)?;
-                    self.text = head.filename.is_none().then_some(0);
                     write_part_head(&mut self.pieces.open, &self.boundary, &head);
                 }
-                Event::Data(data) => {
-                    if let Some(size) = &mut self.text {
-                        *size += data.len();
-                        if *size > self.rest.field_bytes_max {
-                            return Err(Refusal::new(Code::BodyTooLarge, Stage::Request));
-                        }
-                    }
-                    self.pieces.push(data);
-                }
+                // Of a file: a text that has begun was read whole before, and none may begin now.
+                Event::Data(data) => self.pieces.push(data),
                 Event::PartEnd => self.pieces.open.put_slice(b"\r\n"),
                 Event::End => {
                     write_end(&mut self.pieces.open, &self.boundary);

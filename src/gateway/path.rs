@@ -151,7 +151,7 @@ impl Gateway {
         self.snapshot.load().limits.clone()
     }
 
-    /// Runs work that outlives its exchange; `false` when the process takes no more.
+    /// Runs work that outlives its exchange; `false` when there is too much of it, or the process is gone.
     pub fn detach(&self, name: &'static str, work: BoxFuture<'static, ()>) -> bool {
         (self.spawn)(name, work)
     }

@@ -408,7 +408,7 @@ impl Conversation {
         if self.gateway.detach("workflow socket run", work) {
             (None, Next::Go)
         } else {
-            error("the gateway is shutting down")
+            error("the gateway has too much to do, or is shutting down")
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Owns the start: every module from the configuration, every task, every listener; and the drain.
 //! Does not listen to signals (`serve`) and does not parse arguments (`cli`).
-//! Invariant: nothing is bound before every module took its settings, and no task starts before both addresses are
-//! bound: a start that fails leaves nothing behind.
+//! Invariant: nothing is bound before the configuration was composed, and no task starts before both addresses are bound.
 
 use std::io;
 use std::net::SocketAddr;

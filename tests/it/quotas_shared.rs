@@ -214,32 +214,52 @@ async fn one_tool_of_a_tenant_may_have_a_limit_of_its_own() {
     assert!(!client.call("list_agents", json!({})).await.is_error);
 }
 
-#[tokio::test]
-async fn a_run_whose_budget_runs_out_is_cut_where_the_plan_says_so() {
+/// A run that uses 700 tokens before its end.
+fn of_700_tokens() -> [Event; 5] {
     let of = |name: &str, mut data: Value| {
         data["run_id"] = json!("r-1");
         data["session_id"] = json!("s-1");
         Event::new(name, data)
     };
     let call = json!({"model": "m", "input_tokens": 400, "output_tokens": 300, "total_tokens": 700});
-    let events = [
+    [
         of("RunStarted", json!({"model": "m"})),
         of("ModelRequestStarted", json!({"model": "m"})),
         of("ModelRequestCompleted", call),
         of("RunContent", json!({"content": "more"})),
         of("RunCompleted", json!({"content": "more"})),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn a_run_whose_budget_runs_out_is_cut_where_the_plan_says_so() {
     for (on_exhausted, ends) in [("\"finish\"", "RunCompleted"), ("\"cut\"", "budget_exhausted")] {
         let settings = plan(&[("tokens", "{ per_day = 600 }"), ("on_exhausted", on_exhausted)]);
         let stack = Stack::with(settings).await;
-        let (reply, gate) = Reply::paced_sse(&events);
+        let (reply, gate) = Reply::paced_sse(&of_700_tokens());
         stack.os().pin("POST", "/agents/assistant/runs", reply);
         gate.open();
         let (text, clean) = stack.open(run()).await.rest().await;
         assert!(clean && text.contains(ends), "{on_exhausted}: {text}");
         assert_eq!(text.contains("RunCompleted"), ends == "RunCompleted", "{text}");
         wait_until_used(&stack, "tokens_per_day", 700).await;
+        assert!(
+            stack.os().requests_to("/agents/assistant/runs/r-1/cancel").is_empty(),
+            "the closed connection ends it"
+        );
     }
+}
+
+#[tokio::test]
+async fn a_run_in_the_background_is_stopped_when_its_budget_runs_out() {
+    let stack = Stack::with(plan(&[("tokens", "{ per_day = 600 }"), ("on_exhausted", "\"cut\"")])).await;
+    let (reply, gate) = Reply::paced_sse(&of_700_tokens());
+    stack.os().pin("POST", "/agents/assistant/runs", reply);
+    gate.open();
+    let ask = run().field("background", "true").field("stream", "true");
+    let (text, clean) = stack.open(ask).await.rest().await;
+    assert!(clean && text.contains("budget_exhausted"), "{text}");
+    stack.os().wait_for_request("/agents/assistant/runs/r-1/cancel", 1).await;
 }
 
 /// A run that has begun, and what lets it end.

@@ -14,7 +14,8 @@ pub(super) static ROWS: &[Operation] = &[
     get("list_workflow_runs", "/workflows/{workflow_id}/runs").v3()
         .on(Resource::Session).owned().scopes(&["workflows:read"])
         .query(&["session_id", "status", "factory_input"]).session(&[Place::Query("session_id")]),
-    // A workflow takes no files. A background run that is not streamed mints its own id, whatever `run_id` says.
+    // A workflow takes no files. A background run that is not streamed mints its own id, whatever `run_id` says; where
+    // AgentOS has a durable queue, so does a streamed one.
     post("create_workflow_run", "/workflows/{workflow_id}/runs")
         .on(Resource::Workflow).component().runs().model().scopes(&["workflows:run"])
         .form(&["message", "stream", "background", "session_id", "user_id", "version", "factory_input"])
