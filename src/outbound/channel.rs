@@ -19,8 +19,9 @@ use tokio::time::{Instant, Sleep};
 use super::RequestBody;
 use super::connect::Stream;
 
-/// Largest response head, and the most that is buffered for one connection.
-const BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Largest response head, and the most that is read at once. A buffer grows to it while a peer sends faster than its caller
+/// reads, and a second one holds what waits: both stay as long as that caller is slow.
+const BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Most header fields of a response.
 const HEADERS_MAX: usize = 64;
 
