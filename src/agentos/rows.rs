@@ -7,18 +7,17 @@ use super::path::encode_segment;
 
 /// A run inside its session.
 pub fn run(kind: Kind, component: &str, run: &str, session: &str) -> String {
-    let (component, run, session) = (encode_segment(component), encode_segment(run), encode_segment(session));
-    format!("/{}/{component}/runs/{run}?session_id={session}", kind.plural())
+    format!("{}/{}?session_id={}", runs(kind, component), encode_segment(run), encode_segment(session))
 }
 
 /// Where a run is cancelled.
 pub fn cancel(kind: Kind, component: &str, run: &str) -> String {
-    format!("/{}/{}/runs/{}/cancel", kind.plural(), encode_segment(component), encode_segment(run))
+    format!("{}/{}/cancel", runs(kind, component), encode_segment(run))
 }
 
 /// Where the events of a run are attached to.
 pub fn resume(kind: Kind, component: &str, run: &str) -> String {
-    format!("/{}/{}/runs/{}/resume", kind.plural(), encode_segment(component), encode_segment(run))
+    format!("{}/{}/resume", runs(kind, component), encode_segment(run))
 }
 
 /// Where runs of a component are started.

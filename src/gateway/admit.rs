@@ -209,7 +209,7 @@ async fn decide(
     let Arrived { mut path, matched, principal, cluster, user, caller_token } = arrived;
     let mut query = shape::query(call.query.as_deref(), matched.operation)?;
     let mut payload = body::read(call.body.take(), matched.operation, &call.headers, &snapshot.limits).await?;
-    let view = View { door: call.door.as_str(), peer: call.peer, human: call.human, tool: call.tool };
+    let view = View { door: call.door, peer: call.peer, human: call.human, tool: call.tool };
     let ground = Ground {
         gateway,
         snapshot,

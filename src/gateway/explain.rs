@@ -208,11 +208,12 @@ fn policy_on(
     let Some(trail) = &mut exchange.rehearsal else { return };
     let policies = &ground.snapshot.policies;
     let per_item = decision.policies().is_empty() && super::filter::decides_per_item(operation);
-    let said = if decision.is_allow() || per_item { Said::Passed } else { Said::Refused };
+    let allowed = decision.is_allow();
+    let said = if allowed || per_item { Said::Passed } else { Said::Refused };
     let shadow = decision
         .shadow()
         .map(|shadow| json!({ "allow": shadow.allow, "policies": located(policies, &shadow.policies) }));
-    let note = (per_item && !decision.is_allow()).then_some("each item of the list is decided on its own");
+    let note = (per_item && !allowed).then_some("each item of the list is decided on its own");
     trail.add(
         "policy",
         said,

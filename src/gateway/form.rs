@@ -319,7 +319,11 @@ fn write_end(out: &mut BytesMut, boundary: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::body::{self, Payload};
+    use super::super::call::Inbound;
+    use super::super::limits::Limits;
     use super::*;
+    use crate::agentos::Catalog;
 
     fn file() -> Field {
         let head = PartHead { name: "files".into(), filename: Some("a".into()), content_type: None };
@@ -349,5 +353,86 @@ mod tests {
         let sent: Vec<Bytes> = std::iter::from_fn(|| pieces.next()).collect();
         assert_eq!(sent, [Bytes::from_static(b"head"), large.clone(), Bytes::from_static(b"endtail")]);
         assert_eq!(sent[1].as_ptr(), large.as_ptr());
+    }
+
+    const TYPE: &str = "multipart/form-data; boundary=theirs";
+
+    /// A form as a caller writes it: a text, and files of these contents.
+    fn written(files: &[Vec<u8>]) -> Vec<u8> {
+        let mut body = b"--theirs\r\nContent-Disposition: form-data; name=\"message\"\r\n\r\nhi".to_vec();
+        for content in files {
+            let head = "\r\n--theirs\r\nContent-Disposition: form-data; name=\"files\"; filename=\"a\"\r\n\r\n";
+            body.extend_from_slice(head.as_bytes());
+            body.extend_from_slice(content);
+        }
+        body.extend_from_slice(b"\r\n--theirs--\r\n");
+        body
+    }
+
+    /// Names and contents of a form, read whole.
+    fn parts(content_type: &str, body: &[u8]) -> Vec<(PartHead, Vec<u8>)> {
+        let mut parser = Parser::for_content_type(content_type).unwrap();
+        parser.feed(body);
+        let mut parts: Vec<(PartHead, Vec<u8>)> = Vec::new();
+        while let Some(event) = parser.next().unwrap() {
+            match event {
+                Event::Part(head) => parts.push((head, Vec::new())),
+                Event::Data(data) => parts.last_mut().unwrap().1.extend_from_slice(&data),
+                Event::PartEnd | Event::End => {}
+            }
+        }
+        parser.finish().unwrap();
+        parts
+    }
+
+    /// What goes upstream of a body that comes in these pieces, with its content type; says too whether it streamed.
+    async fn passed(pieces: Vec<Bytes>) -> (String, Vec<u8>, bool) {
+        let frames = futures_util::stream::iter(pieces.into_iter().map(|piece| Ok(Frame::data(piece))));
+        let body = http_body_util::BodyExt::boxed_unsync(http_body_util::StreamBody::new(frames));
+        let mut headers = http::HeaderMap::new();
+        headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(TYPE));
+        let row = Catalog::shipped().get("create_agent_run").unwrap();
+        let inbound = Inbound::Stream { length: None, body };
+        let payload = body::read(inbound, row, &headers, &Limits::default()).await;
+        let Payload::Form(form) = payload.unwrap_or_else(|refusal| panic!("{refusal:?}")) else { panic!("no form") };
+        let (content_type, outgoing) = form.into_outgoing();
+        match outgoing {
+            Outgoing::Whole(bytes) => (content_type, bytes.to_vec(), false),
+            Outgoing::Streamed(mut stream) => {
+                let mut sent = Vec::new();
+                while let Some(piece) = std::future::poll_fn(|cx| stream.poll_next(cx)).await {
+                    let piece = piece.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+                    assert!(!piece.is_empty(), "an empty piece would end a chunked body");
+                    sent.extend_from_slice(&piece);
+                }
+                (content_type, sent, true)
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_form_says_the_same_upstream_however_it_comes(
+            sizes in proptest::collection::vec(0_usize..80_000, 0..4),
+            cuts in proptest::collection::vec(1_usize..20_000, 1..40),
+            noise in 0_u8..=255,
+        ) {
+            // Line breaks and dashes, so that much of it may begin a boundary.
+            let content = |size| b"\r\n--theirx".iter().copied().cycle().skip(noise.into()).take(size).collect();
+            let body = written(&sizes.iter().map(|size| content(*size)).collect::<Vec<_>>());
+            let (mut rest, mut pieces) = (Bytes::from(body.clone()), Vec::new());
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                pieces.push(rest.split_to(rest.len().min(*cut)));
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let (content_type, sent, streamed) = runtime.block_on(passed(pieces));
+            proptest::prop_assert_eq!(parts(&content_type, &sent), parts(TYPE, &body));
+            proptest::prop_assert!(streamed || body.len() < 96 << 10, "{} bytes were read whole", body.len());
+        }
     }
 }

@@ -286,7 +286,7 @@ impl Gateway {
         if cluster.version().is_some_and(|version| !operation.versions.include(version)) {
             return false;
         }
-        let view = View { door: door.as_str(), peer, human: false, tool: None };
+        let view = View { door, peer, human: false, tool: None };
         snapshot.policies.decide(&view.ask(principal, cluster, operation, resource_id)).is_allow()
     }
 

@@ -105,7 +105,7 @@ pub(super) fn assign_run(ground: &Ground<'_>, picked: &Picked, payload: &mut Pay
 fn outlives_its_caller(ground: &Ground<'_>, form: &Form) -> bool {
     let operation = ground.operation();
     let detaches = ground.cluster.settings.streams.on_disconnect_of(operation.id) == OnDisconnect::Detach;
-    let by_socket = ground.view.door == Door::WebSocket.as_str();
+    let by_socket = ground.view.door == Door::WebSocket;
     let streams = form.text("stream").is_none_or(is_true);
     (detaches || by_socket) && streams && ground.cluster.version() == Some(Version::V3)
 }

@@ -8,11 +8,12 @@ use crate::agentos::Operation;
 use crate::cluster::Cluster;
 use crate::policy::{Ask, Context, ResourceFacts};
 use crate::principal::Principal;
+use crate::telemetry::Door;
 
 /// The circumstances of a call.
 #[derive(Clone)]
 pub(super) struct View {
-    pub(super) door: &'static str,
+    pub(super) door: Door,
     pub(super) peer: IpAddr,
     pub(super) human: bool,
     /// The MCP tool that makes the call.
@@ -39,7 +40,7 @@ impl View {
                 ..ResourceFacts::new(operation.resource, id, &settings.tenants)
             },
             context: Context {
-                door: self.door,
+                door: self.door.as_str(),
                 cluster: &settings.name,
                 now: SystemTime::now(),
                 source_ip: self.peer,

@@ -27,6 +27,26 @@ pub(crate) enum Agno {
     Newest,
 }
 
+/// Makes a test for each release of a function that takes one.
+macro_rules! on_each_agno {
+    ($($name:ident: $body:ident),+ $(,)?) => {$(
+        mod $name {
+            use crate::agno::Agno;
+
+            #[tokio::test]
+            async fn on_the_oldest_agno() {
+                super::$body(Agno::Oldest).await;
+            }
+
+            #[tokio::test]
+            async fn on_the_newest_agno() {
+                super::$body(Agno::Newest).await;
+            }
+        }
+    )+};
+}
+pub(crate) use on_each_agno;
+
 /// What is common to the replicas of one AgentOS.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::agno::{AgentOs, Agno, Setup};
+use crate::agno::{AgentOs, Agno, Setup, on_each_agno};
 use crate::stack::{AGENTOS_KEY, Settings, Stack, Who, agentos_token};
 
 /// Longest wait for one answer of a Python server on a busy machine.
@@ -481,12 +481,4 @@ async fn continue_is_guarded_on(agno: Agno) {
     }
 }
 
-#[tokio::test]
-async fn continue_is_guarded_on_the_oldest_agno() {
-    continue_is_guarded_on(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn continue_is_guarded_on_the_newest_agno() {
-    continue_is_guarded_on(Agno::Newest).await;
-}
+on_each_agno!(continue_is_guarded: continue_is_guarded_on);

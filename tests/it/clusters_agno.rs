@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::Value;
 
-use crate::agno::{AgentOs, Agno, Setup};
+use crate::agno::{AgentOs, Agno, Setup, on_each_agno};
 use crate::stack::{AGENTOS_KEY, Ask, Flow, Settings, Stack, Who, agentos_token, send_to};
 
 /// Where slow runs start.
@@ -65,15 +65,7 @@ async fn every_cancel_stops_its_run(agno: Agno) {
     assert!(confirmed >= RUNS / 2, "{confirmed} of {RUNS} were confirmed");
 }
 
-#[tokio::test]
-async fn a_hundred_cancels_through_either_gateway_stop_their_runs_on_the_oldest_agno() {
-    every_cancel_stops_its_run(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn a_hundred_cancels_through_either_gateway_stop_their_runs_on_the_newest_agno() {
-    every_cancel_stops_its_run(Agno::Newest).await;
-}
+on_each_agno!(a_hundred_cancels_through_either_gateway_stop_their_runs: every_cancel_stops_its_run);
 
 /// How many runs of a session are stored.
 async fn stored(stack: &Stack, session: &str) -> usize {

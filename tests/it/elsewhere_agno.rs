@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 use tollbridge::cluster::tag_of;
 
-use crate::agno::{AgentOs, Agno, Setup};
+use crate::agno::{AgentOs, Agno, Setup, on_each_agno};
 use crate::clusters_agno::{patient, urls};
 use crate::real_stack::events;
 use crate::stack::{AGENTOS_KEY, Ask, Got, Settings, Stack, Who, within};
@@ -256,15 +256,7 @@ async fn approve(gateways: &mut Gateways, through: Through, started: &Started) {
     assert_eq!(got.status, 200, "{got:?}");
 }
 
-#[tokio::test]
-async fn a_paused_run_goes_on_through_any_gateway_on_the_oldest_agno() {
-    a_paused_run_goes_on(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn a_paused_run_goes_on_through_any_gateway_on_the_newest_agno() {
-    a_paused_run_goes_on(Agno::Newest).await;
-}
+on_each_agno!(a_paused_run_goes_on_through_any_gateway: a_paused_run_goes_on);
 
 async fn a_run_in_the_background_is_cancelled(agno: Agno) {
     const SLOW: [&str; 2] = ["/agents/researcher-slow", "/workflows/slow-report"];
@@ -311,15 +303,7 @@ async fn a_run_in_the_background_is_cancelled(agno: Agno) {
     }
 }
 
-#[tokio::test]
-async fn a_run_in_the_background_is_cancelled_through_any_gateway_on_the_oldest_agno() {
-    a_run_in_the_background_is_cancelled(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn a_run_in_the_background_is_cancelled_through_any_gateway_on_the_newest_agno() {
-    a_run_in_the_background_is_cancelled(Agno::Newest).await;
-}
+on_each_agno!(a_run_in_the_background_is_cancelled_through_any_gateway: a_run_in_the_background_is_cancelled);
 
 /// The places of events in their run.
 fn places(events: &[Value]) -> Vec<u64> {

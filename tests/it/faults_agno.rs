@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tollbridge::cluster::Endpoint;
 
-use crate::agno::Agno;
+use crate::agno::{Agno, on_each_agno};
 use crate::clusters_agno::{SLOW, patient, replicas, slow_run, urls};
 use crate::stack::{Ask, Settings, Stack, Who, open_at, within};
 
@@ -134,15 +134,7 @@ async fn a_killed_replica(agno: Agno) {
     assert_eq!(got.status, 404, "{got:?}");
 }
 
-#[tokio::test]
-async fn a_replica_that_is_killed_costs_its_runs_and_serves_when_it_is_back_on_the_oldest_agno() {
-    a_killed_replica(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn a_replica_that_is_killed_costs_its_runs_and_serves_when_it_is_back_on_the_newest_agno() {
-    a_killed_replica(Agno::Newest).await;
-}
+on_each_agno!(a_replica_that_is_killed_costs_its_runs_and_serves_when_it_is_back: a_killed_replica);
 
 async fn a_hung_replica(agno: Agno) {
     let replicas = replicas(agno).await;
@@ -175,12 +167,4 @@ async fn a_hung_replica(agno: Agno) {
     stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
 }
 
-#[tokio::test]
-async fn a_replica_that_hangs_is_found_by_probes_and_comes_back_on_the_oldest_agno() {
-    a_hung_replica(Agno::Oldest).await;
-}
-
-#[tokio::test]
-async fn a_replica_that_hangs_is_found_by_probes_and_comes_back_on_the_newest_agno() {
-    a_hung_replica(Agno::Newest).await;
-}
+on_each_agno!(a_replica_that_hangs_is_found_by_probes_and_comes_back: a_hung_replica);

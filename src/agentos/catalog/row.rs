@@ -1,4 +1,5 @@
-//! Owns how a catalogue row is written: a base with safe defaults and one `const fn` per column.
+//! Owns how a catalogue row is written, a base with safe defaults and one `const fn` per column, and what follows from the
+//! columns of a row.
 //! Does not hold rows and does not check them (`check`).
 //! Invariant: a column that a row leaves out has the strictest value.
 
