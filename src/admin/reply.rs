@@ -9,7 +9,8 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+use crate::gateway::REQUEST_ID;
+
 const X_CONTENT_TYPE_OPTIONS: HeaderName = HeaderName::from_static("x-content-type-options");
 
 /// A refusal of the admin listener.
@@ -128,7 +129,7 @@ pub(super) fn problem(problem: &Problem, request_id: &str) -> Response<Full<Byte
     *response.status_mut() = problem.status;
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert(X_REQUEST_ID, id);
+        headers.insert(REQUEST_ID, id);
     }
     match problem.status {
         StatusCode::UNAUTHORIZED => {

@@ -19,10 +19,11 @@ mod sticky;
 mod tests;
 mod user_id;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use foldhash::HashMap;
 use http::HeaderValue;
 use uuid::Uuid;
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::call::{Answer, AnswerBody, Call, Caller};
 use super::exchange::Exchange;
@@ -20,6 +20,9 @@ use crate::cluster::{Cluster, ReservedName, UpstreamUser};
 use crate::identity::{Credential, Refused};
 use crate::principal::{ClientCertificate, Principal};
 use crate::quota::{self, Exceeded, ExceededKind, LimitState, NoPlan, Pass, Scope, Work};
+
+/// The field by which a caller chooses among the clusters of its tenant.
+const CHOSEN_CLUSTER: HeaderName = HeaderName::from_static("tollbridge-cluster");
 
 /// Guards against floods from one address, before anything is known about the caller.
 pub(super) fn flood(snapshot: &Snapshot, peer: IpAddr) -> Result<(), Refusal> {
@@ -114,8 +117,7 @@ pub(super) fn cluster(
     let cluster = match &call.cluster {
         Some(name) => snapshot.clusters.named(name, &principal.tenant).map_err(|_| unknown())?,
         None => {
-            let header =
-                call.headers.get("tollbridge-cluster").map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
+            let header = call.headers.get(&CHOSEN_CLUSTER).map(|v| v.to_str().map_err(|_| unknown())).transpose()?;
             snapshot.clusters.choose(call.host.as_deref(), header, &principal.tenant).map_err(|_| unknown())?
         }
     };

@@ -9,12 +9,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::principal::{ClientCertificate, Principal};
 use crate::telemetry::Door;
+
+/// The name of the field by which a request is found again in the logs.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Why a body ended before its end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -232,7 +235,7 @@ impl http_body::Body for AnswerBody {
 
 /// Accepts the caller's `X-Request-Id` when it is 1 to 64 characters of `[A-Za-z0-9-]`, else mints a UUIDv4.
 pub fn request_id(headers: &HeaderMap) -> Arc<str> {
-    let given = headers.get("x-request-id").and_then(|v| v.to_str().ok());
+    let given = headers.get(&REQUEST_ID).and_then(|v| v.to_str().ok());
     let fits = |v: &&str| (1..=64).contains(&v.len()) && v.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     given.filter(fits).map_or_else(
         || Arc::from(&*uuid::Uuid::new_v4().as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),

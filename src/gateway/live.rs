@@ -14,6 +14,9 @@ use tokio::sync::watch;
 const ENDED_MAX: u64 = 100_000;
 const ENDED_TTL: Duration = Duration::from_secs(60 * 60);
 
+/// Runs for which there is room without growing.
+const GOING_USUAL: usize = 64;
+
 /// Cluster and run.
 type Key = (Arc<str>, String);
 
@@ -56,7 +59,9 @@ impl Live {
     pub(super) fn begin(&self, cluster: &Arc<str>, run: &str) -> Going {
         let key = (Arc::clone(cluster), run.to_owned());
         // One that was continued goes on.
-        self.0.ended.invalidate(&key);
+        if self.0.ended.contains_key(&key) {
+            self.0.ended.invalidate(&key);
+        }
         let mut going = self.0.going.lock();
         going.entry(key.clone()).or_insert_with(|| (0, watch::Sender::new(()))).0 += 1;
         Going { tables: Arc::clone(&self.0), key, ended: false }
@@ -91,6 +96,10 @@ impl Drop for Going {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 going.remove(&self.key);
+                // After many runs at once: what they took is given back.
+                if going.len() < GOING_USUAL && going.capacity() > 16 * GOING_USUAL {
+                    going.shrink_to(GOING_USUAL);
+                }
             }
         }
     }

@@ -56,7 +56,9 @@ pub mod fuzzing;
 
 pub use crate::quota::{Correct, Unit};
 pub use approvals::ApprovalSettings;
-pub use call::{Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, StreamBody, request_id};
+pub use call::{
+    Answer, AnswerBody, BodyBroken, Call, Caller, Carrier, Inbound, LocalService, REQUEST_ID, StreamBody, request_id,
+};
 pub use exchange::CLIENT_CLOSED;
 pub use limits::Limits;
 pub use once::Once;

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::bell::muted;
 use super::channel::{Channel, Lane};
 use super::error::BodyError;
 
@@ -76,14 +77,16 @@ impl ResponseBody {
         self
     }
 
-    /// Asks for bytes, moves the connection once, asks again: asking first tells hyper that bytes are wanted.
+    /// Asks for bytes, moves the connection once, asks again: asking first tells hyper that bytes are wanted. Only the
+    /// connection brings any, so that asking wakes nobody, and bytes that come wake nobody.
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Polled {
-        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let mut ask = || muted(|| Pin::new(&mut self.incoming).poll_frame(&mut Context::from_waker(Waker::noop())));
+        let mut polled = ask();
         if polled.is_pending()
             && let Some(channel) = &mut self.channel
         {
             channel.drive(cx);
-            polled = Pin::new(&mut self.incoming).poll_frame(cx);
+            polled = ask();
         }
         polled.map(|frame| frame.map(|result| result.map_err(|error| self.explain(error))))
     }
@@ -97,7 +100,9 @@ impl ResponseBody {
     fn release(&mut self, cx: &mut Context<'_>) {
         self.ended = true;
         let (Some(mut channel), Some(lane)) = (self.channel.take(), self.lane.take()) else { return };
-        channel.drive(cx);
+        if !channel.is_free() {
+            channel.drive(cx);
+        }
         if channel.is_free() {
             lane.put(channel);
         }

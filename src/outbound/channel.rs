@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
 use super::RequestBody;
+use super::bell::{Bell, muted};
 use super::connect::Stream;
 
 /// Largest response head, and the most that is read at once. A buffer grows to it while a peer sends faster than its caller
@@ -35,6 +36,7 @@ pub(super) struct Channel {
     connection: Option<Connection<TokioIo<Stream>, RequestBody>>,
     /// Why it ended, when nobody else was told.
     failure: Option<hyper::Error>,
+    bell: Bell,
     /// Whether it has carried an exchange before.
     pub(super) reused: bool,
     /// The timer of its exchanges, one after the other: moving a timer costs less than making one.
@@ -66,21 +68,22 @@ impl Channel {
             .handshake(TokioIo::new(stream))
             .await?;
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Ok(Self { sender, connection: Some(connection), failure: None, reused: false, timer })
+        Ok(Self { sender, connection: Some(connection), failure: None, bell: Bell::new(), reused: false, timer })
     }
 
-    /// Hands the request to the connection; the future resolves only while somebody drives the channel.
+    /// Hands the request to the connection. The future resolves only when somebody has driven the channel: it need not
+    /// wake anybody.
     pub(super) fn begin(
         &mut self,
         request: http::Request<RequestBody>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, Rejected>> + use<> {
-        self.sender.try_send_request(request)
+        muted(|| self.sender.try_send_request(request))
     }
 
     /// Moves bytes in both directions as far as they go now.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
         let Some(connection) = &mut self.connection else { return };
-        if let Poll::Ready(end) = Pin::new(connection).poll(cx) {
+        if let Poll::Ready(end) = Pin::new(connection).poll(&mut self.bell.wakes(cx)) {
             self.failure = end.err();
             self.connection = None;
         }
@@ -114,23 +117,16 @@ impl Lane {
         Self { host, idle: Mutex::new(VecDeque::new()), idle_max, idle_timeout }
     }
 
-    /// Takes the youngest idle connection that is still open.
-    ///
-    /// The context must be a task's own: with a waker that does nothing the runtime would not report the
-    /// peer's close. Sockets are closed outside the lock.
-    pub(super) fn take(&self, cx: &mut Context<'_>, now: Instant) -> Option<Box<Channel>> {
-        loop {
-            let Idle { mut channel, since } = self.idle.lock().pop_back()?;
-            if now.saturating_duration_since(since) >= self.idle_timeout {
-                self.prune(now);
-                return None;
-            }
-            channel.drive(cx);
-            if channel.is_free() {
-                channel.reused = true;
-                return Some(channel);
-            }
+    /// Takes the youngest idle connection. Its peer may have closed it meanwhile: whoever drives it finds out before a
+    /// byte of a request is sent. Sockets are closed outside the lock.
+    pub(super) fn take(&self, now: Instant) -> Option<Box<Channel>> {
+        let Idle { mut channel, since } = self.idle.lock().pop_back()?;
+        if now.saturating_duration_since(since) >= self.idle_timeout {
+            self.prune(now);
+            return None;
         }
+        channel.reused = true;
+        Some(channel)
     }
 
     /// Keeps a free connection for later, or closes it when the lane is full.

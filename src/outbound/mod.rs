@@ -2,6 +2,7 @@
 //! Does not choose servers (`cluster`), does not retry, follow redirects or decompress; spawns nothing.
 //! Invariant: dropping a send or a response body closes its connection at once, so that the peer sees it.
 
+mod bell;
 mod body;
 mod channel;
 mod connect;
@@ -18,7 +19,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode, Uri, header};
@@ -195,7 +196,7 @@ impl Client {
         now: Instant,
     ) -> Result<Box<Channel>, SendError> {
         if options.freshness == Freshness::Pooled
-            && let Some(channel) = poll_fn(|cx| Poll::Ready(lane.take(cx, now))).await
+            && let Some(channel) = lane.take(now)
         {
             return Ok(channel);
         }
@@ -276,7 +277,8 @@ async fn exchange(
     channel.expect_until(asked_at + header_timeout);
     let answered = poll_fn(|cx| {
         channel.drive(cx);
-        if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
+        // Only the drive makes it ready.
+        if let Poll::Ready(answered) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Poll::Ready(answered.map_err(|rejected| Stopped::Rejected(Box::new(rejected))));
         }
         while channel.is_overdue(cx) {

@@ -108,6 +108,28 @@ async fn connection_is_reused_and_names_its_host() {
 }
 
 #[tokio::test]
+async fn bytes_that_nobody_asked_for_answer_nobody() {
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut socket = accept(&listener).await;
+        answer(&mut socket, OK).await;
+        let stray = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstray";
+        socket.write_all(stray.as_bytes()).await.unwrap();
+        let mut next = accept(&listener).await;
+        answer(&mut next, OK).await;
+        (socket, next)
+    };
+    let asks = async {
+        assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
+        // What the peer sends meanwhile is there when the connection is taken.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
+    };
+    let (_sockets, ()) = join(server, asks).await;
+}
+
+#[tokio::test]
 async fn clean_ends_pool_and_others_do_not() {
     for (response, pooled) in [
         (OK, 1),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header};
 use pingora::protocols::http::ServerSession;
 
 use super::cors;
@@ -20,11 +20,12 @@ use super::settings::Settings;
 use super::sockets::Sockets;
 use super::tls::TlsAcceptor;
 use super::websocket;
-use crate::gateway::{Answer, Call, Caller, Carrier, Code, Gateway, Inbound, LocalService, Refusal, Stage, request_id};
+use crate::gateway::{
+    Answer, Call, Caller, Carrier, Code, Gateway, Inbound, Limits, LocalService, REQUEST_ID, Refusal, Stage, request_id,
+};
 use crate::principal::ClientCertificate;
 use crate::telemetry::{Door, Telemetry};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// How long the rest of a refused body is read before the connection is closed instead.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Largest body of a refused request that is read to its end so that the connection can be used again.
@@ -79,13 +80,14 @@ impl HttpDoor {
     /// Runs one exchange on a session whose head was read; says whether the connection may serve another. The session
     /// stays where it is: it is large.
     pub(super) async fn exchange(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> bool {
-        session.set_write_timeout(Some(self.gateway.limits().write_timeout));
+        let limits = self.gateway.limits();
+        session.set_write_timeout(Some(limits.write_timeout));
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         if let ServerSession::H1(session) = session {
             // `reply` decides that: an interim answer and a small body left unread are no reason.
             session.set_close_on_response_before_downstream_finish(false);
         }
-        if !matches!(self.answer(session, peer).await, Ok(Upgraded::No)) {
+        if !matches!(self.answer(session, peer, &limits).await, Ok(Upgraded::No)) {
             return false;
         }
         // A close on unread bytes is a reset, which may overtake the answer.
@@ -93,7 +95,12 @@ impl HttpDoor {
             || (session.finish_body().await.is_ok() && session.drain_request_body().await.is_ok())
     }
 
-    async fn answer(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> Result<Upgraded, Gone> {
+    async fn answer(
+        self: &Arc<Self>,
+        session: &mut ServerSession,
+        peer: &Peer,
+        limits: &Limits,
+    ) -> Result<Upgraded, Gone> {
         let front = self.front.load_full();
         let request = session.req_header();
         let (method, headers) = (request.method.clone(), request.headers.clone());
@@ -101,7 +108,6 @@ impl HttpDoor {
         let host = host_of(&request.uri, &headers);
         let id = request_id(&headers);
         let wishes = Wishes::of(&front.settings, &method, &headers);
-        let limits = self.gateway.limits();
         let refused = match &host {
             None => Some((Code::BadHead, "authority")),
             // HTTP/1 heads were counted before they were parsed.
@@ -276,9 +282,11 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
     if !head::is_authority(authority) {
         return None;
     }
-    let text = std::str::from_utf8(authority).ok()?.to_ascii_lowercase();
-    let end = if text.starts_with('[') { text.find(']').map(|at| at + 1) } else { text.find(':') };
-    text.get(..end.unwrap_or(text.len())).map(str::to_owned)
+    let end = match authority.starts_with(b"[") {
+        true => memchr::memchr(b']', authority).map(|at| at + 1),
+        false => memchr::memchr(b':', authority),
+    };
+    String::from_utf8(authority.get(..end.unwrap_or(authority.len()))?.to_ascii_lowercase()).ok()
 }
 
 /// Says whether the request body is declared to be so small that the rest of it is read when nobody wants it.

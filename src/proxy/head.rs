@@ -4,10 +4,10 @@
 
 use std::net::Ipv6Addr;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, Sleep};
 
@@ -75,8 +75,8 @@ where
     let mut deadline = None;
     let mut searched = 0_usize;
     loop {
-        if let Some(at) = memmem::find(buffer.get(searched..).unwrap_or_default(), b"\r\n\r\n") {
-            let head = buffer.get(..searched + at + 4).unwrap_or_default();
+        if let Some(end) = end_of_head(buffer, searched) {
+            let head = buffer.get(..end).unwrap_or_default();
             if head == HTTP2_PREFACE {
                 return Ok(Head::Http2);
             }
@@ -92,7 +92,7 @@ where
         if buffer.len() > limits.bytes_max {
             return Err(BadHead::TooLarge);
         }
-        searched = buffer.len().saturating_sub(3);
+        searched = buffer.len();
         let now = Instant::now();
         let left = deadline.get_or_insert(now + limits.timeout).saturating_duration_since(now);
         match more(stream, buffer, left).await {
@@ -130,21 +130,33 @@ async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesM
     }
 }
 
+/// Where the first blank line ends, when none ends before `searched`.
+fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
+    let ends = memchr::memchr_iter(b'\n', bytes.get(searched..)?).map(|at| searched + at + 1);
+    ends.into_iter().find(|end| bytes.get(..*end).is_some_and(|head| head.ends_with(b"\r\n\r\n")))
+}
+
 /// Checks a complete head, blank line included.
 pub(super) fn check(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
-    use BadHead::Malformed;
-    if has_bare_break(head) || head.contains(&0) {
-        return Err(Malformed("bare_line_break"));
+    let checked = check_lines(head, fields_max);
+    // No line that passes holds one, so only a head that is refused is asked for it: it says most.
+    match checked {
+        Err(_) if has_bare_break(head) || head.contains(&0) => Err(BadHead::Malformed("bare_line_break")),
+        checked => checked,
     }
-    let text = head.get(..head.len().saturating_sub(4)).unwrap_or_default();
+}
+
+fn check_lines(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
+    use BadHead::Malformed;
+    let text = head.strip_suffix(b"\r\n\r\n").ok_or(Malformed("bare_line_break"))?;
     let mut lines = lines_of(text);
-    let http10 = request_line(lines.next().unwrap_or_default())?;
+    let http10 = request_line(lines.next().unwrap_or(Ok(b""))?)?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
         if at >= fields_max {
             return Err(BadHead::TooLarge);
         }
-        seen.field(line)?;
+        seen.field(line?)?;
     }
     match (seen.hosts, http10) {
         (1, _) | (0, true) => {}
@@ -228,34 +240,34 @@ fn request_line(line: &[u8]) -> Result<bool, BadHead> {
 
 /// Says whether a `Host` value is `host` or `host:port` (RFC 9110 §7.2), without user info or path.
 pub(super) fn is_authority(value: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(value) else { return false };
-    let (host, port) = match text.strip_prefix('[') {
+    let (named, port) = match value.strip_prefix(b"[") {
         Some(rest) => {
-            let Some((address, tail)) = rest.split_once(']') else { return false };
-            if address.parse::<Ipv6Addr>().is_err() {
-                return false;
-            }
-            ("v6", tail)
+            let Some(end) = memchr::memchr(b']', rest) else { return false };
+            let (address, tail) = rest.split_at(end);
+            (parsed::<Ipv6Addr>(address).is_some(), tail.get(1..).unwrap_or_default())
         }
-        None => match text.find(':') {
-            Some(at) => text.split_at(at),
-            None => (text, ""),
-        },
+        None => {
+            let (host, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
+            ((1..=253).contains(&host.len()) && all_are(host, HOST), port)
+        }
     };
-    let named = !host.is_empty()
-        && host.len() <= 253
-        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-    let ported = match port.strip_prefix(':') {
+    let ported = match port.strip_prefix(b":") {
         None => port.is_empty(),
-        Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
+        Some(digits) => digits.iter().all(u8::is_ascii_digit) && parsed::<u16>(digits).is_some(),
     };
     named && ported
+}
+
+fn parsed<T: FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Characters of a field name (RFC 9110 §5.6.2).
 const TOKEN: u8 = 1;
 /// Characters of a request target; a fragment is none of it.
 const TARGET: u8 = 2;
+/// Characters of a host name, and of those that are none but are in use.
+const HOST: u8 = 4;
 
 /// What each byte may stand in. One look per byte: this runs over every byte of every head.
 #[allow(clippy::indexing_slicing, reason = "computed while compiling")]
@@ -271,7 +283,8 @@ const KINDS: [u8; 256] = {
         );
         let token = if b.is_ascii_alphanumeric() || mark { TOKEN } else { 0 };
         let target = if b > 0x20 && b < 0x7f && b != b'#' { TARGET } else { 0 };
-        kinds[at] = token | target;
+        let host = if b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_') { HOST } else { 0 };
+        kinds[at] = token | target | host;
         at += 1;
     }
     kinds
@@ -300,18 +313,14 @@ fn has_bare_break(bytes: &[u8]) -> bool {
     })
 }
 
-fn lines_of(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The lines of a text; one that ends without a carriage return is an error.
+fn lines_of(text: &[u8]) -> impl Iterator<Item = Result<&[u8], BadHead>> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
         let text = rest?;
-        // `has_bare_break` was asked before: every line feed has its carriage return.
-        match memchr::memchr(b'\n', text) {
-            Some(at) => {
-                rest = text.get(at + 1..);
-                text.get(..at.saturating_sub(1))
-            }
-            None => rest.take(),
-        }
+        let Some(at) = memchr::memchr(b'\n', text) else { return rest.take().map(Ok) };
+        rest = text.get(at + 1..);
+        Some(text.get(..at)?.strip_suffix(b"\r").ok_or(BadHead::Malformed("bare_line_break")))
     })
 }
 

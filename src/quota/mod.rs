@@ -27,12 +27,12 @@ mod table;
 mod tests;
 mod upkeep;
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 

@@ -1,9 +1,11 @@
 //! Owns which plan applies to a caller: the tenant table, else the plan its credential names, else
 //! the default. Does not count (`account`). Lookups do not allocate.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::HashMap;
 
 use crate::principal::{Principal, TenantId};
 

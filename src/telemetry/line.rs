@@ -178,7 +178,9 @@ impl Line {
     /// Cut to its limit, control characters replaced: JSON escapes C0 only, terminals obey C1, too.
     fn quoted(&mut self, text: &str) {
         let text = text.get(..text.floor_char_boundary(TEXT_BYTES_MAX)).unwrap_or_default();
-        if text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
+        // Without an early end several bytes are looked at at once.
+        let is_plain = |b: u8| (b' '..=b'~').contains(&b) & (b != b'"') & (b != b'\\');
+        if text.bytes().fold(true, |plain, b| plain & is_plain(b)) {
             self.0.push(b'"');
             self.0.extend_from_slice(text.as_bytes());
             self.0.push(b'"');

@@ -139,7 +139,7 @@ pub(super) struct Metrics {
     config_reloads: IntCounterVec,
     lines_dropped: IntCounterVec,
     audit_failures: IntCounterVec,
-    tenants: ArcSwap<HashSet<TenantId>>,
+    tenants: ArcSwap<foldhash::HashSet<TenantId>>,
     models: FirstNames,
     policies: FirstNames,
     endpoints: FirstNames,
@@ -196,7 +196,7 @@ impl Metrics {
             config_reloads: counter(&registry, &CONFIG_RELOADS),
             lines_dropped: counter(&registry, &LINES_DROPPED),
             audit_failures: counter(&registry, &AUDIT_FAILURES),
-            tenants: ArcSwap::from_pointee(tenants),
+            tenants: ArcSwap::from_pointee(tenants.into_iter().collect()),
             models: FirstNames::new(MODELS_MAX),
             policies: FirstNames::new(POLICIES_MAX),
             endpoints: FirstNames::new(ENDPOINTS_MAX),
@@ -308,7 +308,7 @@ impl Metrics {
     }
 
     pub(super) fn set_tenants(&self, tenants: HashSet<TenantId>) {
-        self.tenants.store(Arc::new(tenants));
+        self.tenants.store(Arc::new(tenants.into_iter().collect()));
         // Handles were chosen under the old names.
         self.exchanges.write().clear();
         self.used.clear();
