@@ -14,7 +14,7 @@ use tokio::sync::watch;
 const ENDED_MAX: u64 = 100_000;
 const ENDED_TTL: Duration = Duration::from_secs(60 * 60);
 
-/// Runs for which there is room without growing.
+/// Runs for which room is kept when a burst is over.
 const GOING_USUAL: usize = 64;
 
 /// Cluster and run.
@@ -58,7 +58,7 @@ impl Live {
     /// Lists a run as going on.
     pub(super) fn begin(&self, cluster: &Arc<str>, run: &str) -> Going {
         let key = (Arc::clone(cluster), run.to_owned());
-        // One that was continued goes on.
+        // One that was continued goes on. Most were not, and forgetting what is not there takes room in the cache.
         if self.0.ended.contains_key(&key) {
             self.0.ended.invalidate(&key);
         }

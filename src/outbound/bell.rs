@@ -1,6 +1,7 @@
 //! Owns waking the task that moves a connection.
 //! Does not poll anything.
-//! Invariant: a ring is lost only on the thread that mutes it, and whoever mutes it moves the connection afterwards.
+//! Invariant: a ring is lost only on the thread that mutes it, and whoever mutes it drives the connection before it next
+//! waits.
 //!
 //! Both ends of hyper's channels are polled by one task, one after the other. Each would wake that task for what it is
 //! just about to look at, and a task that is woken while it runs is run once more from its top: three more runs for each
@@ -25,8 +26,8 @@ pub(super) struct Bell {
 #[derive(Default)]
 struct Listener(AtomicWaker);
 
-/// Mutes until it is dropped.
-struct Muted;
+/// Mutes until it is dropped; holds what was before.
+struct Muted(bool);
 
 // === impl Bell ===
 
@@ -36,24 +37,23 @@ impl Bell {
         Self { waker: Waker::from(Arc::clone(&listener)), listener }
     }
 
-    /// Wakes the task of `cx` from now on; returns the context in which the connection is polled.
-    pub(super) fn wakes(&self, cx: &Context<'_>) -> Context<'_> {
+    /// Wakes the task of `cx` from now on; returns the context to poll the connection in.
+    pub(super) fn listen(&self, cx: &Context<'_>) -> Context<'_> {
         self.listener.0.register(cx.waker());
         Context::from_waker(&self.waker)
     }
 }
 
-/// Does something that rings the bell of the connection that the caller is about to move anyway, or has no need to move
-/// yet. Whatever rings on other threads is heard.
+/// Does something that rings the bell of a connection which the caller drives before it next waits. It must run no code
+/// that is not hyper's: every bell is muted on this thread. What rings on other threads is heard.
 pub(super) fn muted<T>(work: impl FnOnce() -> T) -> T {
-    MUTED.set(true);
-    let _muted = Muted;
+    let _muted = Muted(MUTED.replace(true));
     work()
 }
 
 impl Drop for Muted {
     fn drop(&mut self) {
-        MUTED.set(false);
+        MUTED.set(self.0);
     }
 }
 
@@ -92,13 +92,13 @@ mod tests {
         let task = Waker::from(Arc::clone(&woken));
         let bell = Bell::new();
         let rings = || woken.0.load(Ordering::Relaxed);
-        let ring = bell.wakes(&Context::from_waker(&task)).waker().clone();
+        let ring = bell.listen(&Context::from_waker(&task)).waker().clone();
         muted(|| ring.wake_by_ref());
         assert_eq!(rings(), 0);
         muted(|| std::thread::scope(|scope| drop(scope.spawn(|| ring.wake_by_ref()).join())));
         assert_eq!(rings(), 1);
         // A waker is used up; who polls again listens again.
-        bell.wakes(&Context::from_waker(&task));
+        bell.listen(&Context::from_waker(&task));
         ring.wake();
         assert_eq!(rings(), 2);
     }

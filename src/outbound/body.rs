@@ -77,8 +77,8 @@ impl ResponseBody {
         self
     }
 
-    /// Asks for bytes, moves the connection once, asks again: asking first tells hyper that bytes are wanted. Only the
-    /// connection brings any, so that asking wakes nobody, and bytes that come wake nobody.
+    /// Asks for bytes, moves the connection once, asks again: taking the bytes that wait makes room for more. Only the
+    /// drive brings any, so neither asking nor what comes has to wake anybody.
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Polled {
         let mut ask = || muted(|| Pin::new(&mut self.incoming).poll_frame(&mut Context::from_waker(Waker::noop())));
         let mut polled = ask();

@@ -14,6 +14,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep};
 
 use super::RequestBody;
@@ -71,19 +72,19 @@ impl Channel {
         Ok(Self { sender, connection: Some(connection), failure: None, bell: Bell::new(), reused: false, timer })
     }
 
-    /// Hands the request to the connection. The future resolves only when somebody has driven the channel: it need not
-    /// wake anybody.
+    /// Hands the request to the connection. Only driving the channel makes the future ready, so it need not wake anybody;
+    /// a spent budget of the task must not hide that it is ready (`tokio::task::coop`).
     pub(super) fn begin(
         &mut self,
         request: http::Request<RequestBody>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, Rejected>> + use<> {
-        muted(|| self.sender.try_send_request(request))
+        unconstrained(muted(|| self.sender.try_send_request(request)))
     }
 
     /// Moves bytes in both directions as far as they go now.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
         let Some(connection) = &mut self.connection else { return };
-        if let Poll::Ready(end) = Pin::new(connection).poll(&mut self.bell.wakes(cx)) {
+        if let Poll::Ready(end) = Pin::new(connection).poll(&mut self.bell.listen(cx)) {
             self.failure = end.err();
             self.connection = None;
         }
@@ -117,8 +118,9 @@ impl Lane {
         Self { host, idle: Mutex::new(VecDeque::new()), idle_max, idle_timeout }
     }
 
-    /// Takes the youngest idle connection. Its peer may have closed it meanwhile: whoever drives it finds out before a
-    /// byte of a request is sent. Sockets are closed outside the lock.
+    /// Takes the youngest idle connection. Its peer may have closed it meanwhile, or said what nobody asked for: whoever
+    /// drives it finds out before a byte of a request is sent, as far as the runtime has heard of it. Sockets are closed
+    /// outside the lock.
     pub(super) fn take(&self, now: Instant) -> Option<Box<Channel>> {
         let Idle { mut channel, since } = self.idle.lock().pop_back()?;
         if now.saturating_duration_since(since) >= self.idle_timeout {

@@ -13,7 +13,6 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
@@ -22,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use foldhash::HashMap;
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -84,7 +84,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     settings: Settings,
     connector: Connector,
-    lanes: RwLock<HashMap<Origin, Arc<Lane>, foldhash::fast::RandomState>>,
+    lanes: RwLock<HashMap<Origin, Arc<Lane>>>,
 }
 
 // === impl Settings ===
@@ -152,6 +152,7 @@ impl Client {
     ) -> Result<Response<ResponseBody>, Unsent> {
         let lane = self.lane(origin);
         prepare(&lane, &mut request);
+        let (mut request, taken) = count_long_body(request);
         loop {
             let mut asked_at = Instant::now();
             let channel = match self.channel(origin, &lane, options, asked_at).await {
@@ -162,7 +163,7 @@ impl Client {
             if !reused {
                 asked_at = Instant::now();
             }
-            match exchange(channel, request, (asked_at, options.header_timeout), &lane).await {
+            match exchange(channel, request, taken.as_deref(), (asked_at, options.header_timeout), &lane).await {
                 Ok(response) => return check(response).map_err(Unsent::consumed),
                 Err(Stopped::HeaderTimeout) => {
                     return Err(Unsent::consumed(SendError::HeaderTimeout(options.header_timeout)));
@@ -264,14 +265,14 @@ fn prepare(lane: &Lane, request: &mut Request<RequestBody>) {
     }
 }
 
-/// Drives the connection until the response head is there.
+/// Drives the connection until the response head is there; `taken` counts what it takes of a long request body.
 async fn exchange(
     mut channel: Box<Channel>,
     request: Request<RequestBody>,
+    taken: Option<&AtomicU64>,
     (asked_at, header_timeout): (Instant, Duration),
     lane: &Arc<Lane>,
 ) -> Result<Response<ResponseBody>, Stopped> {
-    let (request, taken) = count_long_body(request);
     let mut seen = 0;
     let mut answer = pin!(channel.begin(request));
     channel.expect_until(asked_at + header_timeout);
@@ -282,7 +283,7 @@ async fn exchange(
             return Poll::Ready(answered.map_err(|rejected| Stopped::Rejected(Box::new(rejected))));
         }
         while channel.is_overdue(cx) {
-            let now = taken.as_ref().map_or(0, |taken| taken.load(Ordering::Relaxed));
+            let now = taken.map_or(0, |taken| taken.load(Ordering::Relaxed));
             if now == seen {
                 return Poll::Ready(Err(Stopped::HeaderTimeout));
             }

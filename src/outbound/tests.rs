@@ -108,6 +108,52 @@ async fn connection_is_reused_and_names_its_host() {
 }
 
 #[tokio::test]
+async fn a_peer_that_restarted_is_asked_once_its_dead_connections_are_used_up() {
+    // A task's budget is spent on the dead ones (tokio's is 128 a run): the request goes on all the same.
+    const IDLE: usize = 64;
+    let (listener, origin) = listen().await;
+    let client = client();
+    let server = async {
+        let mut sockets = Vec::new();
+        for _ in 0..IDLE {
+            sockets.push(accept(&listener).await);
+        }
+        for socket in &mut sockets {
+            answer(socket, OK).await;
+        }
+        sockets
+    };
+    // Each in a task of its own, with its own budget.
+    let asks = futures_util::future::join_all((0..IDLE).map(|_| {
+        let (client, origin) = (client.clone(), origin.clone());
+        tokio::spawn(async move { ask(&client, &origin).await })
+    }));
+    let (answers, sockets) = join(asks, server).await;
+    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(Result::is_ok)));
+    assert_eq!(client.idle_connections(&origin), IDLE);
+    drop(sockets);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let restarted = async {
+        let mut socket = accept(&listener).await;
+        let (head, body) = (read_head(&mut socket).await, async {
+            let mut chunk = [0; 9];
+            socket.read_exact(&mut chunk).await.unwrap();
+            socket.write_all(OK.as_bytes()).await.unwrap();
+            chunk
+        });
+        (head, body.await)
+    };
+    let (feed, fed) = mpsc::channel(1);
+    feed.send(Ok("fed")).await.unwrap();
+    drop(feed);
+    let request = Request::post("/").body(Fed(fed).boxed_unsync()).unwrap();
+    let asked = async { text(client.send(&origin, request, &SendOptions::default()).await.unwrap()).await.unwrap() };
+    let ((head, chunk), answered) = join(restarted, asked).await;
+    assert!(head.starts_with("POST / "), "{head}");
+    assert_eq!((&chunk[..3], &*answered), (&b"3\r\n"[..], "ok"));
+}
+
+#[tokio::test]
 async fn bytes_that_nobody_asked_for_answer_nobody() {
     let (listener, origin) = listen().await;
     let client = client();

@@ -16,12 +16,13 @@ mod scopes;
 mod sieve;
 mod slice;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 
 use cedar_policy::Schema;
+use foldhash::HashMap;
 
 use crate::agentos::Operation;
 
@@ -71,7 +72,7 @@ pub struct Policies {
     schema: Schema,
     names: Names,
     scopes: ScopesMode,
-    slices: HashMap<&'static str, Slice, foldhash::fast::RandomState>,
+    slices: HashMap<&'static str, Slice>,
     rows: BTreeMap<&'static str, &'static Operation>,
     locations: BTreeMap<String, Location>,
     memo: Memo,
@@ -191,7 +192,7 @@ fn slices(
     names: &Names,
     enforced: &[Loaded],
     shadow: &[Loaded],
-) -> Option<HashMap<&'static str, Slice, foldhash::fast::RandomState>> {
+) -> Option<HashMap<&'static str, Slice>> {
     let rules = slice::rules(enforced, shadow)?;
     rows.iter().map(|row| Some((row.id, Slice::new(row, names, &rules)?))).collect()
 }

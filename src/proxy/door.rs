@@ -282,9 +282,10 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
     if !head::is_authority(authority) {
         return None;
     }
-    let end = match authority.starts_with(b"[") {
-        true => memchr::memchr(b']', authority).map(|at| at + 1),
-        false => memchr::memchr(b':', authority),
+    let end = if authority.starts_with(b"[") {
+        memchr::memchr(b']', authority).map(|at| at + 1)
+    } else {
+        memchr::memchr(b':', authority)
     };
     String::from_utf8(authority.get(..end.unwrap_or(authority.len()))?.to_ascii_lowercase()).ok()
 }

@@ -38,6 +38,9 @@ pub(super) enum BadHead {
     Slow,
 }
 
+/// A line that ends in another way than RFC 9112 §2.2 has it, or NUL.
+const BARE_BREAK: BadHead = BadHead::Malformed("bare_line_break");
+
 /// How large a head may be, and how long it may take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadLimits {
@@ -87,7 +90,7 @@ where
         }
         // A bare line feed could end the head for another parser: do not wait for more.
         if has_bare_break(buffer) {
-            return Err(BadHead::Malformed("bare_line_break"));
+            return Err(BARE_BREAK);
         }
         if buffer.len() > limits.bytes_max {
             return Err(BadHead::TooLarge);
@@ -132,23 +135,23 @@ async fn more<S: AsyncRead + Unpin + ?Sized>(stream: &mut S, buffer: &mut BytesM
 
 /// Where the first blank line ends, when none ends before `searched`.
 fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
-    let ends = memchr::memchr_iter(b'\n', bytes.get(searched..)?).map(|at| searched + at + 1);
-    ends.into_iter().find(|end| bytes.get(..*end).is_some_and(|head| head.ends_with(b"\r\n\r\n")))
+    let mut ends = memchr::memchr_iter(b'\n', bytes.get(searched..)?).map(|at| searched + at + 1);
+    ends.find(|end| bytes.get(..*end).is_some_and(|head| head.ends_with(b"\r\n\r\n")))
 }
 
 /// Checks a complete head, blank line included.
 pub(super) fn check(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
     let checked = check_lines(head, fields_max);
-    // No line that passes holds one, so only a head that is refused is asked for it: it says most.
+    // A head that passes holds neither. Of one that does not, this says more than what was met first.
     match checked {
-        Err(_) if has_bare_break(head) || head.contains(&0) => Err(BadHead::Malformed("bare_line_break")),
+        Err(_) if has_bare_break(head) || head.contains(&0) => Err(BARE_BREAK),
         checked => checked,
     }
 }
 
 fn check_lines(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
     use BadHead::Malformed;
-    let text = head.strip_suffix(b"\r\n\r\n").ok_or(Malformed("bare_line_break"))?;
+    let text = head.strip_suffix(b"\r\n\r\n").ok_or(BARE_BREAK)?;
     let mut lines = lines_of(text);
     let http10 = request_line(lines.next().unwrap_or(Ok(b""))?)?;
     let mut seen = Seen::default();
@@ -320,7 +323,7 @@ fn lines_of(text: &[u8]) -> impl Iterator<Item = Result<&[u8], BadHead>> {
         let text = rest?;
         let Some(at) = memchr::memchr(b'\n', text) else { return rest.take().map(Ok) };
         rest = text.get(at + 1..);
-        Some(text.get(..at)?.strip_suffix(b"\r").ok_or(BadHead::Malformed("bare_line_break")))
+        Some(text.get(..at)?.strip_suffix(b"\r").ok_or(BARE_BREAK))
     })
 }
 

@@ -3,9 +3,8 @@
 //! Invariant: holds at most `cap` keys; forgetting an idle key changes no decision.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, Hash, RandomState};
 
-use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 /// Not a power of two: a full table of a million keys must not just miss the size at which a shard's map doubles.
@@ -33,7 +32,7 @@ impl<K: Hash + Eq, V> Table<K, V> {
     pub(super) fn new(cap: usize) -> Self {
         let shard = || Mutex::new(Shard { entries: HashMap::default(), sweep_after: 0 });
         Self {
-            hasher: RandomState::default(),
+            hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| shard()).collect(),
             shard_cap: cap.div_ceil(SHARDS),
         }

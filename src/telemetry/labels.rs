@@ -2,8 +2,7 @@
 //! labels that every exchange counts under to their handles.
 //! Does not know metrics.
 
-use std::collections::{HashMap, HashSet};
-
+use foldhash::{HashMap, HashSet};
 use parking_lot::RwLock;
 
 /// The value for everything that does not fit.
@@ -14,7 +13,7 @@ const VALUE_BYTES_MAX: usize = 128;
 /// The first names seen, up to a number; later ones are `other`.
 pub(super) struct FirstNames {
     names_max: usize,
-    seen: RwLock<HashSet<Box<str>, foldhash::fast::RandomState>>,
+    seen: RwLock<HashSet<Box<str>>>,
 }
 
 impl FirstNames {
@@ -44,7 +43,7 @@ impl FirstNames {
 /// Handles by a bounded name and a word from a closed set: the labels of one are put together once.
 pub(super) struct Handles<H>(RwLock<ByName<Words<H>>>);
 
-type ByName<T> = HashMap<Box<str>, T, foldhash::fast::RandomState>;
+type ByName<T> = HashMap<Box<str>, T>;
 type Words<H> = Vec<(&'static str, H)>;
 
 // === impl Handles ===

@@ -3,7 +3,7 @@
 //! Invariants: the table is the contract that dashboards rely on; the handles of an exchange are looked up once per
 //! label set, and there is a bound to those sets beyond which cluster and tenant become `other`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -145,7 +145,7 @@ pub(super) struct Metrics {
     endpoints: FirstNames,
     decided: Handles<IntCounter>,
     used: Handles<Gauge>,
-    exchanges: RwLock<HashMap<ExchangeSet, Arc<ExchangeHandles>, foldhash::fast::RandomState>>,
+    exchanges: RwLock<foldhash::HashMap<ExchangeSet, Arc<ExchangeHandles>>>,
 }
 
 /// Everything of an exchange that chooses its handles.
