@@ -1,6 +1,7 @@
 //! Measures the gateway against a bare pingora proxy: requests per second, CPU per request, delay of streamed events.
 //! Does not judge: it prints medians and ratios; `benches/README.md` states the budgets.
-//! Every role is a process of its own; the two proxies are loaded in turns, so that drift hits both alike.
+//! Every role is a process of its own; the two proxies are loaded in turns, so that drift hits both alike, and started anew
+//! for each round: where its memory happens to lie can make one process a tenth faster than the next.
 
 #![allow(
     clippy::unwrap_used,
@@ -114,24 +115,20 @@ fn now_us() -> u128 {
 // === the comparison ===
 
 async fn compare() {
-    let folder = tempfile::tempdir().unwrap();
     let upstream = Role::start(&["upstream"]);
-    let bare = Role::start(&["bare", &upstream.address.to_string()]);
-    let (gateway, token) = gateway(folder.path(), upstream.address);
-    let memories = request("/memories", &token);
-    let agents = request("/agents", &token);
-    for (address, request) in [(bare.address, &memories), (gateway.address, &memories), (gateway.address, &agents)] {
-        wait_until_up(address, request).await;
-        load(address, request, Duration::from_millis(500)).await;
-    }
     let (mut bare_runs, mut proxied, mut cached) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        bare_runs.push(measure(&bare, &memories).await);
-        proxied.push(measure(&gateway, &memories).await);
-        cached.push(measure(&gateway, &agents).await);
+        let stand = Stand::start(&upstream).await;
+        bare_runs.push(measure(&stand.bare, &stand.memories).await);
+        proxied.push(measure(&stand.gateway, &stand.memories).await);
+        cached.push(measure(&stand.gateway, &stand.agents).await);
     }
+    let stand = Stand::start(&upstream).await;
     let [bare_median, proxied_median, cached_median] = [bare_runs, proxied, cached].map(median);
-    println!("{CONNECTIONS} connections, {ROUNDS} rounds of {} s each, interleaved; medians", ROUND.as_secs());
+    println!(
+        "{CONNECTIONS} connections, {ROUNDS} rounds of {} s each, each with new processes, interleaved; medians",
+        ROUND.as_secs()
+    );
     let line =
         |name: &str, (rate, cpu): (f64, f64)| println!("{name:<28} {rate:>9.0} requests/s  {cpu:>6.1} us CPU each");
     line("bare pingora, proxied", bare_median);
@@ -145,12 +142,39 @@ async fn compare() {
         "CPU, cached against proxied:               {:.2} (budget: below 1.00)",
         cached_median.1 / proxied_median.1
     );
-    let delays = [("direct", upstream.address), ("bare pingora", bare.address), ("tollbridge", gateway.address)];
+    let delays =
+        [("direct", upstream.address), ("bare pingora", stand.bare.address), ("tollbridge", stand.gateway.address)];
     for (name, address) in delays {
-        let mut delays = stream_delays(address, &token).await;
+        let mut delays = stream_delays(address, &stand.token).await;
         delays.sort_unstable();
         let (p50, p99) = (delays[delays.len() / 2], delays[delays.len() * 99 / 100]);
         println!("event delay, {name:<14} p50 {p50:>5} us  p99 {p99:>5} us  (budget: 50,000 us)");
+    }
+}
+
+/// The two proxies, up and warm.
+struct Stand {
+    bare: Role,
+    gateway: Role,
+    token: String,
+    memories: Vec<u8>,
+    agents: Vec<u8>,
+    /// Holds the gateway's configuration and logs.
+    _folder: tempfile::TempDir,
+}
+
+impl Stand {
+    async fn start(upstream: &Role) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bare = Role::start(&["bare", &upstream.address.to_string()]);
+        let (gateway, token) = gateway(folder.path(), upstream.address);
+        let (memories, agents) = (request("/memories", &token), request("/agents", &token));
+        for (address, request) in [(bare.address, &memories), (gateway.address, &memories), (gateway.address, &agents)]
+        {
+            wait_until_up(address, request).await;
+            load(address, request, Duration::from_millis(500)).await;
+        }
+        Self { bare, gateway, token, memories, agents, _folder: folder }
     }
 }
 

@@ -123,7 +123,8 @@ async fn serve(mut socket: TcpStream) {
         }
         let body = String::from_utf8_lossy(&buffer).into_owned();
         buffer = Vec::new();
-        if head.contains("/runs") {
+        // Only the start of a run streams: cancels and look-ups are answered at once, as AgentOS does.
+        if head.contains("/runs HTTP/") {
             return run(socket, body.contains("flood")).await;
         }
         let body = if head.contains("/memories") {

@@ -124,12 +124,13 @@ async fn a_peer_that_restarted_is_asked_once_its_dead_connections_are_used_up() 
         sockets
     };
     // Each in a task of its own, with its own budget.
-    let asks = futures_util::future::join_all((0..IDLE).map(|_| {
+    let mut asks = tokio::task::JoinSet::new();
+    for _ in 0..IDLE {
         let (client, origin) = (client.clone(), origin.clone());
-        tokio::spawn(async move { ask(&client, &origin).await })
-    }));
-    let (answers, sockets) = join(asks, server).await;
-    assert!(answers.iter().all(|answer| answer.as_ref().is_ok_and(Result::is_ok)));
+        asks.spawn(async move { ask(&client, &origin).await });
+    }
+    let (answers, sockets) = join(asks.join_all(), server).await;
+    assert!(answers.iter().all(Result::is_ok));
     assert_eq!(client.idle_connections(&origin), IDLE);
     drop(sockets);
     tokio::time::sleep(Duration::from_millis(50)).await;
