@@ -1,7 +1,7 @@
 //! Measures the gateway against a bare pingora proxy: requests per second, CPU per request, delay of streamed events.
 //! Does not judge: it prints medians and ratios; `benches/README.md` states the budgets.
 //! Every role is a process of its own; the two proxies are loaded in turns, so that drift hits both alike, and started anew
-//! for each round: where its memory happens to lie can make one process a tenth faster than the next.
+//! for each round: one start of a binary may be a third faster than the next.
 
 #![allow(
     clippy::unwrap_used,
@@ -118,12 +118,12 @@ async fn compare() {
     let upstream = Role::start(&["upstream"]);
     let (mut bare_runs, mut proxied, mut cached) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let stand = Stand::start(&upstream).await;
-        bare_runs.push(measure(&stand.bare, &stand.memories).await);
-        proxied.push(measure(&stand.gateway, &stand.memories).await);
-        cached.push(measure(&stand.gateway, &stand.agents).await);
+        let proxies = Proxies::start(&upstream).await;
+        bare_runs.push(measure(&proxies.bare, &proxies.memories).await);
+        proxied.push(measure(&proxies.gateway, &proxies.memories).await);
+        cached.push(measure(&proxies.gateway, &proxies.agents).await);
     }
-    let stand = Stand::start(&upstream).await;
+    let proxies = Proxies::start(&upstream).await;
     let [bare_median, proxied_median, cached_median] = [bare_runs, proxied, cached].map(median);
     println!(
         "{CONNECTIONS} connections, {ROUNDS} rounds of {} s each, each with new processes, interleaved; medians",
@@ -143,9 +143,9 @@ async fn compare() {
         cached_median.1 / proxied_median.1
     );
     let delays =
-        [("direct", upstream.address), ("bare pingora", stand.bare.address), ("tollbridge", stand.gateway.address)];
+        [("direct", upstream.address), ("bare pingora", proxies.bare.address), ("tollbridge", proxies.gateway.address)];
     for (name, address) in delays {
-        let mut delays = stream_delays(address, &stand.token).await;
+        let mut delays = stream_delays(address, &proxies.token).await;
         delays.sort_unstable();
         let (p50, p99) = (delays[delays.len() / 2], delays[delays.len() * 99 / 100]);
         println!("event delay, {name:<14} p50 {p50:>5} us  p99 {p99:>5} us  (budget: 50,000 us)");
@@ -153,7 +153,7 @@ async fn compare() {
 }
 
 /// The two proxies, up and warm.
-struct Stand {
+struct Proxies {
     bare: Role,
     gateway: Role,
     token: String,
@@ -163,7 +163,7 @@ struct Stand {
     _folder: tempfile::TempDir,
 }
 
-impl Stand {
+impl Proxies {
     async fn start(upstream: &Role) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let bare = Role::start(&["bare", &upstream.address.to_string()]);

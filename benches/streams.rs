@@ -254,10 +254,11 @@ async fn slow(count: usize) -> bool {
     let (gateway, token) = gateway(folder.path(), upstream.address);
     println!("{count} slow clients, resident memory of the gateway");
     warm(&gateway, &token).await;
-    let before = rehearse(&gateway, &ways(&token)).await;
+    let ways = ways(&token);
+    let before = rehearse(&gateway, &ways).await;
     let mut held = true;
-    for slow in ways(&token) {
-        held &= play(&gateway, &slow, count, before).await;
+    for slow in &ways {
+        held &= play(&gateway, slow, count, before).await;
     }
     held
 }

@@ -311,7 +311,7 @@ fn helps(ground: &Ground<'_>, operation: &'static Operation, facts: &Facts, reme
         held.expires_at,
     ));
     let ground = Ground { principal: &changed, ..*ground };
-    ground.judge(operation, facts).is_allow()
+    ground.permits(operation, facts)
 }
 
 /// Why nothing that a caller can be given would help.

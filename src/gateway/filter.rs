@@ -197,8 +197,7 @@ impl<'a> Eye<'a> {
     }
 
     fn may_see(&self, operation: &'static Operation, id: &str) -> bool {
-        let ask = self.view.ask(self.principal, self.cluster, operation, id);
-        self.snapshot.policies.decide(&ask).is_allow()
+        self.view.may(&self.snapshot.policies, self.principal, self.cluster, operation, id)
     }
 }
 

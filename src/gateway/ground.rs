@@ -135,6 +135,11 @@ impl Ground<'_> {
         self.decide(operation, &facts.resource_id, facts, facts.owner.as_deref())
     }
 
+    /// Says whether the policies permit an operation on what the call is about, where the reason is of no interest.
+    pub(super) fn permits(&self, operation: &'static Operation, facts: &Facts) -> bool {
+        self.judge(operation, facts).is_allow()
+    }
+
     /// Says what is asked for, explains it in a dry run, and asks the policies.
     pub(super) fn permit_call(&self, facts: &Facts, exchange: &mut Exchange) -> Result<(), Refusal> {
         exchange.resource = Some((self.operation().resource, facts.resource_id.clone()));
@@ -179,7 +184,7 @@ impl Ground<'_> {
     /// Says whether the call is about an approval that the caller may read: then the refusal need not hide it.
     fn may_see_approval(&self, facts: &Facts) -> bool {
         let read = self.snapshot.catalog.get("get_approval").filter(|_| facts.approval.is_some());
-        read.is_some_and(|read| self.judge(read, facts).is_allow())
+        read.is_some_and(|read| self.permits(read, facts))
     }
 
     /// Says whether a list may show the rows of everybody in the caller's tenant.

@@ -1,12 +1,12 @@
 //! Owns the circumstances of a call as policies see them, and the one way in which the gateway asks policy.
-//! Does not decide and looks nothing up.
+//! Does not decide (`policy` does) and looks nothing up.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::agentos::Operation;
 use crate::cluster::Cluster;
-use crate::policy::{Ask, Context, ResourceFacts};
+use crate::policy::{Ask, Context, Policies, ResourceFacts};
 use crate::principal::Principal;
 use crate::telemetry::Door;
 
@@ -48,5 +48,18 @@ impl View {
                 human: self.human,
             },
         }
+    }
+
+    /// Says whether the policies let the caller use the operation on a resource that nobody owns. For lists: what is left
+    /// out of one needs no reason.
+    pub(super) fn may(
+        &self,
+        policies: &Policies,
+        principal: &Principal,
+        cluster: &Cluster,
+        operation: &'static Operation,
+        id: &str,
+    ) -> bool {
+        policies.decide(&self.ask(principal, cluster, operation, id)).is_allow()
     }
 }

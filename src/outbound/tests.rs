@@ -61,6 +61,13 @@ async fn answer(socket: &mut TcpStream, response: &str) -> String {
     head
 }
 
+/// Answers one request on a new connection.
+async fn accept_and_answer(listener: &TcpListener, response: &str) -> TcpStream {
+    let mut socket = accept(listener).await;
+    answer(&mut socket, response).await;
+    socket
+}
+
 async fn text(response: Response<ResponseBody>) -> Result<String, BodyError> {
     let bytes = response.into_body().collect().await?.to_bytes();
     Ok(String::from_utf8(bytes.to_vec()).unwrap())
@@ -136,13 +143,11 @@ async fn a_peer_that_restarted_is_asked_once_its_dead_connections_are_used_up() 
     tokio::time::sleep(Duration::from_millis(50)).await;
     let restarted = async {
         let mut socket = accept(&listener).await;
-        let (head, body) = (read_head(&mut socket).await, async {
-            let mut chunk = [0; 9];
-            socket.read_exact(&mut chunk).await.unwrap();
-            socket.write_all(OK.as_bytes()).await.unwrap();
-            chunk
-        });
-        (head, body.await)
+        let head = read_head(&mut socket).await;
+        let mut chunk = [0; b"3\r\nfed\r\n".len()];
+        socket.read_exact(&mut chunk).await.unwrap();
+        socket.write_all(OK.as_bytes()).await.unwrap();
+        (head, chunk)
     };
     let (feed, fed) = mpsc::channel(1);
     feed.send(Ok("fed")).await.unwrap();
@@ -151,7 +156,7 @@ async fn a_peer_that_restarted_is_asked_once_its_dead_connections_are_used_up() 
     let asked = async { text(client.send(&origin, request, &SendOptions::default()).await.unwrap()).await.unwrap() };
     let ((head, chunk), answered) = join(restarted, asked).await;
     assert!(head.starts_with("POST / "), "{head}");
-    assert_eq!((&chunk[..3], &*answered), (&b"3\r\n"[..], "ok"));
+    assert_eq!((&chunk, &*answered), (b"3\r\nfed\r\n", "ok"));
 }
 
 #[tokio::test]
@@ -159,13 +164,10 @@ async fn bytes_that_nobody_asked_for_answer_nobody() {
     let (listener, origin) = listen().await;
     let client = client();
     let server = async {
-        let mut socket = accept(&listener).await;
-        answer(&mut socket, OK).await;
+        let mut socket = accept_and_answer(&listener, OK).await;
         let stray = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstray";
         socket.write_all(stray.as_bytes()).await.unwrap();
-        let mut next = accept(&listener).await;
-        answer(&mut next, OK).await;
-        (socket, next)
+        (socket, accept_and_answer(&listener, OK).await)
     };
     let asks = async {
         assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
@@ -190,12 +192,7 @@ async fn clean_ends_pool_and_others_do_not() {
     ] {
         let (listener, origin) = listen().await;
         let client = client();
-        let server = async {
-            let mut socket = accept(&listener).await;
-            answer(&mut socket, response).await;
-            socket
-        };
-        let (_socket, _) = join(server, ask(&client, &origin)).await;
+        let (_socket, _) = join(accept_and_answer(&listener, response), ask(&client, &origin)).await;
         assert_eq!(client.idle_connections(&origin), pooled, "{response}");
     }
 }
@@ -204,11 +201,7 @@ async fn clean_ends_pool_and_others_do_not() {
 async fn body_read_to_its_length_returns_the_connection() {
     let (listener, origin) = listen().await;
     let client = client();
-    let server = async {
-        let mut socket = accept(&listener).await;
-        answer(&mut socket, OK).await;
-        socket
-    };
+    let server = accept_and_answer(&listener, OK);
     let reader = async {
         let mut body = client.send(&origin, get("/"), &SendOptions::default()).await.unwrap().into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
@@ -224,11 +217,9 @@ async fn idle_connection_closed_by_the_peer_is_replaced() {
     let client = client();
     let (closed, is_closed) = oneshot::channel();
     let server = async {
-        let mut socket = accept(&listener).await;
-        answer(&mut socket, OK).await;
-        drop(socket);
+        drop(accept_and_answer(&listener, OK).await);
         closed.send(()).unwrap();
-        answer(&mut accept(&listener).await, OK).await;
+        accept_and_answer(&listener, OK).await;
     };
     let asks = async {
         assert_eq!(ask(&client, &origin).await.unwrap(), "ok");
@@ -245,9 +236,8 @@ async fn connections_idle_too_long_are_not_used() {
     let (listener, origin) = listen().await;
     let client = Client::new(Settings { idle_timeout: Duration::ZERO, ..Settings::default() });
     let server = async {
-        let mut first = accept(&listener).await;
-        answer(&mut first, OK).await;
-        answer(&mut accept(&listener).await, OK).await;
+        let _first = accept_and_answer(&listener, OK).await;
+        accept_and_answer(&listener, OK).await;
     };
     join(server, async {
         ask(&client, &origin).await.unwrap();
@@ -275,13 +265,7 @@ async fn idle_connections_are_bounded() {
 async fn fresh_send_leaves_idle_connections_alone() {
     let (listener, origin) = listen().await;
     let client = client();
-    let server = async {
-        let mut first = accept(&listener).await;
-        answer(&mut first, OK).await;
-        let mut second = accept(&listener).await;
-        answer(&mut second, OK).await;
-        (first, second)
-    };
+    let server = async { (accept_and_answer(&listener, OK).await, accept_and_answer(&listener, OK).await) };
     let asks = async {
         ask(&client, &origin).await.unwrap();
         text(client.send(&origin, get("/"), &fresh()).await.unwrap()).await.unwrap();

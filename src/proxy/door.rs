@@ -279,15 +279,7 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
         // HTTP/1.0 without Host: nothing to choose a cluster by.
         (None, None) => b"localhost",
     };
-    if !head::is_authority(authority) {
-        return None;
-    }
-    let end = if authority.starts_with(b"[") {
-        memchr::memchr(b']', authority).map(|at| at + 1)
-    } else {
-        memchr::memchr(b':', authority)
-    };
-    String::from_utf8(authority.get(..end.unwrap_or(authority.len()))?.to_ascii_lowercase()).ok()
+    String::from_utf8(head::host_of(authority)?.to_ascii_lowercase()).ok()
 }
 
 /// Says whether the request body is declared to be so small that the rest of it is read when nobody wants it.

@@ -153,7 +153,7 @@ fn check_lines(head: &[u8], fields_max: usize) -> Result<(), BadHead> {
     use BadHead::Malformed;
     let text = head.strip_suffix(b"\r\n\r\n").ok_or(BARE_BREAK)?;
     let mut lines = lines_of(text);
-    let http10 = request_line(lines.next().unwrap_or(Ok(b""))?)?;
+    let http10 = request_line(lines.next().ok_or(Malformed("request_line"))??)?;
     let mut seen = Seen::default();
     for (at, line) in lines.enumerate() {
         if at >= fields_max {
@@ -199,7 +199,7 @@ impl Seen {
         let value = value.trim_ascii();
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
-            if !is_authority(value) {
+            if host_of(value).is_none() {
                 return Err(Malformed("host_malformed"));
             }
         } else if name.eq_ignore_ascii_case(b"content-length") {
@@ -241,24 +241,24 @@ fn request_line(line: &[u8]) -> Result<bool, BadHead> {
     }
 }
 
-/// Says whether a `Host` value is `host` or `host:port` (RFC 9110 §7.2), without user info or path.
-pub(super) fn is_authority(value: &[u8]) -> bool {
-    let (named, port) = match value.strip_prefix(b"[") {
+/// The host of an authority that is `host` or `host:port` (RFC 9110 §7.2), brackets of an IPv6 address included. `None` for
+/// every other, such as one with user info or a path.
+pub(super) fn host_of(authority: &[u8]) -> Option<&[u8]> {
+    let end = match authority.strip_prefix(b"[") {
         Some(rest) => {
-            let Some(end) = memchr::memchr(b']', rest) else { return false };
-            let (address, tail) = rest.split_at(end);
-            (parsed::<Ipv6Addr>(address).is_some(), tail.get(1..).unwrap_or_default())
+            let end = memchr::memchr(b']', rest)?;
+            parsed::<Ipv6Addr>(rest.get(..end)?)?;
+            end + 2
         }
-        None => {
-            let (host, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-            ((1..=253).contains(&host.len()) && all_are(host, HOST), port)
-        }
+        None => memchr::memchr(b':', authority).unwrap_or(authority.len()),
     };
+    let (host, port) = authority.split_at_checked(end)?;
+    let named = host.starts_with(b"[") || ((1..=253).contains(&host.len()) && all_are(host, HOST));
     let ported = match port.strip_prefix(b":") {
         None => port.is_empty(),
         Some(digits) => digits.iter().all(u8::is_ascii_digit) && parsed::<u16>(digits).is_some(),
     };
-    named && ported
+    (named && ported).then_some(host)
 }
 
 fn parsed<T: FromStr>(text: &[u8]) -> Option<T> {
@@ -390,11 +390,21 @@ mod tests {
 
     #[test]
     fn hosts_are_plain() {
-        for bad in ["", "a/b", "a?b", "a#b", "a b", "a,b", "a\\b", "u@a", "a:port", "a:99999", "[::1", "[x]", ":80"] {
-            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        for bad in [
+            "", "a/b", "a?b", "a#b", "a b", "a,b", "a\\b", "u@a", "a:port", "a:99999", "[::1", "[x]", "[::1]x", "[]",
+            ":80", "a:", "a:+80",
+        ] {
+            assert_eq!(host_of(bad.as_bytes()), None, "{bad}");
         }
-        for good in ["a", "example.com", "127.0.0.1:8080", "[::1]", "[::1]:1", "a_b.c"] {
-            assert!(is_authority(good.as_bytes()), "{good}");
+        for (good, host) in [
+            ("a", "a"),
+            ("example.com", "example.com"),
+            ("127.0.0.1:8080", "127.0.0.1"),
+            ("[::1]", "[::1]"),
+            ("[::1]:1", "[::1]"),
+            ("a_b.c", "a_b.c"),
+        ] {
+            assert_eq!(host_of(good.as_bytes()), Some(host.as_bytes()), "{good}");
         }
     }
 

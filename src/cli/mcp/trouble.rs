@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::chain;
+use crate::gateway::REQUEST_ID;
 use crate::outbound::{BodyError, SendError};
 
 /// JSON-RPC "internal error": the codes beside it are the specification's.
@@ -153,7 +154,7 @@ impl Trouble {
         let reply = Reply {
             status: Some(status.as_u16()),
             code: problem.code.map(|code| one_line(&code)),
-            request_id: field("x-request-id").map(one_line),
+            request_id: field(REQUEST_ID.as_str()).map(one_line),
             retry_after: field(header::RETRY_AFTER.as_str()).and_then(|text| text.parse().ok()),
         };
         Self { reply: Box::new(reply), ..Self::new(reason, what, help) }
