@@ -129,6 +129,9 @@ async fn serve(mut socket: TcpStream) {
         }
         let body = if head.contains("/memories") {
             r#"{"data":[],"meta":{"page":1,"limit":20,"total_pages":1,"total_count":0}}"#
+        } else if head.starts_with("GET ") && head.contains("/runs/") {
+            // Who was cancelled has ended: a run that does not end would be followed for as long as it may last.
+            r#"{"run_id":"r","session_id":"s","status":"CANCELLED"}"#
         } else {
             "{}"
         };

@@ -143,8 +143,9 @@ enum Ended {
     Failed,
 }
 
-/// Parses the arguments of the process and runs the command.
-pub fn main() -> ExitCode {
+/// Parses the arguments of the process and runs the command. A server's worker threads call `at_rest` whenever they find
+/// nothing to do.
+pub fn main(at_rest: fn()) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -153,17 +154,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(arguments) {
+    match run(arguments, at_rest) {
         Ended::Done => ExitCode::SUCCESS,
         Ended::Wrong => ExitCode::from(1),
         Ended::Failed => ExitCode::from(2),
     }
 }
 
-fn run(arguments: Arguments) -> Ended {
+fn run(arguments: Arguments, at_rest: fn()) -> Ended {
     let path = &arguments.config;
     match arguments.verb {
-        Verb::Run => serve::run(path),
+        Verb::Run => serve::run(path, at_rest),
         Verb::Check => check::run(path),
         Verb::Explain(arguments) => explain::run(path, &arguments),
         Verb::Operations(printed) => {

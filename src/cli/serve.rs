@@ -13,14 +13,15 @@ use crate::telemetry;
 /// rmcp logs bodies, session ids and callers' mistakes.
 const LOG_FILTER: &str = "warn,rmcp=off,tollbridge=info";
 
-/// Serves until a signal.
-pub(super) fn run(path: &Path) -> Ended {
+/// Serves until a signal. Worker threads call `at_rest` before they wait.
+pub(super) fn run(path: &Path, at_rest: fn()) -> Ended {
     let Some(config) = configuration(path) else { return Ended::Wrong };
     if let Err(error) = telemetry::init_tracing(LOG_FILTER) {
         talk(&format!("cannot log: {error}"));
         return Ended::Failed;
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.on_thread_park(at_rest);
     if let Threads::Count(threads) = config.server.threads {
         builder.worker_threads(threads);
     }

@@ -82,6 +82,9 @@ impl HttpDoor {
     pub(super) async fn exchange(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> bool {
         let limits = self.gateway.limits();
         session.set_write_timeout(Some(limits.write_timeout));
+        // `Upload` watches silence. Pingora's own timers would stay for their minute, however soon a read is over, strewn
+        // over memory that a burst of uploads could not give back before.
+        session.set_read_timeout(None);
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         if let ServerSession::H1(session) = session {
             // `reply` decides that: an interim answer and a small body left unread are no reason.
