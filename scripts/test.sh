@@ -55,7 +55,7 @@ stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-dep
 stage "clients" python3 scripts/demo.py clients
 stage "clients of agno 2.5.6" python3 scripts/demo.py clients --agno 2.5.6
 stage "tour" python3 scripts/demo.py tour
-stage "training" bash -c 'cargo build --quiet --locked --bin tollbridge && python3 scripts/training.py try "${CARGO_TARGET_DIR:-target}/debug/tollbridge"'
+stage "training" python3 scripts/training.py try
 stage "cluster" python3 examples/cluster/run.py --prove
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -1,8 +1,9 @@
-"""Puts a gateway to work for a profile of it: every kind of call that is made often, over and over, through both doors.
+"""Puts a gateway to work for a profile of it: what is asked of gateways often, over and over, through both doors, over plain
+connections, TLS and HTTP/2.
 
 Owns the mix of calls, what AgentOS would answer to them, and the check that each is answered as it should be: a profile of
 refusals would be worthless. Does not build and does not measure (`release`, `benches/`). Invariant: what it started has
-ended when `train` returns, the gateway by SIGTERM, so that it writes its profile.
+ended when `train` returns, each gateway by itself, so that it has written its profile.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import os
 import signal
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,15 +23,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import stack as stacks
+
+ROOT = stacks.ROOT
 KEY = "training-training-training-training-1"
 MODERN, LEGACY = "2026-07-28", "2025-11-25"
 CONNECTIONS = 32
 # A connection is closed after so many calls and opened anew.
 CALLS_EACH = 100
-SECONDS = 60.0
-# Long enough that every kind of call is made (`make test`).
-TRIAL_S = 5.0
+# Of plain connections, and again of TLS.
+SECONDS = 40.0
+# `make test` tries all of it.
+TRIAL_S = 4.0
 PATIENCE_S = 20.0
 EVENTS = 12
 
@@ -36,7 +42,9 @@ CONFIG = """
 [server]
 listen = "127.0.0.1:{port}"
 public_url = "http://127.0.0.1:{port}"
+drain_timeout = "5s"
 secret = {{ env = "TRAINING_KEY" }}
+{tls}
 [admin]
 listen = "127.0.0.1:{admin}"
 [[clusters]]
@@ -117,8 +125,8 @@ def plain(value: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-async def serve() -> None:
-    """Answers as AgentOS does; says first on which port."""
+async def serve(port: int) -> None:
+    """Answers as AgentOS does."""
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError), contextlib.closing(writer):
@@ -127,8 +135,7 @@ async def serve() -> None:
                 writer.write(answer(head, body))
                 await writer.drain()
 
-    server = await asyncio.start_server(one, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    server = await asyncio.start_server(one, "127.0.0.1", port)
     await server.serve_forever()
 
 
@@ -152,9 +159,29 @@ async def message(reader: asyncio.StreamReader) -> tuple[str, bytes]:
 class Call:
     """A request, and how it has to be answered."""
 
-    request: bytes
+    method: str
+    path: str
+    token: str
+    kind: str = ""
+    body: str = ""
+    more: tuple[tuple[str, str], ...] = ()
     status: int = 200
     holds: bytes = b""
+
+    def fields(self) -> list[tuple[str, str]]:
+        """The header fields, whatever carries them."""
+        fields = [("user-agent", "training"), *(self.more or [("accept", "*/*")])]
+        if self.token:
+            fields.append(("authorization", f"Bearer {self.token}"))
+        if self.kind:
+            fields += [("content-type", self.kind), ("content-length", str(len(self.body.encode())))]
+        return fields
+
+    def judge(self, right: bool, said: str, body: bytes) -> None:
+        """Refuses an answer that is not the wanted one."""
+        if not right or self.holds not in body:
+            wanted = f"wanted {self.status} with {self.holds!r}"
+            raise TrainingError(f"{self.method} {self.path}: {wanted}, got {said}: {body[:300]!r}")
 
 
 def calls(token: str, viewer: str) -> list[Call]:
@@ -166,106 +193,170 @@ def calls(token: str, viewer: str) -> list[Call]:
         "Content-Type: text/plain\r\n\r\n" + "a line of text\n" * 300 + "\r\n--b--\r\n"
     )
     reads = [
-        *[Call(request("GET", "/memories", token), holds=b"a small thing")] * 12,
-        *[Call(request("GET", "/agents", token), holds=b"agent-3")] * 6,
-        *[Call(request("GET", "/sessions?type=agent&limit=20", token), holds=b"a talk")] * 4,
-        Call(request("GET", "/teams", token), holds=b"team-3"),
-        Call(request("GET", "/memories", ""), 401),
-        Call(request("GET", "/nothing", token), 404),
-        Call(request("POST", "/agents/agent-1/runs", viewer, form, "message=hello"), 403),
+        *[Call("GET", "/memories", token, holds=b"a small thing")] * 12,
+        *[Call("GET", "/agents", token, holds=b"agent-3")] * 6,
+        *[Call("GET", "/sessions?type=agent&limit=20", token, holds=b"a talk")] * 4,
+        Call("GET", "/teams", token, holds=b"team-3"),
+        Call("GET", "/memories", "", status=401),
+        Call("GET", "/nothing", token, status=404),
+        Call("POST", "/agents/agent-1/runs", viewer, form, "message=hello", status=403),
     ]
-    runs = []
+    runs = [Call("POST", "/agents/agent-1/runs", token, "multipart/form-data; boundary=b", file, holds=b"a short answer")]
     for kind, count in (("agents", 4), ("teams", 2), ("workflows", 2)):
         path = f"/{kind}/{kind[:-1]}-1/runs"
         body = "message=hello+there&stream="
-        runs += [Call(request("POST", path, token, form, f"{body}true"), holds=b"RunCompleted")] * count
-        runs += [Call(request("POST", path, token, form, f"{body}false"), holds=b"a short answer")]
-    runs.append(Call(request("POST", "/agents/agent-1/runs", token, "multipart/form-data; boundary=b", file)))
+        runs += [Call("POST", path, token, form, f"{body}true", holds=b"RunCompleted")] * count
+        runs += [Call("POST", path, token, form, f"{body}false", holds=b"a short answer")]
     arguments = {"kind": "agent", "agent": "agent-1", "message": "hello there"}
     tools = [
-        Call(tool(token, "tools/list"), holds=b"run_agent"),
-        Call(tool(token, "tools/call", "list_agents", {}), holds=b"agent-3"),
-        *[Call(tool(token, "tools/call", "run_agent", arguments), holds=b"short answer")] * 2,
+        tool(token, "tools/list", b"run_agent"),
+        tool(token, "tools/call", b"agent-3", "list_agents", {}),
+        *[tool(token, "tools/call", b"short answer", "run_agent", arguments)] * 2,
     ]
     return reads + runs + tools
 
 
-def request(method: str, path: str, token: str, kind: str = "", body: str = "", headers: str = "") -> bytes:
-    fields = "Host: localhost\r\nAccept: */*\r\nUser-Agent: training\r\n" if not headers else "Host: localhost\r\n"
-    fields += f"Authorization: Bearer {token}\r\n" if token else ""
-    fields += f"Content-Type: {kind}\r\nContent-Length: {len(body.encode())}\r\n" if kind else ""
-    return f"{method} {path} HTTP/1.1\r\n{fields}{headers}\r\n{body}".encode()
-
-
-def tool(token: str, method: str, name: str = "", arguments: dict | None = None) -> bytes:
+def tool(token: str, method: str, holds: bytes, name: str = "", arguments: dict | None = None) -> Call:
     """A request of the stateless revision of MCP."""
     meta = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
     params = {"_meta": {**meta, "progressToken": "p"}}
-    headers = f"MCP-Protocol-Version: {MODERN}\r\nMcp-Method: {method}\r\n"
+    fields = [("mcp-protocol-version", MODERN), ("mcp-method", method)]
     if name:
         params |= {"name": name, "arguments": arguments}
-        headers += f"Mcp-Name: {name}\r\n"
-    return rpc(token, {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, headers)
+        fields.append(("mcp-name", name))
+    return rpc(token, {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}, fields, holds)
 
 
-def rpc(token: str, body: dict, headers: str) -> bytes:
-    accept = "Accept: application/json, text/event-stream\r\n"
-    return request("POST", "/mcp", token, "application/json", json.dumps(body), accept + headers)
+def rpc(token: str, body: dict, fields: list[tuple[str, str]], holds: bytes = b"", status: int = 200) -> Call:
+    accept = ("accept", "application/json, text/event-stream")
+    return Call("POST", "/mcp", token, "application/json", json.dumps(body), (accept, *fields), status, holds)
 
 
-class Connection:
-    """A connection to the gateway."""
+# --- connections ----------------------------------------------------------------------------------------------------
 
-    def __init__(self, port: int) -> None:
-        self.port = port
 
-    async def __aenter__(self) -> Connection:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 20)
+# What trusts the gateway's certificate, by protocol; nothing for plain connections.
+Tls = dict[str, ssl.SSLContext]
+
+
+class One:
+    """A connection of HTTP/1.1."""
+
+    alpn = "http/1.1"
+
+    def __init__(self, port: int, tls: Tls) -> None:
+        self.port, self.tls = port, tls
+
+    async def __aenter__(self) -> One:
+        opening = asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls.get(self.alpn), limit=1 << 20)
+        self.reader, self.writer = await asyncio.wait_for(opening, PATIENCE_S)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.writer.close()
 
     async def make(self, call: Call) -> str:
-        """Makes a call and gives the head of its answer."""
-        self.writer.write(call.request)
-        asked = call.request.split(b"\r\n")[0].decode()
+        """Makes a call and gives the head of its answer, where there is one to read."""
         try:
-            head, body = await asyncio.wait_for(message(self.reader), PATIENCE_S)
-        except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
-            raise TrainingError(f"{asked}: no answer, {error!r}") from None
-        if int(head[9:12]) != call.status or call.holds not in body:
-            raise TrainingError(f"{asked}: wanted {call.status} with {call.holds!r}, got {head.splitlines()[0]}: {body[:300]!r}")
+            return await asyncio.wait_for(self.exchange(call), PATIENCE_S)
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError) as error:
+            raise TrainingError(f"{call.method} {call.path}: no answer, {error!r}") from None
+
+    async def exchange(self, call: Call) -> str:
+        fields = "".join(f"{name}: {value}\r\n" for name, value in [("host", "localhost"), *call.fields()])
+        self.writer.write(f"{call.method} {call.path} HTTP/1.1\r\n{fields}\r\n{call.body}".encode())
+        head, body = await message(self.reader)
+        call.judge(int(head[9:12]) == call.status, head.split("\r\n")[0], body)
         return head
 
 
-async def session(port: int, token: str) -> list[Call]:
+class Two(One):
+    """A connection of HTTP/2 (RFC 9113), one stream after the other, header fields as plain literals (RFC 7541)."""
+
+    alpn = "h2"
+    DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+    ACK = END_STREAM = 1
+    END_HEADERS = 4
+    WINDOW = 1 << 30
+    # `:status: 200` in the static table; others are not told apart.
+    OK = 0x88
+
+    async def __aenter__(self) -> Two:
+        await super().__aenter__()
+        self.stream = -1
+        settings = self.frame(self.SETTINGS, 0, 0, struct.pack("!HI", 4, self.WINDOW))
+        window = self.frame(self.WINDOW_UPDATE, 0, 0, struct.pack("!I", self.WINDOW))
+        self.writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + window)
+        return self
+
+    @staticmethod
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack("!IBI", len(payload) << 8 | kind, flags, stream) + payload
+
+    @staticmethod
+    def text(text: str) -> bytes:
+        """A string of RFC 7541 §5.2: its length in 7 bits, and further ones."""
+        data = text.encode()
+        if len(data) < 127:
+            return bytes([len(data)]) + data
+        length, rest = b"\x7f", len(data) - 127
+        while rest >= 128:
+            length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+        return length + bytes([rest]) + data
+
+    async def exchange(self, call: Call) -> str:
+        self.stream += 2
+        pseudo = [(":method", call.method), (":scheme", "https"), (":authority", "localhost"), (":path", call.path)]
+        block = b"".join(b"\0" + self.text(name) + self.text(value) for name, value in [*pseudo, *call.fields()])
+        ends = 0 if call.body else self.END_STREAM
+        sent = self.frame(self.HEADERS, self.END_HEADERS | ends, self.stream, block)
+        if call.body:
+            sent += self.frame(self.DATA, self.END_STREAM, self.stream, call.body.encode())
+        self.writer.write(sent)
+        first, body, ended = b"", b"", False
+        while not ended:
+            (length, kind, flags, stream) = struct.unpack("!IBBI", b"\0" + await self.reader.readexactly(9))
+            payload = await self.reader.readexactly(length)
+            if kind in (self.RST_STREAM, self.GOAWAY):
+                raise ValueError(f"frame {kind}, {payload!r}")
+            if kind in (self.SETTINGS, self.PING) and not flags & self.ACK:
+                self.writer.write(self.frame(kind, self.ACK, 0, payload if kind == self.PING else b""))
+            if stream == self.stream and kind in (self.HEADERS, self.DATA):
+                first, body = first or payload[:1], body + (payload if kind == self.DATA else b"")
+                ended = bool(flags & self.END_STREAM)
+        call.judge((first == bytes([self.OK])) == (call.status == 200), f"a head that begins with {first!r}", body)
+        return ""
+
+
+async def session(port: int, tls: Tls, token: str) -> list[Call]:
     """Opens a session of the older revision of MCP, and gives what is asked in it."""
     client = {"name": "training", "version": "1"}
     params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": client}
-    async with Connection(port) as connection:
-        opening = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-        head = await connection.make(Call(rpc(token, opening, "")))
-        opened = next(line for line in head.split("\r\n") if line.lower().startswith("mcp-session-id"))
-        headers = f"{opened}\r\nMCP-Protocol-Version: {LEGACY}\r\n"
-        await connection.make(Call(rpc(token, {"jsonrpc": "2.0", "method": "notifications/initialized"}, headers), 202))
+    async with One(port, tls) as connection:
+        head = await connection.make(rpc(token, {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}, []))
+        lines = [line.split(": ", 1) for line in head.split("\r\n") if ": " in line]
+        opened = [(name.lower(), value) for name, value in lines if name.lower() == "mcp-session-id"]
+        fields = [*opened, ("mcp-protocol-version", LEGACY)]
+        await connection.make(rpc(token, {"jsonrpc": "2.0", "method": "notifications/initialized"}, fields, status=202))
     params = {"name": "run_agent", "arguments": {"kind": "agent", "agent": "agent-1", "message": "hello"}}
     return [
-        Call(rpc(token, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, headers), holds=b"run_agent"),
-        Call(rpc(token, {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}, headers), holds=b"short answer"),
+        rpc(token, {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, fields, b"run_agent"),
+        rpc(token, {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": params}, fields, b"short answer"),
     ]
 
 
-async def play(port: int, token: str, viewer: str, seconds: float) -> int:
-    """Makes all calls in turns on many connections; says how many were made."""
+async def play(port: int, tls: Tls, tokens: tuple[str, str], seconds: float) -> int:
+    """Makes all calls in turns on many connections, at least each of them once; says how many were made."""
     end, made = time.monotonic() + seconds, 0
 
-    async def one(start: int) -> None:
+    async def one(number: int) -> None:
         nonlocal made
+        # Over TLS every other connection is one of HTTP/2.
+        way = Two if tls and number % 2 else One
         # A session of its own: an id may be under way once in a session.
-        at, mix = start, calls(token, viewer) + await session(port, token)
-        while time.monotonic() < end:
-            async with Connection(port) as connection:
+        at, mix = number, calls(*tokens) + await session(port, tls, tokens[0])
+        while time.monotonic() < end or at < number + len(mix):
+            async with way(port, tls) as connection:
                 for _ in range(CALLS_EACH):
                     await connection.make(mix[at % len(mix)])
                     at, made = at + 1, made + 1
@@ -284,63 +375,90 @@ async def play(port: int, token: str, viewer: str, seconds: float) -> int:
 # --- the gateway ----------------------------------------------------------------------------------------------------
 
 
-def train(binary: Path, environment: dict[str, str], seconds: float = SECONDS) -> int:
-    """Starts a gateway, puts it to work, ends it; says how many calls it was asked."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
-        upstream = subprocess.Popen([sys.executable, __file__, "serve"], stdout=subprocess.PIPE, text=True)
-        ending.callback(stop, upstream, signal.SIGKILL)
-        address = {"upstream": int(upstream.stdout.readline()), "port": free_port(), "admin": free_port()}
-        config = Path(folder) / "config.toml"
-        config.write_text(CONFIG.format(**address, policies=ROOT / "policies"))
-        environment = {**os.environ, **environment, "TRAINING_KEY": KEY}
+class Gateway:
+    """A gateway before an AgentOS of ours, plain or with TLS."""
 
-        def mint(role: str) -> str:
-            words = ["token", "--tenant", "acme", "--subject", "alice", "--role", role, "--ttl", "2h", "--config", config]
-            done = subprocess.run([binary, *words], env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise TrainingError(f"no token: {done.stderr.strip()}")
-            return done.stdout.strip()
+    def __init__(self, binary: Path, folder: Path, environment: dict[str, str], tls: bool) -> None:
+        self.binary, self.folder = binary, folder
+        self.port, admin, upstream = stacks.free_ports(3)
+        self.environment = {**os.environ, "TRAINING_KEY": KEY}
+        self.tls = self.certify() if tls else {}
+        line = 'tls = { certificate = "server.pem", key = "server.key" }' if tls else ""
+        address = {"port": self.port, "admin": admin, "upstream": upstream, "policies": ROOT / "policies"}
+        (folder / "config.toml").write_text(CONFIG.format(tls=line, **address))
+        self.tokens = (self.mint("operator"), self.mint("viewer"))
+        serving = [sys.executable, __file__, "serve", str(upstream)]
+        self.upstream = stacks.Child("AgentOS", serving, folder / "agentos.log", self.environment, folder)
+        running = [str(binary), "run", "--config", str(folder / "config.toml")]
+        environment = {**self.environment, **environment}
+        self.process = stacks.Child("Tollbridge", running, folder / "gateway.log", environment, folder)
 
-        gateway = subprocess.Popen([binary, "run", "--config", config], env=environment, stderr=subprocess.DEVNULL)
-        ending.callback(stop, gateway, signal.SIGTERM)
-        wait_until_up(gateway, address["port"])
-        return asyncio.run(play(address["port"], mint("operator"), mint("viewer"), seconds))
+    def __enter__(self) -> Gateway:
+        self.process.wait_until(lambda: answers(self.port), PATIENCE_S, "listens")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        status = self.process.stop(PATIENCE_S)
+        self.upstream.stop(PATIENCE_S)
+        if status and not kind:
+            raise TrainingError(f"the gateway did not end by itself, status {status}:\n{self.process.tail()}")
+
+    def certify(self) -> Tls:
+        """Makes a certificate, and what trusts it."""
+        made = {"-out": self.folder / "server.pem", "-keyout": self.folder / "server.key"}
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+        run_tool([*command, *(str(word) for pair in made.items() for word in pair)], None)
+        contexts = {way.alpn: ssl.create_default_context(cafile=str(made["-out"])) for way in (One, Two)}
+        for alpn, context in contexts.items():
+            context.set_alpn_protocols([alpn])
+        return contexts
+
+    def mint(self, role: str) -> str:
+        words = ["token", "--tenant", "acme", "--subject", "alice", "--role", role, "--ttl", "2h"]
+        # What mints is no gateway at work: its profile goes nowhere.
+        environment = {**self.environment, "LLVM_PROFILE_FILE": os.devnull}
+        return run_tool([str(self.binary), *words, "--config", str(self.folder / "config.toml")], environment).strip()
 
 
-def wait_until_up(gateway: subprocess.Popen, port: int) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end and gateway.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise TrainingError("the gateway did not come up")
-
-
-def stop(child: subprocess.Popen, number: signal.Signals) -> None:
-    """Ends a child and waits for its end."""
-    child.send_signal(number)
+def run_tool(command: list[str], environment: dict[str, str] | None) -> str:
     try:
-        child.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise TrainingError(f"{command[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise TrainingError(f"{' '.join(command[:2])}: {done.stderr.strip()}")
+    return done.stdout
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def train(binary: Path, environment: dict[str, str], seconds: float = SECONDS) -> int:
+    """Puts gateways to work, first plain, then with TLS; says how many calls they were asked.
+
+    Raises TrainingError, and StackError when one did not come up.
+    """
+    made = 0
+    for tls in (False, True):
+        with tempfile.TemporaryDirectory() as folder, Gateway(binary, Path(folder), environment, tls) as gateway:
+            made += asyncio.run(play(gateway.port, gateway.tls, gateway.tokens, seconds))
+    return made
 
 
 def main() -> int:
     match sys.argv[1:]:
-        case ["serve"]:
+        case ["serve", port]:
             with contextlib.suppress(KeyboardInterrupt):
-                asyncio.run(serve())
-        case ["try", binary]:
+                asyncio.run(serve(int(port)))
+        case ["try"]:
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
             try:
-                print(f"{train(Path(binary), {}, TRIAL_S)} calls, each answered as it should be")
-            except TrainingError as error:
+                print(f"{train(stacks.build_binary(), {}, TRIAL_S)} calls, each answered as it should be")
+            except (TrainingError, stacks.StackError) as error:
                 print(f"training: {error}", file=sys.stderr)
                 return 1
         case _:

@@ -1,5 +1,5 @@
-//! Parses arguments, calls `cli`, maps the result to an exit code.
-//! Owns the allocator: what it is told at the start, and when it gives memory back.
+//! Calls `cli`, and owns the allocator: what it is told at the start, and when it gives memory back.
+//! Does not parse arguments.
 
 use std::cell::Cell;
 use std::ffi::c_char;
@@ -12,26 +12,27 @@ use std::time::{Duration, Instant};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's options, which `_RJEM_MALLOC_CONF` overrides. Sizes of which every connection has one or two share their
-/// extents: of every extent that there ever was, jemalloc keeps 128 bytes.
+/// jemalloc's options, which `_RJEM_MALLOC_CONF` in the environment overrides. Sizes of which every connection has one or
+/// two share their extents, of so many pages of 4 KiB: of every extent that there ever was, jemalloc keeps 128 bytes.
 #[expect(unsafe_code, reason = "the symbol is jemalloc's, whose own definition is weak")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static OPTIONS: AtomicPtr<c_char> =
     AtomicPtr::new(c"slab_sizes:2048-2048:4|4096-4096:8|5120-5120:10|8192-8192:8|10240-10240:10".as_ptr().cast_mut());
 
-/// How often a thread gives back at most.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Least time between two flushes of a thread's cache.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     tollbridge::cli::main(give_back)
 }
 
-/// Gives back what the allocator keeps for this thread alone. Called when a thread has nothing to do: after a burst, a few
-/// hundred small pieces kept for the next one would hold whole pages of what is free around them.
+/// Gives back what the allocator keeps for this thread alone. Worker threads call it when they find nothing to do: after a
+/// burst, a few hundred small pieces kept for the next one would hold whole pages of what is free around them. What is freed
+/// within [`FLUSH_INTERVAL`] of a flush waits for the next.
 fn give_back() {
     thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
     let now = Instant::now();
-    if LAST.get().is_some_and(|last| now.duration_since(last) < PAUSE) {
+    if LAST.get().is_some_and(|last| now.duration_since(last) < FLUSH_INTERVAL) {
         return;
     }
     LAST.set(Some(now));

@@ -144,7 +144,7 @@ enum Ended {
 }
 
 /// Parses the arguments of the process and runs the command. A server's worker threads call `at_rest` whenever they find
-/// nothing to do.
+/// nothing to do: it must be quick and must not panic.
 pub fn main(at_rest: fn()) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

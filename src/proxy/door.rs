@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue, header};
+use pingora::prelude::fast_timeout;
 use pingora::protocols::http::ServerSession;
 
 use super::cors;
@@ -68,6 +69,8 @@ impl HttpDoor {
         settings: Settings,
         tls: Option<TlsAcceptor>,
     ) -> Arc<Self> {
+        // Its own timers pingora keeps until they are due, however soon a write is over: after a burst each holds a page.
+        fast_timeout::set_fast_timeout_to_tokio_threshold(Some(Duration::ZERO));
         let front = ArcSwap::from_pointee(Front { settings, tls });
         Arc::new(Self { gateway, telemetry, services, sockets: Sockets::default(), front, places: Places::default() })
     }
@@ -82,8 +85,7 @@ impl HttpDoor {
     pub(super) async fn exchange(self: &Arc<Self>, session: &mut ServerSession, peer: &Peer) -> bool {
         let limits = self.gateway.limits();
         session.set_write_timeout(Some(limits.write_timeout));
-        // `Upload` watches silence. Pingora's own timers would stay for their minute, however soon a read is over, strewn
-        // over memory that a burst of uploads could not give back before.
+        // Every read has a deadline of ours, which may be a later one: a body's pace, the drain's, a WebSocket's pings.
         session.set_read_timeout(None);
         session.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
         if let ServerSession::H1(session) = session {
@@ -95,7 +97,8 @@ impl HttpDoor {
         }
         // A close on unread bytes is a reset, which may overtake the answer.
         !matches!(session, ServerSession::H1(_))
-            || (session.finish_body().await.is_ok() && session.drain_request_body().await.is_ok())
+            || (pump::in_time(Some(limits.write_timeout), session.finish_body()).await.is_ok()
+                && session.drain_request_body().await.is_ok())
     }
 
     async fn answer(
@@ -138,7 +141,7 @@ impl HttpDoor {
             return Box::pin(conversation).await.map(|()| Upgraded::Yes);
         }
         if headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-            session.write_continue_response().await.map_err(|_| Gone)?;
+            pump::in_time(Some(limits.write_timeout), session.write_continue_response()).await?;
         }
         let (body, mut upload) = Upload::open(session, limits.body_timeout, limits.body_bytes_per_second_min);
         let service = self.services.iter().find(|service| service.owns(&path));
@@ -207,10 +210,16 @@ impl HttpDoor {
         method: http::Method,
         path: String,
         query: Option<String>,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         carrier: Carrier,
         body: Inbound,
     ) -> Answer {
+        // In HTTP/2 it may stand in the target alone (RFC 9113 §8.3.1), which services do not see.
+        if let header::Entry::Vacant(host) = headers.entry(header::HOST)
+            && let Some(name) = carrier.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok())
+        {
+            host.insert(name);
+        }
         if let Some(answer) = service.answer_anyone(&method, &path, query.as_deref()) {
             return self.gateway.guard(Door::Mcp, &carrier, &method).unwrap_or(answer);
         }

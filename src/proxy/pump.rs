@@ -3,6 +3,7 @@
 //! Invariant: no body is read from the caller before the gateway has room for it, and a caller who goes away
 //! while an answer is made or sent ends it at once.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -178,9 +179,10 @@ pub(super) async fn send(
         }
         None => {}
     }
-    session.write_response_header(Box::new(ResponseHeader::from(head))).await.map_err(|_| Gone)?;
+    let limit = session.get_write_timeout();
+    in_time(limit, session.write_response_header(Box::new(ResponseHeader::from(head)))).await?;
     if head_only {
-        return session.write_response_body(Bytes::new(), true).await.map_err(|_| Gone);
+        return in_time(limit, session.write_response_body(Bytes::new(), true)).await;
     }
     loop {
         let frame = tokio::select! {
@@ -199,5 +201,26 @@ pub(super) async fn send(
             Some(Err(_)) => return Err(Gone),
         }
     }
-    session.write_response_body(Bytes::new(), true).await.map_err(|_| Gone)
+    in_time(limit, session.write_response_body(Bytes::new(), true)).await
+}
+
+/// Writes within the session's `limit`, which pingora itself applies to pieces of a body alone: a caller who reads nothing
+/// would hold a head, or the end of an answer, without end.
+///
+/// # Errors
+/// [`Gone`] when the caller went away or did not take it in time: the connection must not be used again.
+pub(super) async fn in_time<T>(
+    limit: Option<Duration>,
+    write: impl Future<Output = pingora::Result<T>>,
+) -> Result<T, Gone> {
+    let mut write = std::pin::pin!(write);
+    // Most is taken at once, and needs no timer.
+    if let Poll::Ready(written) = futures_util::poll!(write.as_mut()) {
+        return written.map_err(|_| Gone);
+    }
+    let written = match limit {
+        Some(limit) => tokio::time::timeout(limit, write).await.map_err(|_| Gone)?,
+        None => write.await,
+    };
+    written.map_err(|_| Gone)
 }

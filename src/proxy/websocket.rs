@@ -119,7 +119,7 @@ pub(super) async fn converse<W: Future<Output = ()>>(
     for (name, value) in [("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-accept", accept)] {
         response.insert_header(name, value).map_err(|_| Gone)?;
     }
-    session.write_response_header(Box::new(response)).await.map_err(|_| Gone)?;
+    pump::in_time(session.get_write_timeout(), session.write_response_header(Box::new(response))).await?;
 
     let (near, far) = tokio::io::duplex(64 * 1024);
     let config =

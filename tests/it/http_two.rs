@@ -112,6 +112,29 @@ async fn http2_is_spoken_over_tls_where_the_client_offers_it() {
 }
 
 #[tokio::test]
+async fn mcp_is_spoken_over_http2_where_the_host_is_in_the_target_alone() {
+    const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{
+        "io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}"#;
+    let (stack, _folder, roots) = with_tls().await;
+    let (mut sender, _tasks) = speak(tls(&stack, roots, &[b"h2"]).await).await;
+    for (host, status) in [("localhost", 200), ("elsewhere.example", 403)] {
+        let mut list = request("POST", &format!("https://{host}/mcp"), LIST);
+        let fields = [
+            ("content-type", "application/json"),
+            ("accept", "application/json, text/event-stream"),
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "tools/list"),
+        ];
+        for (name, value) in fields {
+            list.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let response = send(&mut sender, list).await;
+        assert_eq!(response.status().as_u16(), status, "{host}");
+        assert_eq!(text(response).await.contains("run_agent"), status == 200, "{host}");
+    }
+}
+
+#[tokio::test]
 async fn a_failed_handshake_is_counted() {
     let (stack, _folder, _roots) = with_tls().await;
     let mut raw = stack.raw().await;

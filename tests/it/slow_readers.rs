@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::fake::{Event, Reply};
@@ -178,4 +179,21 @@ async fn a_client_of_http1_that_reads_nothing_is_given_up_in_time() {
     let began = Instant::now();
     let _unread = stack.open(run().by(&Who::alice()).header("x-request-id", "run")).await;
     given_up(&stack, began).await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_no_heads_is_given_up_in_time() {
+    let stack = talkative().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut socket = within("a connection", socket.connect(stack.address())).await.unwrap();
+    // Answers without a body, far more than sockets hold.
+    let heads = "HEAD /agents HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    let mut last = Instant::now();
+    // While the gateway waits for its answers to be read, nothing is taken; then the connection is closed.
+    while within("what the gateway takes, or the end", socket.write_all(heads.as_bytes())).await.is_ok() {
+        last = Instant::now();
+    }
+    assert!(last.elapsed() < WRITE_TIMEOUT + SLACK, "{:?}", last.elapsed());
+    assert_eq!(Ask::get("/agents").by(&Who::alice()).send(&stack).await.status, 200, "others are served");
 }
