@@ -42,11 +42,11 @@ test: ## everything that has to hold: format, lints, tests, documentation, clien
 build: deps ## build the release binary without a profile
 	@cargo build --release --locked --bin tollbridge
 
-release: deps ## build the release binary, guided by a profile of itself at work: a third less CPU
+release: deps ## build the release binary, guided by a profile of itself at work
 	@$(PYTHON) scripts/release.py
 
 bench: release ## measure the release binary against a bare proxy, interleaved
-	@TOLLBRIDGE_BIN="$$($(PYTHON) scripts/release.py --path)" cargo bench --locked
+	@binary="$$($(PYTHON) scripts/release.py --path)" && TOLLBRIDGE_BIN="$$binary" cargo bench --locked
 
 load: deps ## one minute of load over two AgentOS replicas while things change: nothing may fail
 	@$(PYTHON) benches/load.py --agno $(AGNO)
