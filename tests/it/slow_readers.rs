@@ -195,5 +195,5 @@ async fn a_client_that_reads_no_heads_is_given_up_in_time() {
         last = Instant::now();
     }
     assert!(last.elapsed() < WRITE_TIMEOUT + SLACK, "{:?}", last.elapsed());
-    assert_eq!(Ask::get("/agents").by(&Who::alice()).send(&stack).await.status, 200, "others are served");
+    assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200, "others are served");
 }
