@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -380,28 +381,43 @@ class Gateway:
 
     def __init__(self, binary: Path, folder: Path, environment: dict[str, str], tls: bool) -> None:
         self.binary, self.folder = binary, folder
-        self.port, admin, upstream = stacks.free_ports(3)
+        self.port, self.admin, self.upstream = stacks.free_ports(3)
         self.environment = {**os.environ, "TRAINING_KEY": KEY}
         self.tls = self.certify() if tls else {}
         line = 'tls = { certificate = "server.pem", key = "server.key" }' if tls else ""
-        address = {"port": self.port, "admin": admin, "upstream": upstream, "policies": ROOT / "policies"}
+        address = {"port": self.port, "admin": self.admin, "upstream": self.upstream, "policies": ROOT / "policies"}
         (folder / "config.toml").write_text(CONFIG.format(tls=line, **address))
         self.tokens = (self.mint("operator"), self.mint("viewer"))
-        serving = [sys.executable, __file__, "serve", str(upstream)]
-        self.upstream = stacks.Child("AgentOS", serving, folder / "agentos.log", self.environment, folder)
-        running = [str(binary), "run", "--config", str(folder / "config.toml")]
-        environment = {**self.environment, **environment}
-        self.process = stacks.Child("Tollbridge", running, folder / "gateway.log", environment, folder)
+        self.starting = {**self.environment, **environment}
+        self.children = contextlib.ExitStack()
 
     def __enter__(self) -> Gateway:
-        self.process.wait_until(lambda: answers(self.port), PATIENCE_S, "listens")
+        try:
+            serving = [sys.executable, __file__, "serve", str(self.upstream)]
+            # A gateway that finds nobody looks again after seconds.
+            self.start("AgentOS", serving, self.environment, lambda: listens(self.upstream))
+            running = [str(self.binary), "run", "--config", str(self.folder / "config.toml")]
+            ready = f"http://127.0.0.1:{self.admin}"
+            self.process = self.start("Tollbridge", running, self.starting, lambda: stacks.answers(ready, "/readyz"))
+        except BaseException:
+            self.children.close()
+            raise
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         status = self.process.stop(PATIENCE_S)
-        self.upstream.stop(PATIENCE_S)
+        self.children.close()
         if status and not kind:
             raise TrainingError(f"the gateway did not end by itself, status {status}:\n{self.process.tail()}")
+
+    def start(
+        self, name: str, command: list[str], environment: dict[str, str], is_up: Callable[[], bool]
+    ) -> stacks.Child:
+        """Starts a child and waits until it is up."""
+        child = stacks.Child(name, command, self.folder / f"{name}.log", environment, self.folder)
+        self.children.callback(child.stop, PATIENCE_S)
+        child.wait_until(is_up, PATIENCE_S, "start")
+        return child
 
     def certify(self) -> Tls:
         """Makes a certificate, and what trusts it."""
@@ -431,7 +447,7 @@ def run_tool(command: list[str], environment: dict[str, str] | None) -> str:
     return done.stdout
 
 
-def answers(port: int) -> bool:
+def listens(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
