@@ -27,8 +27,9 @@ use crate::gateway::{
 use crate::principal::ClientCertificate;
 use crate::telemetry::{Door, Telemetry};
 
-/// How long the rest of a refused body is read before the connection is closed instead.
-pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the rest of a refused body is read before the connection is closed instead. Below a second it would be a timer of
+/// pingora's own: see [`HttpDoor::new`].
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest body of a refused request that is read to its end so that the connection can be used again.
 const DRAIN_BYTES_MAX: u64 = 64 << 10;
 
