@@ -189,7 +189,6 @@ async fn a_client_that_reads_no_heads_is_given_up_in_time() {
     let mut socket = within("a connection", socket.connect(stack.address())).await.unwrap();
     // Answers without a body, far more than sockets hold.
     let heads = "HEAD /agents HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
-    let mut last = Instant::now();
     // While the gateway waits for its answers to be read, nothing is taken; then the connection is closed.
     while within("what the gateway takes, or the end", socket.write_all(heads.as_bytes())).await.is_ok() {}
     assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200, "others are served");
