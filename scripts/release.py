@@ -8,7 +8,6 @@ a third slower would pass for the real one.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -32,10 +31,10 @@ class Compiler:
     """What `rustc` says of itself."""
 
     def __init__(self) -> None:
-        said = ask("rustc", "-vV")
+        said = stacks.ask(["rustc", "-vV"])
         self.host = re.search(r"^host: (\S+)", said, re.M)[1]
         self.llvm = int(re.search(r"^LLVM version: (\d+)", said, re.M)[1])
-        self.sysroot = Path(ask("rustc", "--print", "sysroot").strip())
+        self.sysroot = Path(stacks.ask(["rustc", "--print", "sysroot"]).strip())
 
     def profile_tool(self) -> str:
         """The `llvm-profdata` that reads this compiler's profiles; installs it where that can be done unasked."""
@@ -70,24 +69,12 @@ class Compiler:
         return bool(version) and int(version[1]) == self.llvm
 
 
-def ask(*command: str) -> str:
-    """What a command says; its complaint as an error of ours."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise ReleaseError(f"{command[0]}: {error.strerror}\nhelp: install a Rust toolchain, https://rustup.rs") from None
-    if done.returncode:
-        raise ReleaseError(f"{' '.join(command[:2])}: {done.stderr.strip()}")
-    return done.stdout
-
-
 class Release:
     """The folders of a release build, and its steps."""
 
     def __init__(self, compiler: Compiler) -> None:
         self.compiler, self.tool = compiler, compiler.profile_tool()
-        metadata = ask("cargo", "metadata", "--format-version", "1", "--no-deps")
-        self.folder = Path(json.loads(metadata)["target_directory"]) / "guided"
+        self.folder = stacks.target_directory() / "guided"
         self.profile = self.folder / "tollbridge.profdata"
         self.raw = self.folder / "raw"
         self.binary = self.folder / "tollbridge"
@@ -131,7 +118,7 @@ class Release:
         # cargo does not look into profiles: what was built with another one must go. And half a profile is none.
         shutil.rmtree(self.folder / "optimized", ignore_errors=True)
         new = self.profile.with_suffix(".new")
-        ask(self.tool, "merge", "-o", str(new), *files)
+        stacks.ask([self.tool, "merge", "-o", str(new), *files])
         new.replace(self.profile)
         shutil.rmtree(self.raw)
 

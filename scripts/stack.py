@@ -336,10 +336,40 @@ def build_binary() -> Path:
     done = subprocess.run(["cargo", "build", "--quiet", "--bin", "tollbridge"], cwd=ROOT, check=False)
     if done.returncode != 0:
         raise StackError("cargo could not build Tollbridge; its messages stand above\nhelp: `make deps`")
-    metadata = subprocess.run(
-        ["cargo", "metadata", "--format-version", "1", "--no-deps"], cwd=ROOT, capture_output=True, check=True
-    )
-    return Path(json.loads(metadata.stdout)["target_directory"]) / "debug" / "tollbridge"
+    return target_directory() / "debug" / "tollbridge"
+
+
+def target_directory() -> Path:
+    """Where cargo builds."""
+    return Path(json.loads(ask(["cargo", "metadata", "--format-version", "1", "--no-deps"]))["target_directory"])
+
+
+def ask(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """What a command says; raises with its complaint when it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise StackError(f"{command[0]}: {error.strerror}\nhelp: `make deps` says what is missing") from None
+    if done.returncode != 0:
+        raise StackError(f"`{' '.join(command[:2])}`: {done.stderr.strip()}")
+    return done.stdout
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Makes a key and a certificate of its own for this machine's names."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    ask([*command, "-out", str(certificate), "-keyout", str(key)])
+
+
+def stand_config(port: int, admin: int, upstream: int, *server: str) -> str:
+    """The configuration that benchmarks stand on, with lines of one's own for the server. Secrets: `STAND_KEY`."""
+    text = (ROOT / "benches" / "stand" / "gateway.toml").read_text()
+    text = text.replace("[server]\n", "\n".join(["[server]", *server]) + "\n", 1)
+    filled = {"PORT": port, "ADMIN": admin, "UPSTREAM": f"127.0.0.1:{upstream}", "POLICIES": ROOT / "policies"}
+    for name, value in filled.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    return text
 
 
 def die_with_parent() -> None:

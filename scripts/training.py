@@ -16,7 +16,6 @@ import signal
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,44 +37,6 @@ SECONDS = 40.0
 TRIAL_S = 4.0
 PATIENCE_S = 20.0
 EVENTS = 12
-
-CONFIG = """
-[server]
-listen = "127.0.0.1:{port}"
-public_url = "http://127.0.0.1:{port}"
-drain_timeout = "5s"
-secret = {{ env = "TRAINING_KEY" }}
-{tls}
-[admin]
-listen = "127.0.0.1:{admin}"
-[[clusters]]
-name = "main"
-endpoints = ["http://127.0.0.1:{upstream}"]
-credential = {{ mint = {{ algorithm = "HS256", key = {{ env = "TRAINING_KEY" }}, audience = "training" }} }}
-knowledge = "exclusive"
-[[identity.issuers]]
-issuer = "training"
-audiences = ["tollbridge"]
-algorithms = ["HS256"]
-key = {{ env = "TRAINING_KEY" }}
-[policy]
-dir = "{policies}"
-[plans.wide]
-requests = {{ per_second = 1_000_000, burst = 1_000_000 }}
-concurrent_runs = 100_000
-tokens = {{ per_month = 1_000_000_000_000 }}
-[tenants.acme]
-plan = "wide"
-[quota]
-default_plan = "wide"
-flood = {{ per_second = 1_000_000, burst = 1_000_000 }}
-[[cache.rules]]
-operation = "get_agents"
-ttl = "1h"
-[telemetry]
-access_log = {{ file = "access.jsonl" }}
-audit_log = {{ file = "audit.jsonl" }}
-"""
 
 
 class TrainingError(Exception):
@@ -382,11 +343,12 @@ class Gateway:
     def __init__(self, binary: Path, folder: Path, environment: dict[str, str], tls: bool) -> None:
         self.binary, self.folder = binary, folder
         self.port, self.admin, self.upstream = stacks.free_ports(3)
-        self.environment = {**os.environ, "TRAINING_KEY": KEY}
+        self.environment = {**os.environ, "STAND_KEY": KEY}
         self.tls = self.certify() if tls else {}
-        line = 'tls = { certificate = "server.pem", key = "server.key" }' if tls else ""
-        address = {"port": self.port, "admin": self.admin, "upstream": self.upstream, "policies": ROOT / "policies"}
-        (folder / "config.toml").write_text(CONFIG.format(tls=line, **address))
+        server = ['drain_timeout = "5s"']
+        server += ['tls = { certificate = "server.pem", key = "server.key" }'] if tls else []
+        config = stacks.stand_config(self.port, self.admin, self.upstream, *server)
+        (folder / "config.toml").write_text(config)
         self.tokens = (self.mint("operator"), self.mint("viewer"))
         self.starting = {**self.environment, **environment}
         self.children = contextlib.ExitStack()
@@ -421,11 +383,9 @@ class Gateway:
 
     def certify(self) -> Tls:
         """Makes a certificate, and what trusts it."""
-        made = {"-out": self.folder / "server.pem", "-keyout": self.folder / "server.key"}
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-        run_tool([*command, *(str(word) for pair in made.items() for word in pair)], None)
-        contexts = {way.alpn: ssl.create_default_context(cafile=str(made["-out"])) for way in (One, Two)}
+        certificate = self.folder / "server.pem"
+        stacks.make_certificate(certificate, self.folder / "server.key")
+        contexts = {way.alpn: ssl.create_default_context(cafile=str(certificate)) for way in (One, Two)}
         for alpn, context in contexts.items():
             context.set_alpn_protocols([alpn])
         return contexts
@@ -434,17 +394,7 @@ class Gateway:
         words = ["token", "--tenant", "acme", "--subject", "alice", "--role", role, "--ttl", "2h"]
         # What mints is no gateway at work: its profile goes nowhere.
         environment = {**self.environment, "LLVM_PROFILE_FILE": os.devnull}
-        return run_tool([str(self.binary), *words, "--config", str(self.folder / "config.toml")], environment).strip()
-
-
-def run_tool(command: list[str], environment: dict[str, str] | None) -> str:
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise TrainingError(f"{command[0]}: {error.strerror}") from None
-    if done.returncode:
-        raise TrainingError(f"{' '.join(command[:2])}: {done.stderr.strip()}")
-    return done.stdout
+        return stacks.ask([str(self.binary), *words, "--config", str(self.folder / "config.toml")], environment).strip()
 
 
 def listens(port: int) -> bool:
@@ -456,7 +406,7 @@ def listens(port: int) -> bool:
 def train(binary: Path, environment: dict[str, str], seconds: float = SECONDS) -> int:
     """Puts gateways to work, first plain, then with TLS; says how many calls they were asked.
 
-    Raises TrainingError, and StackError when one did not come up.
+    Raises TrainingError, and StackError for what is missing or did not come up.
     """
     made = 0
     for tls in (False, True):

@@ -112,7 +112,7 @@ pub(crate) fn gateway(folder: &Path, upstream: SocketAddr) -> (Role, String) {
     std::fs::write(&path, config(port, admin, upstream)).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(&binary);
-        command.args(arguments).arg("--config").arg(&path).env("BENCH_KEY", JWT_KEY);
+        command.args(arguments).arg("--config").arg(&path).env("STAND_KEY", JWT_KEY);
         command
     };
     let token = run(&["token", "--tenant", "acme", "--subject", "alice", "--role", "operator", "--ttl", "2h"])
@@ -124,49 +124,15 @@ pub(crate) fn gateway(folder: &Path, upstream: SocketAddr) -> (Role, String) {
     (role, String::from_utf8(token.stdout).unwrap().trim().to_owned())
 }
 
+/// What the gateway is configured with.
 fn config(port: u16, admin: u16, upstream: SocketAddr) -> String {
-    let policies = concat!(env!("CARGO_MANIFEST_DIR"), "/policies");
-    format!(
-        r#"
-[server]
-listen = "127.0.0.1:{port}"
-public_url = "http://127.0.0.1:{port}"
-threads = 1
-secret = {{ env = "BENCH_KEY" }}
-[admin]
-listen = "127.0.0.1:{admin}"
-[[clusters]]
-name = "main"
-endpoints = ["http://{upstream}"]
-credential = {{ mint = {{ algorithm = "HS256", key = {{ env = "BENCH_KEY" }}, audience = "bench" }} }}
-knowledge = "exclusive"
-[[identity.issuers]]
-issuer = "bench"
-audiences = ["tollbridge"]
-algorithms = ["HS256"]
-key = {{ env = "BENCH_KEY" }}
-[policy]
-dir = "{policies}"
-[plans.fast]
-requests = {{ per_second = 1_000_000, burst = 1_000_000 }}
-concurrent_runs = 100_000
-tokens = {{ per_month = 1_000_000_000_000 }}
-[tenants.acme]
-plan = "fast"
-[quota]
-default_plan = "fast"
-flood = {{ per_second = 1_000_000, burst = 1_000_000 }}
-[[cache.rules]]
-operation = "get_agents"
-ttl = "1h"
-[[cache.rules]]
-operation = "search_knowledge"
-ttl = "1h"
-[telemetry]
-access_log = {{ file = "access.jsonl" }}
-audit_log = {{ file = "audit.jsonl" }}
-"#
-    )
+    let filled = [
+        ("{PORT}", port.to_string()),
+        ("{ADMIN}", admin.to_string()),
+        ("{UPSTREAM}", upstream.to_string()),
+        ("{POLICIES}", concat!(env!("CARGO_MANIFEST_DIR"), "/policies").to_owned()),
+    ];
+    filled.iter().fold(include_str!("gateway.toml").to_owned(), |text, (name, value)| text.replace(name, value))
 }
 
 /// A plain request for a path.

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import targets
+import venvs  # one of the scripts, where `targets` looks for them
 import wire2
 from http2_cases import CASES, Case, Peer
 
@@ -61,9 +62,6 @@ def http2(verbose: bool) -> tuple[int, int]:
 
 def websocket(verbose: bool) -> tuple[int, int]:
     """Plays the Autobahn cases on the gateway's codec, and through HAProxy on an echo of another library."""
-    sys.path.insert(0, str(targets.ROOT / "scripts"))
-    import venvs
-
     python = str(venvs.ensure("conformance"))
     script = str(Path(__file__).parent / "websocket.py")
     with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,6 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import stack as stacks  # noqa: E402
+
 KEY = "conformance-conformance-conformance-1"
 UP_DEADLINE_S = 20.0
 
@@ -153,48 +158,13 @@ def announcing(command: list[str]) -> Iterator[int]:
         child.wait()
 
 
-GATEWAY = """
-[server]
-listen = "127.0.0.1:{port}"
-public_url = "http://127.0.0.1:{port}"
-secret = {{ env = "CONFORMANCE_KEY" }}
-h2c = true
-[admin]
-listen = "127.0.0.1:{admin}"
-[[clusters]]
-name = "main"
-endpoints = ["http://127.0.0.1:{upstream}"]
-credential = {{ mint = {{ algorithm = "HS256", key = {{ env = "CONFORMANCE_KEY" }}, audience = "conformance" }} }}
-knowledge = "exclusive"
-[[identity.issuers]]
-issuer = "conformance"
-audiences = ["tollbridge"]
-algorithms = ["HS256"]
-key = {{ env = "CONFORMANCE_KEY" }}
-[policy]
-dir = "{policies}"
-[plans.all]
-requests = {{ per_second = 10_000, burst = 10_000 }}
-concurrent_runs = 1_000
-tokens = {{ per_month = 1_000_000_000 }}
-[tenants.acme]
-plan = "all"
-[quota]
-default_plan = "all"
-flood = {{ per_second = 10_000, burst = 10_000 }}
-[telemetry]
-access_log = "off"
-audit_log = {{ file = "audit.jsonl" }}
-"""
-
-
 @contextlib.contextmanager
 def gateway(upstream_port: int, folder: Path) -> Iterator[tuple[int, str]]:
     """The gateway with HTTP/2 on a plain listener, and a token for it."""
     port, admin = free_port(), free_port()
     config = folder / "config.toml"
-    config.write_text(GATEWAY.format(port=port, admin=admin, upstream=upstream_port, policies=ROOT / "policies"))
-    environment = dict(os.environ, CONFORMANCE_KEY=KEY)
+    config.write_text(stacks.stand_config(port, admin, upstream_port, "h2c = true"))
+    environment = dict(os.environ, STAND_KEY=KEY)
     token = subprocess.run(
         [str(binary()), "token", "--tenant", "acme", "--subject", "alice", "--role", "operator", "--ttl", "1h", "--config", str(config)],
         env=environment,
