@@ -110,7 +110,8 @@ impl HttpDoor {
     ) -> Result<Upgraded, Gone> {
         let front = self.front.load_full();
         let request = session.req_header();
-        let (method, headers) = (request.method.clone(), request.headers.clone());
+        let (method, mut headers) = (request.method.clone(), request.headers.clone());
+        let authority = request.uri.authority().cloned();
         let (path, query) = (request.uri.path().to_owned(), request.uri.query().map(str::to_owned));
         let host = host_of(&request.uri, &headers);
         let id = request_id(&headers);
@@ -148,6 +149,12 @@ impl HttpDoor {
         let service = self.services.iter().find(|service| service.owns(&path));
         let answer = match service {
             Some(service) => {
+                // In HTTP/2 it may stand in the target alone (RFC 9113 §8.3.1), which services do not see.
+                if let (header::Entry::Vacant(host), Some(authority)) = (headers.entry(header::HOST), authority)
+                    && let Ok(value) = HeaderValue::from_str(authority.as_str())
+                {
+                    host.insert(value);
+                }
                 let work = self.local(Arc::clone(service), method, path, query, headers, carrier, body);
                 // Boxed, as below.
                 pump::while_uploading(session, &mut upload, Box::pin(work)).await?
@@ -211,16 +218,10 @@ impl HttpDoor {
         method: http::Method,
         path: String,
         query: Option<String>,
-        mut headers: HeaderMap,
+        headers: HeaderMap,
         carrier: Carrier,
         body: Inbound,
     ) -> Answer {
-        // In HTTP/2 it may stand in the target alone (RFC 9113 §8.3.1), which services do not see.
-        if let header::Entry::Vacant(host) = headers.entry(header::HOST)
-            && let Some(name) = carrier.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok())
-        {
-            host.insert(name);
-        }
         if let Some(answer) = service.answer_anyone(&method, &path, query.as_deref()) {
             return self.gateway.guard(Door::Mcp, &carrier, &method).unwrap_or(answer);
         }

@@ -135,6 +135,18 @@ async fn mcp_is_spoken_over_http2_where_the_host_is_in_the_target_alone() {
 }
 
 #[tokio::test]
+async fn mcp_without_any_host_is_refused() {
+    let stack = Stack::start().await;
+    let token = Who::alice().token();
+    let head = format!(
+        "POST /mcp HTTP/1.0\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    );
+    let accept = "Accept: application/json, text/event-stream\r\nContent-Length: 2\r\n\r\n{}";
+    let answer = stack.raw_exchange(format!("{head}{accept}")).await;
+    assert!(answer.contains(" 400 ") && answer.contains("Host"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_failed_handshake_is_counted() {
     let (stack, _folder, _roots) = with_tls().await;
     let mut raw = stack.raw().await;
