@@ -111,15 +111,15 @@ impl HttpDoor {
         let front = self.front.load_full();
         let request = session.req_header();
         let (method, mut headers) = (request.method.clone(), request.headers.clone());
-        let authority = request.uri.authority().cloned();
         let (path, query) = (request.uri.path().to_owned(), request.uri.query().map(str::to_owned));
         let host = host_of(&request.uri, &headers);
+        name_host(&mut headers, &request.uri);
         let id = request_id(&headers);
         let wishes = Wishes::of(&front.settings, &method, &headers);
         let refused = match &host {
             None => Some((Code::BadHead, "authority")),
             // HTTP/1 heads were counted before they were parsed.
-            Some(_) if headers.len() > limits.header_fields => Some((Code::HeadTooLarge, "too_large")),
+            Some(_) if request.headers.len() > limits.header_fields => Some((Code::HeadTooLarge, "too_large")),
             Some(_) => None,
         };
         if let Some((code, reason)) = refused {
@@ -149,12 +149,6 @@ impl HttpDoor {
         let service = self.services.iter().find(|service| service.owns(&path));
         let answer = match service {
             Some(service) => {
-                // In HTTP/2 it may stand in the target alone (RFC 9113 §8.3.1), which services do not see.
-                if let (header::Entry::Vacant(host), Some(authority)) = (headers.entry(header::HOST), authority)
-                    && let Ok(value) = HeaderValue::from_str(authority.as_str())
-                {
-                    host.insert(value);
-                }
                 let work = self.local(Arc::clone(service), method, path, query, headers, carrier, body);
                 // Boxed, as below.
                 pump::while_uploading(session, &mut upload, Box::pin(work)).await?
@@ -294,6 +288,17 @@ fn host_of(uri: &http::Uri, headers: &HeaderMap) -> Option<String> {
         (None, None) => b"localhost",
     };
     String::from_utf8(head::host_of(authority)?.to_ascii_lowercase()).ok()
+}
+
+/// Writes the host into the fields where it stands in the target alone, as it may in HTTP/2 (RFC 9113 §8.3.1): services see
+/// the fields.
+fn name_host(headers: &mut HeaderMap, uri: &http::Uri) {
+    if let Some(authority) = uri.authority()
+        && let header::Entry::Vacant(host) = headers.entry(header::HOST)
+        && let Ok(value) = HeaderValue::from_str(authority.as_str())
+    {
+        host.insert(value);
+    }
 }
 
 /// Says whether the request body is declared to be so small that the rest of it is read when nobody wants it.
