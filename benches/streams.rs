@@ -40,7 +40,7 @@ const AFTER_BUDGET: f64 = 1.10;
 const FILES: usize = 2 * STREAMS + 500;
 /// Connections that are opened at once.
 const OPENING: usize = 64;
-/// Longer than a keep-alive comment (15 s) and the decay of jemalloc (10 s) take.
+/// Longer than a keep-alive comment takes (15 s), and than what is free takes to go back to the system (10 s).
 const SETTLE: Duration = Duration::from_secs(17);
 /// Every slow client must be gone by then: 10 s for a head, 30 s of silence, and some.
 const SLOW_DEADLINE: Duration = Duration::from_secs(70);

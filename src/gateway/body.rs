@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, header};
 use http_body_util::BodyExt as _;
 
@@ -18,6 +18,8 @@ use crate::agentos::{Body, FILE_FIELDS, Operation};
 
 /// How much of a form is read before admission; deciding fields must start within it.
 const FORM_PREFIX_BYTES: usize = 48 * 1024;
+/// Least room that is made for what comes next of a body.
+const PIECE_BYTES_MIN: usize = 512;
 /// Longest silence while a body is read, should a door not watch it. Above what `body_timeout` may be.
 const BODY_SILENCE_MAX: Duration = Duration::from_mins(11);
 
@@ -31,6 +33,14 @@ pub(super) enum Payload {
     Raw(Bytes),
     /// A form.
     Form(Form),
+}
+
+/// What was read of a body that must be whole, in pieces: one buffer that grows would be twice as large as what came, and
+/// leave behind a hole of half its size, for every caller who is slow.
+#[derive(Default)]
+struct Gathered {
+    pieces: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 /// Reads the body that the operation expects.
@@ -89,6 +99,33 @@ fn declared(inbound: &Inbound) -> Option<u64> {
 /// A limit on a kind of body, or the one on the operation's where that is narrower.
 fn narrowest(bytes_max: usize, limits: &Limits) -> usize {
     usize::try_from(limits.body_bytes).unwrap_or(usize::MAX).min(bytes_max)
+}
+
+// === impl Gathered ===
+
+impl Gathered {
+    /// Adds bytes as they came, copied: the buffer that they came in is larger and is read into again.
+    fn add(&mut self, data: &[u8]) {
+        self.bytes += data.len();
+        let room = self.pieces.last().map_or(0, |last| last.capacity() - last.len());
+        let (fits, more) = data.split_at(room.min(data.len()));
+        if let Some(last) = self.pieces.last_mut() {
+            last.extend_from_slice(fits);
+        }
+        if !more.is_empty() {
+            // A quarter of all so far keeps the pieces few, however small they come.
+            let mut piece = Vec::with_capacity(more.len().max(self.bytes / 4).max(PIECE_BYTES_MIN));
+            piece.extend_from_slice(more);
+            self.pieces.push(piece);
+        }
+    }
+
+    fn whole(mut self) -> Bytes {
+        if self.pieces.len() > 1 {
+            return self.pieces.concat().into();
+        }
+        self.pieces.pop().unwrap_or_default().into()
+    }
 }
 
 async fn nothing(inbound: Inbound) -> Result<Payload, Refusal> {
@@ -261,14 +298,14 @@ async fn collect(inbound: Inbound, bytes_max: usize) -> Result<Bytes, Refusal> {
         Inbound::Full(bytes) => return Ok(bytes),
         Inbound::Stream { body, .. } => body,
     };
-    let mut whole = BytesMut::new();
+    let mut gathered = Gathered::default();
     while let Some(chunk) = next_chunk(&mut body).await? {
-        if whole.len() + chunk.len() > bytes_max {
+        if gathered.bytes + chunk.len() > bytes_max {
             return Err(too_large());
         }
-        whole.extend_from_slice(&chunk);
+        gathered.add(&chunk);
     }
-    Ok(whole.freeze())
+    Ok(gathered.whole())
 }
 
 async fn next_chunk(body: &mut StreamBody) -> Result<Option<Bytes>, Refusal> {
@@ -295,4 +332,29 @@ async fn next_chunk(body: &mut StreamBody) -> Result<Option<Bytes>, Refusal> {
 /// Compares the essence of a media type; parameters are the parser's.
 fn is_type(content_type: &str, want: &str) -> bool {
     content_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(want))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_gathered_in_order_and_with_little_to_spare() {
+        for chunk in [1, 7, 700, 16 << 10] {
+            let body: Vec<u8> = (0..40_000_u32).map(|at| (at % 251) as u8).collect();
+            let mut gathered = Gathered::default();
+            for part in body.chunks(chunk) {
+                gathered.add(part);
+                let room: usize = gathered.pieces.iter().map(Vec::capacity).sum();
+                assert!(
+                    room <= gathered.bytes + (gathered.bytes / 4).max(PIECE_BYTES_MIN),
+                    "{room} of {}",
+                    gathered.bytes
+                );
+            }
+            assert!(gathered.pieces.len() < 20, "{} pieces", gathered.pieces.len());
+            assert_eq!(gathered.whole(), body);
+        }
+        assert_eq!(Gathered::default().whole(), Bytes::new());
+    }
 }

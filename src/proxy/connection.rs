@@ -1,6 +1,7 @@
 //! Owns one accepted connection as pingora wants to see it: plain or TLS, with bytes put back and writes gathered.
 //! Does not parse HTTP; the frames of HTTP/2 are watched over by `frames`.
-//! Invariant: the write buffer is freed when it is flushed, so an idle stream costs no buffer.
+//! Invariants: the write buffer is freed when it is flushed, so an idle stream costs no buffer; a connection that is given up
+//! while its peer takes nothing is reset, so the kernel keeps nothing of it.
 
 use std::fmt;
 use std::io;
@@ -49,6 +50,8 @@ pub(super) struct Connection {
     frames: Option<Box<Frames>>,
     /// The peer broke the protocol: nothing more is read.
     broken: bool,
+    /// What was written last waits for the peer.
+    stalled: bool,
 }
 
 // === impl Connection ===
@@ -60,7 +63,8 @@ impl Connection {
             Transport::Plain(_) => false,
             Transport::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         };
-        Self { transport, peer, ahead: BytesMut::new(), out: BytesMut::new(), http2, frames: None, broken: false }
+        let (ahead, out) = (BytesMut::new(), BytesMut::new());
+        Self { transport, peer, ahead, out, http2, frames: None, broken: false, stalled: false }
     }
 
     /// Says whether the peer speaks HTTP/2.
@@ -86,11 +90,12 @@ impl Connection {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let written = ready!(self.transport.poll_write(cx, &self.out))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            let written = self.transport.poll_write(cx, &self.out);
+            self.stalled = written.is_pending();
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.out.advance(written),
             }
-            self.out.advance(written);
         }
         self.out = BytesMut::new();
         Poll::Ready(Ok(()))
@@ -116,6 +121,16 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    /// What the kernel holds for a peer that takes nothing would stay with it for minutes, and the peer would see no end.
+    fn drop(&mut self) {
+        if self.stalled {
+            // A socket that is broken has nothing to keep either.
+            let _ = self.transport.tcp().set_zero_linger();
+        }
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.broken {
@@ -137,7 +152,9 @@ impl AsyncWrite for Connection {
         if self.out.len() + bytes.len() > GATHER_BYTES_MAX {
             ready!(self.poll_drain(cx))?;
             if bytes.len() >= GATHER_BYTES_MAX {
-                let written = ready!(self.transport.poll_write(cx, bytes))?;
+                let written = self.transport.poll_write(cx, bytes);
+                self.stalled = written.is_pending();
+                let written = ready!(written)?;
                 if let Some(frames) = &mut self.frames {
                     frames.write(bytes.get(..written).unwrap_or_default());
                 }
@@ -219,6 +236,13 @@ impl Transport {
         match self {
             Self::Plain(_) => None,
             Self::Tls(stream) => stream.get_ref().1.peer_certificates()?.first(),
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
         }
     }
 

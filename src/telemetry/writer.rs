@@ -17,8 +17,8 @@ use tokio::sync::oneshot;
 use super::LogTarget;
 use super::queue::{Batch, Queue};
 
-/// A buffer beyond this size is given back when its lines are written.
-const SPARE_BYTES_MAX: usize = 1 << 20;
+/// A buffer beyond this size is given back when its lines are written: nobody knows when so many come again.
+const SPARE_BYTES_MAX: usize = 64 << 10;
 /// Longest wait for the thread at a flush and at the end.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 /// Readable for the group: log collectors.

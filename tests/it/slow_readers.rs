@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::Request;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::fake::{Event, Reply};
@@ -174,10 +174,21 @@ async fn a_client_of_http2_that_reads_nothing_costs_the_gateway_little_and_is_se
 }
 
 #[tokio::test]
-async fn a_client_of_http1_that_reads_nothing_is_given_up_in_time() {
+async fn a_client_of_http1_that_reads_nothing_is_given_up_and_reset_in_time() {
     let stack = talkative().await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut socket = within("a connection", socket.connect(stack.address())).await.unwrap();
     let began = Instant::now();
-    let _unread = stack.open(run().by(&Who::alice()).header("x-request-id", "run")).await;
+    let (parts, body) = Request::into_parts(run().by(&Who::alice()).header("x-request-id", "run").into_request());
+    let body = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
+    let mut head = format!("POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", parts.uri, body.len());
+    for (name, value) in parts.headers.iter().filter(|(name, _)| *name != http::header::CONTENT_LENGTH) {
+        head += &format!("{name}: {}\r\n", value.to_str().unwrap());
+    }
+    socket.write_all(&[head.as_bytes(), b"\r\n", &body].concat()).await.unwrap();
+    // An end behind what is not read would not be seen, and what the kernel holds would stay with it for minutes.
+    within("the reset", socket.ready(Interest::ERROR)).await.unwrap();
     given_up(&stack, began).await;
 }
 
