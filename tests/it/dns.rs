@@ -14,13 +14,8 @@ const RUNS: &str = "/agents/assistant/runs";
 
 /// A gateway whose endpoints are behind the service, asked for often.
 async fn behind(names: &NameServer) -> Stack {
-    let settings = Settings::new()
-        .set("[[clusters]]", "dns", &format!("{SERVICE:?}"))
-        .set("[clusters.health]", "interval", "\"100ms\"")
-        .set("[clusters.resolver]", "interval", "\"100ms\"")
-        .set("[clusters.resolver]", "timeout", "\"200ms\"")
-        .set("[clusters.resolver]", "server", &format!("\"{}\"", names.address()));
-    Stack::over(&[], settings).await
+    let settings = Settings::new().set("[clusters.health]", "interval", "\"100ms\"");
+    Stack::over(&[], names.settings(SERVICE, settings)).await
 }
 
 fn port(fake: &FakeAgentOs) -> u16 {

@@ -1,4 +1,4 @@
-//! Proves what a caller gets when a process of real agno dies or hangs, how long that takes, and that the gateway recovers.
+//! Proves what a caller gets when a process of real agno dies, hangs or moves, how long that takes, and that the gateway recovers.
 //! Does not cut or forge answers (`faults`).
 
 use std::collections::BTreeSet;
@@ -11,8 +11,10 @@ use tollbridge::cluster::Endpoint;
 
 use crate::agno::{Agno, on_each_agno};
 use crate::clusters_agno::{SLOW, patient, replicas, slow_run, urls};
+use crate::name_server::NameServer;
 use crate::stack::{Ask, Settings, Stack, Who, open_at, within};
 
+const SERVICE: &str = "_agentos._tcp.test";
 /// What each bound is given beside the deadlines of the configuration: a busy machine is slow.
 const SLACK: Duration = Duration::from_secs(3);
 
@@ -168,3 +170,35 @@ async fn a_hung_replica(agno: Agno) {
 }
 
 on_each_agno!(a_replica_that_hangs_is_found_by_probes_and_comes_back: a_hung_replica);
+
+async fn a_name_that_moves(agno: Agno) {
+    let replicas = replicas(agno).await;
+    let names = NameServer::start().await;
+    names.serve(SERVICE, &[replicas[0].port()]);
+    let stack = Stack::over(&[], names.settings(SERVICE, in_turns("\"200ms\""))).await;
+    stack.wait_for_metric("tollbridge_endpoint_up", &[], 1.0).await;
+    let (mut flow, run) = slow_run(&stack, "moved").await;
+
+    names.serve(SERVICE, &[replicas[1].port()]);
+    let began = Instant::now();
+    let mut asked = 0;
+    within("a run at the new address", async {
+        while served(&stack, quick(), &format!("moving-{asked}")).await != replicas[1].url() {
+            asked += 1;
+        }
+    })
+    .await;
+    assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
+    for n in 0..4 {
+        assert_eq!(served(&stack, quick(), &format!("moved-{n}")).await, replicas[1].url());
+    }
+    // The run lives on where it is, and who cancels it still reaches it.
+    flow.until("event: RunContent\n").await;
+    let cancel = Ask::post(&format!("{SLOW}/{run}/cancel?session_id=moved")).by(&Who::alice());
+    let (got, (text, clean)) = tokio::join!(stack.send(cancel), flow.rest());
+    assert_eq!(got.status, 200, "{got:?}");
+    assert!(clean && text.contains("event: RunCancelled"), "{text}");
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+}
+
+on_each_agno!(a_name_that_moves_takes_new_runs_along_and_leaves_what_runs: a_name_that_moves);

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
+use crate::stack::Settings;
+
 /// A record.
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
@@ -66,6 +68,15 @@ impl NameServer {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A cluster whose endpoints are behind the service, asked for often.
+    pub(crate) fn settings(&self, service: &str, settings: Settings) -> Settings {
+        settings
+            .set("[[clusters]]", "dns", &format!("{service:?}"))
+            .set("[clusters.resolver]", "interval", "\"100ms\"")
+            .set("[clusters.resolver]", "timeout", "\"200ms\"")
+            .set("[clusters.resolver]", "server", &format!("\"{}\"", self.address()))
     }
 
     /// Sets the records of a name.
