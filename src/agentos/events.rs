@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde_json::Value;
+
 use super::operation::Kind;
 
 /// How a run stopped, for now or for good, as its last event says.
@@ -120,6 +122,11 @@ impl RunStatus {
     /// The state of a word, in either case.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|status| status.as_str().eq_ignore_ascii_case(word))
+    }
+
+    /// The state of a stored run.
+    pub fn of(row: &Value) -> Option<Self> {
+        row.get("status").and_then(Value::as_str).and_then(Self::parse)
     }
 
     /// Whether no model works for the run any more. A paused run is idle, not over: it may be continued.

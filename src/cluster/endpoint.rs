@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::balance::Use;
 use super::ejection::{Ejection, Record};
+use super::life::Life;
 use super::run_id::EndpointTag;
 use super::sticky::Stay;
 use crate::agentos::operation::Version;
@@ -36,6 +38,7 @@ pub struct Endpoint {
     probe_failures: AtomicU32,
     probes_passed: AtomicU32,
     version: AtomicU8,
+    life: Life,
     /// How it behaved, and until when it is out for that.
     record: Record,
 }
@@ -88,6 +91,7 @@ impl Endpoint {
             probe_failures: AtomicU32::new(0),
             probes_passed: AtomicU32::new(0),
             version: AtomicU8::new(0),
+            life: Life::default(),
             record: Record::new(),
         }
     }
@@ -112,6 +116,16 @@ impl Endpoint {
     /// Says whether its probes pass, or none was made: a run that it holds can be reached.
     pub fn answers(&self) -> bool {
         self.state() != State::Down
+    }
+
+    /// Says whether a run that AgentOS had here then is gone, because another process answers here now.
+    pub fn has_forgotten(&self, since: Instant) -> bool {
+        self.life.has_forgotten(since)
+    }
+
+    /// Notes which process answered a probe that was sent then.
+    pub(super) fn answered_by(&self, sent: Instant, started: &str) {
+        self.life.answered(sent, started);
     }
 
     /// How often it was taken out for how it behaved, since it last behaved well for long.

@@ -1,4 +1,4 @@
-//! Owns active probes: one round asks every endpoint of a cluster whether it is well and which AgentOS it is.
+//! Owns active probes: one round asks every endpoint of a cluster whether it is well, since when, and which AgentOS it is.
 //! Does not loop (the server does) and does not log: it reports what it found.
 
 use std::time::SystemTime;
@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use futures_util::future::join_all;
 use http::{HeaderMap, Uri, header};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::endpoint::{Endpoint, State};
 use super::{Cluster, Health};
@@ -36,6 +37,13 @@ struct Info {
     agno_version: String,
 }
 
+/// The part of `GET /health` that we read (AgentOS 2.5.6 and 3.1.10).
+#[derive(Deserialize, Default)]
+struct Well {
+    #[serde(default)]
+    instantiated_at: String,
+}
+
 impl Cluster {
     /// Probes every endpoint at once and reports each; takes as long as the slowest, at most twice the timeout.
     /// Also closes connections of the client that were unused too long, where no traffic does it.
@@ -52,10 +60,12 @@ impl Cluster {
     }
 
     async fn probe<'a>(&self, client: &Client, endpoint: &'a Endpoint) -> Probed<'a> {
-        let failure = ask_health(client, endpoint, &self.settings.health).await.err();
-        let before = match failure {
-            Some(_) => endpoint.probe_failed(),
-            None => {
+        let sent = Instant::now();
+        let answer = ask_health(client, endpoint, &self.settings.health).await;
+        let before = match &answer {
+            Err(_) => endpoint.probe_failed(),
+            Ok(well) => {
+                endpoint.answered_by(sent, &well.instantiated_at);
                 let (before, passed) = endpoint.probe_passed();
                 // One that comes back may come back as another version.
                 if before != State::Up || endpoint.version().is_none() || passed % VERSION_EVERY == 0 {
@@ -65,7 +75,12 @@ impl Cluster {
             }
         };
         let up = endpoint.is_up();
-        Probed { endpoint, up, changed: (before != State::Down) != up || before == State::Unknown, failure }
+        Probed {
+            endpoint,
+            up,
+            changed: (before != State::Down) != up || before == State::Unknown,
+            failure: answer.err(),
+        }
     }
 
     async fn detect_version(&self, client: &Client, endpoint: &Endpoint) {
@@ -83,10 +98,11 @@ impl Cluster {
     }
 }
 
-async fn ask_health(client: &Client, endpoint: &Endpoint, health: &Health) -> Result<(), String> {
+async fn ask_health(client: &Client, endpoint: &Endpoint, health: &Health) -> Result<Well, String> {
     let path = Uri::try_from(health.path.as_str()).map_err(|cause| cause.to_string())?;
     match client.get(&endpoint.origin, path, &options(health)).await {
-        Ok(Fetched { status: 200..=299, .. }) => Ok(()),
+        // Whoever answers under another path need not say since when.
+        Ok(Fetched { status: 200..=299, body }) => Ok(serde_json::from_slice(&body).unwrap_or_default()),
         Ok(Fetched { status, .. }) => Err(format!("`{}` answered {status}", health.path)),
         Err(error) => Err(error.to_string()),
     }

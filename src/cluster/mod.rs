@@ -11,6 +11,7 @@ mod endpoint;
 mod gate;
 mod health;
 mod jwt;
+mod life;
 mod run_id;
 mod seal;
 mod settings;

@@ -207,8 +207,7 @@ async fn weigh(
     run: &Value,
     taking: Taking<'_>,
 ) -> Result<Vec<String>, Refusal> {
-    let status = run.get("status").and_then(Value::as_str).and_then(RunStatus::parse);
-    match (deed, status) {
+    match (deed, RunStatus::of(run)) {
         (Deed::Answer, Some(RunStatus::Paused)) => {
             if !taking.take(waiting::pause(kind, run)).await? {
                 return Err(refuse(Code::AlreadyContinued));

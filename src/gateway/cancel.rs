@@ -135,9 +135,7 @@ async fn has_ended(gateway: &Gateway, admitted: &Admitted, run: &str) -> bool {
     };
     let path = rows::run(kind, component, run, session);
     let found = forward::look_up(gateway, &admitted.cluster, admitted.caller_token.as_deref(), &path).await;
-    let Ok(Some(row)) = found else { return false };
-    let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
-    status.is_some_and(RunStatus::is_idle)
+    found.is_ok_and(|row| row.as_ref().and_then(RunStatus::of).is_some_and(RunStatus::is_idle))
 }
 
 /// Says whether a cancel must go to every replica: nobody knows which one holds the run.

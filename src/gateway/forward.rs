@@ -226,7 +226,7 @@ fn settle_whole(
         }
     }
     if goes_on && let Some(seen) = seen {
-        let left = Left { seen, fate: Fate::GoesOn, told: usage };
+        let left = Left { seen, fate: Fate::GoesOn, told: usage, since: tokio::time::Instant::now() };
         runs::hand_over(gateway, admitted, lease, left);
         return telling;
     }

@@ -48,7 +48,7 @@ pub(super) fn last_index(admitted: &Admitted) -> Option<usize> {
 
 fn tell(run: &str, row: &Value, last: Option<usize>) -> Bytes {
     let status = row.get("status").and_then(Value::as_str).unwrap_or("UNKNOWN");
-    let over = RunStatus::parse(status).is_some_and(RunStatus::is_idle);
+    let over = RunStatus::of(row).is_some_and(RunStatus::is_idle);
     let events = row.get("events").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let missed = events.get(last.map_or(0, |last| last.saturating_add(1))..).unwrap_or_default();
     let mut text = BytesMut::new();

@@ -1,7 +1,7 @@
 //! Owns what is known about runs beyond their exchange: ids that AgentOS minted itself, and leases of runs that go
 //! on after their answer.
 //! Does not start or stop runs.
-//! Invariant: a lease that is kept here is given back when its run is seen to end, its replica to be gone, or at its
+//! Invariant: a lease that is kept here is given back when its run is seen to end, its process to be gone, or at its
 //! deadline; with it the run's turn in its session and its place at the endpoints.
 //!
 //! Learned ids are kept in this process, and where instances share a store in that too.
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::admit::Admitted;
 use super::forward;
@@ -67,6 +68,8 @@ pub(super) struct Left {
     pub(super) fate: Fate,
     /// What the exchange has told of it.
     pub(super) told: UsageRecord,
+    /// When AgentOS had begun it.
+    pub(super) since: Instant,
 }
 
 /// A run's lease, counted as active until it is dropped.
@@ -90,6 +93,7 @@ struct Background {
     /// What telemetry was told of already.
     told: UsageRecord,
     fate: Fate,
+    since: Instant,
     /// Counts at its endpoint while it goes on.
     picked: Option<Picked>,
     lease: Held,
@@ -215,7 +219,7 @@ fn shared_name(cluster: &str, run: &str, user: &UpstreamUser) -> String {
 /// Gives the lease of a run that goes on to whoever watches it, and with it what else lasts as long as the run; where
 /// nobody can, it ends here at the price of its reservation.
 pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: Held, left: Left) {
-    let Left { seen, fate, told } = left;
+    let Left { seen, fate, told, since } = left;
     let Some((kind, component)) = admitted.matched.component() else { return };
     let cluster = Arc::clone(&admitted.cluster);
     let going = gateway.runs.live.begin(&cluster.settings.name, &seen.run_id);
@@ -228,6 +232,7 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: 
         meter: admitted.meter(),
         told,
         fate,
+        since,
         picked: cluster.pick_for(Want::Tag(admitted.picked.endpoint().tag), Use::Run).ok(),
         lease,
         going,
@@ -243,10 +248,10 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: 
 /// # Cancel safety
 /// Dropping the future gives the lease back at the price of its reservation.
 async fn watch(gateway: Arc<Gateway>, mut run: Background) {
-    let deadline = tokio::time::Instant::now() + run.cluster.settings.timeouts.stream_max;
+    let deadline = Instant::now() + run.cluster.settings.timeouts.stream_max;
     let path = rows::run(run.kind, &run.component, &run.run_id, &run.session_id);
     let (mut pause, mut absent, mut down) = (POLL_FIRST, 0, 0);
-    while tokio::time::Instant::now() < deadline {
+    while Instant::now() < deadline {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL_INTERVAL);
         down = if run.is_held() { 0 } else { down + 1 };
@@ -254,30 +259,27 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
             // Nobody can be asked, or nobody knows it: that is no end that was seen.
             return;
         }
+        // Before it is looked at: what the database says afterwards will not change.
+        let forgotten = run.is_forgotten();
         let found = forward::look_up(&gateway, &run.cluster, run.caller_token.as_deref(), &path).await;
-        let row = match found {
-            Ok(Some(row)) => row,
-            Ok(None) if run.fate == Fate::GivenUp => {
-                absent += 1;
-                continue;
+        match found {
+            Ok(Some(row)) if RunStatus::of(&row).is_some_and(RunStatus::is_idle) => {
+                run.meter.json(row.to_string().as_bytes());
+                let usage = run.meter.finish();
+                run.lease.commit(&usage);
+                // The exchange that started the run has ended without them.
+                let more = usage.since(&run.told);
+                more.models
+                    .iter()
+                    .for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
+                return run.going.ended();
             }
+            Ok(_) if forgotten => return,
+            Ok(None) if run.fate == Fate::GivenUp => absent += 1,
             // Without its session a run cannot be looked at: it is given the time that AgentOS takes to notice.
-            Err(_) if run.fate == Fate::GivenUp && run.session_id.is_empty() => {
-                absent += 1;
-                continue;
-            }
+            Err(_) if run.fate == Fate::GivenUp && run.session_id.is_empty() => absent += 1,
             // A failed look-up says nothing about the run; the deadline bounds the patience.
-            Ok(None) | Err(_) => continue,
-        };
-        let status = row.get("status").and_then(serde_json::Value::as_str).and_then(RunStatus::parse);
-        if status.is_some_and(RunStatus::is_idle) {
-            run.meter.json(row.to_string().as_bytes());
-            let usage = run.meter.finish();
-            run.lease.commit(&usage);
-            // The exchange that started the run has ended without them.
-            let more = usage.since(&run.told);
-            more.models.iter().for_each(|model| gateway.telemetry.tokens(&run.lease.tenant, &forward::tokens(model)));
-            return run.going.ended();
+            Ok(_) | Err(_) => {}
         }
     }
 }
@@ -286,5 +288,10 @@ impl Background {
     /// Says whether the replica that holds the run answers.
     fn is_held(&self) -> bool {
         self.picked.as_ref().is_some_and(|picked| picked.endpoint().answers())
+    }
+
+    /// Says whether the process that held the run is gone.
+    fn is_forgotten(&self) -> bool {
+        self.picked.as_ref().is_some_and(|picked| picked.endpoint().has_forgotten(self.since))
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Settlement {
     admitted: Box<Admitted>,
     exchange: Box<Exchange>,
     meter: Meter,
+    /// When upstream had answered.
+    since: Instant,
     /// Tokens that the lease was told of.
     charged: u64,
     /// A budget is used up, and the plan says to cut.
@@ -140,6 +142,7 @@ impl Settlement {
             gateway,
             admitted,
             exchange,
+            since: Instant::now(),
             charged: 0,
             overdrawn: false,
             learned: false,
@@ -234,7 +237,7 @@ impl Settlement {
             // notices that nobody does.
             (Some(lease), Some(run)) => {
                 let fate = if self.admitted.background { Fate::GoesOn } else { Fate::GivenUp };
-                let left = Left { seen: run, fate, told: usage };
+                let left = Left { seen: run, fate, told: usage, since: self.since };
                 runs::hand_over(&self.gateway, &mut self.admitted, lease, left);
             }
             // A lease that is dropped pays what was seen or reserved.

@@ -102,6 +102,25 @@ async fn a_background_run_keeps_its_slot_when_its_caller_leaves_the_stream() {
 }
 
 #[tokio::test]
+async fn a_run_of_a_process_that_is_gone_gives_its_slot_back() {
+    let stack = Stack::with(plan("concurrent_runs", "1").set("[clusters.health]", "interval", "\"100ms\"")).await;
+    let path = "/agents/assistant/runs/r";
+    // What the database says of a run whose process was killed.
+    stack.os().pin("GET", path, Reply::json(200, &json!({"run_id": "r", "session_id": "s", "status": "RUNNING"})));
+    stack.os().script(Reply::json(202, &json!({"run_id": "r", "session_id": "s", "status": "PENDING"})));
+    assert_eq!(stack.send(run().field("background", "true")).await.status, 202);
+    let probes = stack.os().requests_to("/health").len();
+    stack.os().wait_for_request("/health", probes + 2).await;
+    stack.os().wait_for_request(path, 2).await;
+    assert_eq!(stack.metric("tollbridge_runs_active{tenant=\"acme\"}").await, 1.0);
+    // Back before a probe failed, but not the same.
+    let well = json!({"status": "ok", "instantiated_at": "2026-01-01T00:10:00Z"});
+    stack.os().pin("GET", "/health", Reply::json(200, &well));
+    stack.wait_for_metric("tollbridge_runs_active", &["tenant=\"acme\""], 0.0).await;
+    assert_eq!(stack.send(run()).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_background_run_keeps_its_place_at_a_busy_endpoint() {
     let settings = Settings::new().set("[clusters.load]", "runs_per_endpoint", "1");
     let stack = Stack::with(settings.set("[clusters.load]", "queue_timeout", "\"50ms\"")).await;
