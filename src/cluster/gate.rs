@@ -1,15 +1,15 @@
 //! Owns how many runs a cluster's endpoints take at once, and the queue of those that wait for one to end.
 //! Does not choose endpoints (`balance`) and knows tenants by name and weight only.
-//! Invariants: never more places are taken than there are; a place that is free goes to the tenant that has been
-//! served least for its weight, so that one tenant's queue delays nobody else's; a full queue makes room for a tenant
-//! with a shorter line; a caller who goes away leaves no place taken.
+//! Invariants: none is given while as many places are taken as there are by now, whichever settings gave those; a place
+//! that is free goes to the tenant that has been served least for its weight, so that one tenant's queue delays nobody
+//! else's; a full queue makes room for a tenant with a shorter line; a caller who goes away leaves no place taken.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::principal::TenantId;
@@ -46,17 +46,17 @@ pub enum SessionRuns {
     AtOnce,
 }
 
-/// The gate of one cluster. Clones share it.
-#[derive(Clone)]
-pub(super) struct Gate(Arc<Inner>);
-
-struct Inner {
+/// The gate of one cluster, under the settings of one snapshot.
+pub(super) struct Gate {
     load: Load,
-    state: Mutex<State>,
+    /// Outlives a reload: runs that began before it hold their places after it.
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
+    /// As many as there were for the last one who asked. Not kept per place: endpoints come and go while it is held.
+    places: u32,
     taken: u32,
     waiting: u32,
     /// The virtual time of the place that was given last.
@@ -73,10 +73,7 @@ struct Line {
 }
 
 /// A place at the endpoints, free again when this is dropped.
-pub struct Place {
-    gate: Gate,
-    places: u32,
-}
+pub struct Place(Arc<Mutex<State>>);
 
 /// The endpoints are busy and the queue is full, or the wait was in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -107,7 +104,12 @@ impl Default for Load {
 
 impl Gate {
     pub(super) fn new(load: Load) -> Self {
-        Self(Arc::new(Inner { load, state: Mutex::default() }))
+        Self { load, state: Arc::default() }
+    }
+
+    /// The same gate under other settings: what is taken and who waits stay.
+    pub(super) fn with(&self, load: Load) -> Self {
+        Self { load, state: Arc::clone(&self.state) }
     }
 
     /// Takes a place, or waits for one in the tenant's line. `up` is the number of endpoints that are up.
@@ -118,54 +120,42 @@ impl Gate {
     /// # Cancel safety
     /// Safe: a place that was given to a caller who went away goes to the next.
     pub(super) async fn enter(&self, tenant: &TenantId, weight: u32, up: usize) -> Result<Option<Place>, Busy> {
-        let Some(each) = self.0.load.runs_per_endpoint else { return Ok(None) };
+        let Some(each) = self.load.runs_per_endpoint else { return Ok(None) };
         // With nothing up there is no place to wait for: the choice of an endpoint says so.
         let places = each.saturating_mul(u32::try_from(up.max(1)).unwrap_or(u32::MAX));
         let given = {
-            let mut state = self.0.state.lock();
-            if state.waiting == 0 && state.taken < places {
-                state.taken += 1;
-                return Ok(Some(Place { gate: self.clone(), places }));
+            let mut state = self.state.lock();
+            state.places = places;
+            if state.waiting >= self.load.queue_max && state.taken < state.places {
+                // Places were added: those who wait take them before anybody is refused.
+                MutexGuard::unlocked(&mut state, || serve(&self.state));
             }
-            if state.waiting >= self.0.load.queue_max {
+            if state.waiting == 0 && state.taken < state.places {
+                state.taken += 1;
+                return Ok(Some(Place(Arc::clone(&self.state))));
+            }
+            if state.waiting >= self.load.queue_max {
                 state.sweep();
             }
-            if state.waiting >= self.0.load.queue_max && !state.make_room(tenant, weight) {
+            if state.waiting >= self.load.queue_max && !state.make_room(tenant, weight) {
                 return Err(Busy::QueueFull(state.waiting));
             }
             state.wait(tenant, weight)
         };
         // Places may have become free that nobody was there to take.
-        self.serve(places);
-        match tokio::time::timeout(self.0.load.queue_timeout, given).await {
+        serve(&self.state);
+        match tokio::time::timeout(self.load.queue_timeout, given).await {
             Ok(Ok(place)) => Ok(Some(place)),
             // Sent away for a tenant that has fewer waiting.
-            Ok(Err(_)) => Err(Busy::QueueFull(self.0.load.queue_max)),
-            Err(_) => Err(Busy::TimedOut(self.0.load.queue_timeout)),
-        }
-    }
-
-    /// Gives free places to those whose turn it is.
-    fn serve(&self, places: u32) {
-        loop {
-            let next = {
-                let mut state = self.0.state.lock();
-                if state.taken >= places {
-                    return;
-                }
-                let Some(next) = state.next() else { return };
-                state.taken += 1;
-                next
-            };
-            // Outside the lock: a place that nobody takes is dropped here, and frees itself.
-            drop(next.send(Place { gate: self.clone(), places }));
+            Ok(Err(_)) => Err(Busy::QueueFull(self.load.queue_max)),
+            Err(_) => Err(Busy::TimedOut(self.load.queue_timeout)),
         }
     }
 }
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Gate").field(&self.0.load).finish()
+        f.debug_tuple("Gate").field(&self.load).finish()
     }
 }
 
@@ -253,7 +243,7 @@ impl State {
 impl Drop for Place {
     fn drop(&mut self) {
         {
-            let mut state = self.gate.0.state.lock();
+            let mut state = self.0.lock();
             state.taken = state.taken.saturating_sub(1);
             if state.waiting == 0 {
                 // Bounded by those who waited since the gate was last idle.
@@ -263,13 +253,30 @@ impl Drop for Place {
                 return;
             }
         }
-        self.gate.serve(self.places);
+        serve(&self.0);
     }
 }
 
 impl fmt::Debug for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Place")
+    }
+}
+
+/// Gives free places to those whose turn it is.
+fn serve(shared: &Arc<Mutex<State>>) {
+    loop {
+        let next = {
+            let mut state = shared.lock();
+            if state.taken >= state.places {
+                return;
+            }
+            let Some(next) = state.next() else { return };
+            state.taken += 1;
+            next
+        };
+        // Outside the lock: a place that nobody takes is dropped here, and frees itself.
+        drop(next.send(Place(Arc::clone(shared))));
     }
 }
 
@@ -343,7 +350,7 @@ mod tests {
             drop(held.take());
             held = waits.await.unwrap();
         }
-        let known = gate.0.state.lock().tenants.len();
+        let known = gate.state.lock().tenants.len();
         assert!(known < 200, "{known} tenants are remembered");
     }
 
@@ -383,7 +390,7 @@ mod tests {
         for _ in 0..2 {
             assert!(gate.enter(&who, 1, 1).now_or_never().unwrap().unwrap().is_some());
         }
-        assert_eq!(gate.0.state.lock().taken, 0);
+        assert_eq!(gate.state.lock().taken, 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -402,7 +409,98 @@ mod tests {
             assert!(held.len() <= 3);
         }
         drop(held);
-        assert_eq!(gate.0.state.lock().taken, 0);
+        assert_eq!(gate.state.lock().taken, 0);
         assert!(gate.enter(&tenant("c"), 1, 1).now_or_never().unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_counts_the_places_that_runs_hold_already() {
+        let before = gate(2, 10);
+        let who = tenant("acme");
+        let held = [before.enter(&who, 1, 1).await.unwrap(), before.enter(&who, 1, 1).await.unwrap()];
+        let after = before.with(Load { runs_per_endpoint: Some(3), queue_max: 20, ..Load::default() });
+        let third = after.enter(&who, 1, 1).now_or_never().unwrap().unwrap();
+        let mut waits = Box::pin(after.enter(&who, 1, 1));
+        assert!(waits.as_mut().now_or_never().is_none(), "a fourth run of three");
+        // What began before the reload makes room for what came after it.
+        drop(held);
+        assert!(waits.as_mut().now_or_never().unwrap().unwrap().is_some());
+        drop(third);
+        assert_eq!(after.state.lock().taken, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_before_a_reload_is_served_by_what_it_allows() {
+        let before = gate(2, 10);
+        let who = tenant("acme");
+        let mut held = vec![before.enter(&who, 1, 1).await.unwrap(), before.enter(&who, 1, 1).await.unwrap()];
+        let mut early = Box::pin(before.enter(&who, 1, 1));
+        assert!(early.as_mut().now_or_never().is_none());
+        let after = before.with(Load { runs_per_endpoint: Some(1), ..Load::default() });
+        let mut late = Box::pin(after.enter(&who, 1, 1));
+        assert!(late.as_mut().now_or_never().is_none());
+        held.truncate(1);
+        assert!(early.as_mut().now_or_never().is_none(), "a second run of one");
+        held.clear();
+        let place = early.as_mut().now_or_never().unwrap().unwrap();
+        assert!(late.as_mut().now_or_never().is_none(), "a second run of one");
+        drop(place);
+        assert!(late.as_mut().now_or_never().unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_endpoints_died_the_queue_gets_no_more_places_than_are_left() {
+        let gate = gate(1, 10);
+        let who = tenant("acme");
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(gate.enter(&who, 1, 3).await.unwrap());
+        }
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        held.truncate(1);
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none(), "a second run at the one that is left");
+        }
+        held.clear();
+        let place = waiting.remove(0).now_or_never().unwrap().unwrap();
+        assert!(waiting[0].as_mut().now_or_never().is_none(), "a second run at the one that is left");
+        drop(place);
+        assert!(waiting.remove(0).now_or_never().unwrap().unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_endpoints_came_up_the_queue_gets_their_places_too() {
+        let gate = gate(1, 10);
+        let who = tenant("acme");
+        let held = gate.enter(&who, 1, 1).await.unwrap();
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        let mut late = Box::pin(gate.enter(&who, 1, 2));
+        assert!(late.as_mut().now_or_never().is_none(), "it was not its turn");
+        let first = waiting.remove(0).now_or_never().unwrap().unwrap();
+        drop(held);
+        let second = waiting.remove(0).now_or_never().expect("the second endpoint is idle").unwrap();
+        assert!(waiting[0].as_mut().now_or_never().is_none());
+        drop((first, second));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_queue_gets_added_places_before_anybody_is_refused() {
+        let gate = gate(1, 2);
+        let who = tenant("acme");
+        let _held = gate.enter(&who, 1, 1).await.unwrap();
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        assert!(gate.enter(&who, 1, 4).now_or_never().unwrap().unwrap().is_some());
+        for one in waiting {
+            assert!(one.now_or_never().unwrap().unwrap().is_some());
+        }
     }
 }

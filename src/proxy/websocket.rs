@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
@@ -39,7 +40,7 @@ const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(500);
 /// Silence after which the caller is pinged, and twice after which it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the other side may take to close after us.
+/// How long the other side may take to close after us, and then to take what is left for it.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Events between a run and the socket.
 const EVENTS_IN_FLIGHT: usize = 16;
@@ -139,7 +140,8 @@ pub(super) async fn converse<W: Future<Output = ()>>(
             let _ = tokio::time::timeout(FAREWELL_TIMEOUT, carried).await;
         }
     }
-    session.shutdown().await;
+    // Whoever reads nothing would hold the connection without end; dropped while bytes wait for its peer, it is reset.
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, session.shutdown()).await;
     Ok(())
 }
 
@@ -218,6 +220,12 @@ enum Next {
     Close(CloseCode, &'static str),
 }
 
+/// When the caller is pinged next, and how often it was since it last said something.
+struct Pings {
+    silent_rounds: u8,
+    next_at: Instant,
+}
+
 impl Conversation {
     fn new(
         gateway: Arc<Gateway>,
@@ -249,8 +257,8 @@ impl Conversation {
         if socket.send(Message::text(hello.to_string())).await.is_err() {
             return;
         }
-        let known_by = tokio::time::Instant::now() + AUTHENTICATE_TIMEOUT;
-        let (mut silent_rounds, mut pace) = (0_u8, Pace::new());
+        let known_by = Instant::now() + AUTHENTICATE_TIMEOUT;
+        let (mut pings, mut pace) = (Pings::new(), Pace::new());
         let mut draining = self.gateway.draining();
         loop {
             let drains = *draining.borrow_and_update();
@@ -261,7 +269,7 @@ impl Conversation {
             }
             let next = tokio::select! {
                 message = socket.next() => {
-                    silent_rounds = 0;
+                    pings.silent_rounds = 0;
                     match message {
                         Some(Ok(_)) if !pace.keeps() => Next::Close(CloseCode::Policy, "too many messages"),
                         Some(Ok(message)) => self.receive(message, &mut socket).await,
@@ -277,11 +285,12 @@ impl Conversation {
                     Next::Go
                 }
                 Ok(()) = draining.changed() => Next::Go,
-                () = tokio::time::sleep(DRAIN_POLL), if drains => Next::Go,
+                // Nothing has happened: the next ping stays due when it was, or there would be none in a drain.
+                () = tokio::time::sleep(DRAIN_POLL), if drains => continue,
                 () = tokio::time::sleep_until(known_by), if !self.is_known() => Next::Close(CloseCode::Policy, "not authenticated in time"),
-                () = tokio::time::sleep(PING_INTERVAL) => {
-                    silent_rounds += 1;
-                    if silent_rounds > 2 || socket.send(Message::Ping(Bytes::new())).await.is_err() { return }
+                () = pings.due() => {
+                    pings.silent_rounds += 1;
+                    if pings.silent_rounds > 2 || socket.send(Message::Ping(Bytes::new())).await.is_err() { return }
                     Next::Go
                 }
             };
@@ -289,6 +298,7 @@ impl Conversation {
                 let _ = socket.close(Some(CloseFrame { code, reason: reason.into() })).await;
                 return;
             }
+            pings.postpone();
         }
     }
 
@@ -413,6 +423,26 @@ impl Conversation {
     }
 }
 
+impl Pings {
+    /// Of a socket that was just opened.
+    fn new() -> Self {
+        Self { silent_rounds: 0, next_at: Instant::now() + PING_INTERVAL }
+    }
+
+    /// Waits until the next ping is due.
+    ///
+    /// # Cancel safety
+    /// Safe: a wait that begins anew ends no later.
+    async fn due(&self) {
+        tokio::time::sleep_until(self.next_at).await;
+    }
+
+    /// Something was said, on either side: the next ping is a whole interval away.
+    fn postpone(&mut self) {
+        self.next_at = Instant::now() + PING_INTERVAL;
+    }
+}
+
 /// Serves a call and sends each event of its answer as one message; goes on reading when nobody listens any more.
 async fn relay(gateway: &Arc<Gateway>, call: Call, events: mpsc::Sender<Message>) {
     let answer = gateway.serve(call).await;
@@ -459,5 +489,17 @@ mod tests {
         assert_eq!(accept_key(&headers).as_deref(), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         headers.insert("sec-websocket-key", HeaderValue::from_static("short"));
         assert!(accept_key(&headers).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ping_is_due_after_silence_however_often_the_wait_for_it_begins_anew() {
+        let (began, mut pings) = (Instant::now(), Pings::new());
+        // The turns of a drain.
+        while tokio::time::timeout(DRAIN_POLL, pings.due()).await.is_err() {}
+        assert_eq!(began.elapsed(), PING_INTERVAL);
+        tokio::time::advance(DRAIN_POLL).await;
+        pings.postpone();
+        pings.due().await;
+        assert_eq!(began.elapsed(), PING_INTERVAL + DRAIN_POLL + PING_INTERVAL);
     }
 }

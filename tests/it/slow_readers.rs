@@ -4,14 +4,17 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::SinkExt as _;
 use http::Request;
 use serde_json::json;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::fake::{Event, Reply};
 use crate::http_two_raw::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Two, block, frame};
 use crate::stack::{Ask, Settings, Stack, Who, within};
+use crate::websocket::known_over;
 
 const RUNS: &str = "/agents/assistant/runs";
 const WINDOW_UPDATE: u8 = 8;
@@ -22,10 +25,15 @@ const SLACK: Duration = Duration::from_secs(3);
 const RUN_BYTES: usize = 2000 * EVENT_BYTES;
 const EVENT_BYTES: usize = 16 << 10;
 
-/// A gateway whose runs say far more than anybody reads here.
-async fn talkative() -> Stack {
+/// A gateway that does not wait long for its readers.
+async fn impatient() -> Stack {
     let settings = Settings::new().set("[server]", "h2c", "true").set("[server.limits]", "write_timeout", "\"500ms\"");
-    let stack = Stack::with(settings).await;
+    Stack::with(settings).await
+}
+
+/// The same, and its runs say far more than anybody reads here.
+async fn talkative() -> Stack {
+    let stack = impatient().await;
     let event = Event::new("RunContent", json!({"run_id": "r", "content": "x".repeat(EVENT_BYTES)}));
     stack.os().pin("POST", RUNS, Reply::sse(&vec![event; RUN_BYTES / EVENT_BYTES]));
     stack
@@ -190,6 +198,24 @@ async fn a_client_of_http1_that_reads_nothing_is_given_up_and_reset_in_time() {
     // An end behind what is not read would not be seen, and what the kernel holds would stay with it for minutes.
     within("the reset", socket.ready(Interest::ERROR)).await.unwrap();
     given_up(&stack, began).await;
+}
+
+#[tokio::test]
+async fn a_websocket_that_reads_nothing_is_given_up_and_reset_in_time() {
+    let stack = impatient().await;
+    let mut events = vec![Event::new("WorkflowStarted", json!({"run_id": "r"}))];
+    let output = Event::new("StepOutput", json!({"run_id": "r", "content": "x".repeat(EVENT_BYTES)}));
+    events.extend(vec![output; RUN_BYTES / EVENT_BYTES]);
+    stack.os().pin("POST", "/workflows/daily-report/runs", Reply::sse(&events));
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut socket = known_over(within("a connection", socket.connect(stack.address())).await.unwrap()).await;
+    let began = Instant::now();
+    let start = json!({"action": "start-workflow", "workflow_id": "daily-report", "message": "hi"});
+    socket.send(Message::text(start.to_string())).await.unwrap();
+    // Its run goes on without it, as in AgentOS; what holds the socket does not.
+    within("the reset", socket.get_ref().ready(Interest::ERROR)).await.unwrap();
+    assert!(began.elapsed() < WRITE_TIMEOUT + SLACK, "{:?}", began.elapsed());
 }
 
 #[tokio::test]

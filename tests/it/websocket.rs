@@ -17,11 +17,15 @@ use crate::stack::{Settings, Stack, Who, within};
 pub(crate) type Socket = WebSocketStream<TcpStream>;
 
 async fn open(stack: &Stack, headers: &[(&'static str, &str)]) -> Result<Socket, Error> {
-    let mut request: Request<()> = format!("ws://{}/workflows/ws", stack.address()).into_client_request().unwrap();
+    open_over(TcpStream::connect(stack.address()).await.unwrap(), headers).await
+}
+
+async fn open_over(stream: TcpStream, headers: &[(&'static str, &str)]) -> Result<Socket, Error> {
+    let address = stream.peer_addr().unwrap();
+    let mut request: Request<()> = format!("ws://{address}/workflows/ws").into_client_request().unwrap();
     for (name, value) in headers {
         request.headers_mut().insert(*name, value.parse().unwrap());
     }
-    let stream = TcpStream::connect(stack.address()).await.unwrap();
     let (socket, answer) = within("a handshake", tokio_tungstenite::client_async(request, stream)).await?;
     assert_eq!(answer.headers().get("sec-websocket-extensions"), None);
     assert_eq!(answer.headers().get("sec-websocket-protocol"), None);
@@ -30,7 +34,13 @@ async fn open(stack: &Stack, headers: &[(&'static str, &str)]) -> Result<Socket,
 
 /// Alice's socket, greeted.
 pub(crate) async fn known(stack: &Stack) -> Socket {
-    let mut socket = open(stack, &[("authorization", &format!("Bearer {}", Who::alice().token()))]).await.unwrap();
+    known_over(TcpStream::connect(stack.address()).await.unwrap()).await
+}
+
+/// The same over a connection that the test has made.
+pub(crate) async fn known_over(stream: TcpStream) -> Socket {
+    let header = format!("Bearer {}", Who::alice().token());
+    let mut socket = open_over(stream, &[("authorization", &header)]).await.unwrap();
     assert_eq!(next(&mut socket).await["event"], "connected");
     socket
 }
