@@ -119,12 +119,12 @@ impl SseEvents {
     }
 
     fn take_data(&mut self, value: &[u8]) {
-        if std::mem::replace(&mut self.has_data, true) {
-            self.data.push(b'\n');
+        let line_break: &[u8] = if std::mem::replace(&mut self.has_data, true) { b"\n" } else { b"" };
+        for part in [line_break, value] {
+            let room = self.bytes_max.saturating_sub(self.data.len());
+            self.data.extend_from_slice(part.get(..room).unwrap_or(part));
+            self.oversized |= part.len() > room;
         }
-        let room = self.bytes_max.saturating_sub(self.data.len());
-        self.data.extend_from_slice(value.get(..room).unwrap_or(value));
-        self.oversized |= value.len() > room;
     }
 
     /// Ends an event. One without data is dropped, as the standard says.
@@ -196,9 +196,11 @@ mod tests {
 
     #[test]
     fn many_data_lines_stay_within_the_bound() {
-        let stream = format!("{}\n", "data: 0123456789\n".repeat(100_000));
-        let events = parse([stream.as_bytes()]);
-        assert!(matches!(events.as_slice(), [(_, data, true)] if data.len() <= EVENT_BYTES_MAX + 100_000));
+        for line in ["data: 0123456789\n", "data\n"] {
+            let stream = format!("{}\n", line.repeat(2 * EVENT_BYTES_MAX / (line.len() - 4)));
+            let events = parse([stream.as_bytes()]);
+            assert!(matches!(events.as_slice(), [(_, data, true)] if data.len() <= EVENT_BYTES_MAX), "{line:?}");
+        }
     }
 
     #[test]

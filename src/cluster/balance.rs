@@ -117,8 +117,9 @@ impl Balancer {
         self.set.store(Arc::new(self.set.load().followed_by(endpoints.into())));
     }
 
+    /// Those that are gone from the list and still hold runs.
     pub(super) fn leaving(&self) -> Vec<Arc<Endpoint>> {
-        self.set.load().leaving.clone()
+        self.set.load().leaving.iter().filter(|endpoint| endpoint.in_flight() > 0).cloned().collect()
     }
 
     pub(super) fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {

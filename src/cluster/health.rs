@@ -45,7 +45,8 @@ struct Well {
 }
 
 impl Cluster {
-    /// Probes every endpoint at once and reports each; takes as long as the slowest, at most twice the timeout.
+    /// Probes every endpoint at once and reports each; takes as long as the slowest, at most twice the timeout. Those
+    /// that left the cluster and still hold runs are probed, and not reported: who follows such a run asks for them.
     /// Also closes connections of the client that were unused too long, where no traffic does it.
     ///
     /// # Cancel safety
@@ -56,7 +57,9 @@ impl Cluster {
         let probes = endpoints.iter().map(|endpoint| async move {
             report(&self.probe(client, endpoint).await);
         });
-        join_all(probes).await;
+        let leaving = self.balancer.leaving();
+        let others = leaving.iter().map(|endpoint| async { drop(self.probe(client, endpoint).await) });
+        futures_util::join!(join_all(probes), join_all(others));
     }
 
     async fn probe<'a>(&self, client: &Client, endpoint: &'a Endpoint) -> Probed<'a> {

@@ -216,8 +216,7 @@ impl Cluster {
         let balancer = Balancer::new(settings.balance, settings.ejection, runs_max, endpoints, seed);
         let balancer = former.into_iter().fold(balancer, |balancer, former| balancer.after(&former.balancer));
         let budget = Budget::new(settings.retries);
-        let kept = former.filter(|former| former.settings.load == settings.load).map(|former| former.gate.clone());
-        let gate = kept.unwrap_or_else(|| Gate::new(settings.load));
+        let gate = former.map_or_else(|| Gate::new(settings.load), |former| former.gate.with(settings.load));
         let (run_ids, asking) = (run_ids.clone(), dns::Asking::default());
         Ok(Self { settings, balancer, credential, gate, run_ids, asking, budget })
     }
@@ -246,6 +245,11 @@ impl Cluster {
     /// Those of [`Cluster::pick`].
     pub fn pick_for(&self, want: Want<'_>, what: Use) -> Result<Picked, NoEndpoint> {
         self.balancer.pick(want, what)
+    }
+
+    /// Says whether the endpoint with this tag is known and answers.
+    pub fn reaches(&self, tag: EndpointTag) -> bool {
+        self.pick(Want::Tag(tag)).is_ok()
     }
 
     /// Notes the first attempt of a call: it pays for a share of a retry.

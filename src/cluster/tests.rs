@@ -420,6 +420,23 @@ fn reload_keeps_the_endpoints_that_stay() {
     assert_eq!(new.endpoints()[1].in_flight(), 0);
 }
 
+#[tokio::test]
+async fn a_reload_of_the_load_keeps_the_places_that_are_taken() {
+    let with = |queue_max| {
+        let load = Load { runs_per_endpoint: Some(1), queue_max, ..Load::default() };
+        let endpoints = vec!["http://127.0.0.1:1".parse().unwrap()];
+        Settings { load, endpoints, ..settings("main", &["acme"]) }
+    };
+    let before = Clusters::new(vec![with(1)], &table(&[]), &secrets()).unwrap();
+    let old = Arc::clone(before.iter().next().unwrap());
+    let held = old.enter(&tenant("acme"), 1).await.unwrap();
+    let after = before.reload(vec![with(0)], &table(&[]), &secrets()).unwrap();
+    let new = after.iter().next().unwrap();
+    assert_eq!(new.enter(&tenant("acme"), 1).await.unwrap_err(), Busy::QueueFull(0));
+    drop(held);
+    assert!(new.enter(&tenant("acme"), 1).await.unwrap().is_some());
+}
+
 #[test]
 fn nothing_secret_is_printed() {
     let cluster = minting(MintAlgorithm::HS256, "hunter2");

@@ -11,6 +11,7 @@ use super::approvals::{self, Continuing};
 use super::arrival;
 use super::body::{self, Payload};
 use super::call::{Answer, Call};
+use super::cancel::Order;
 use super::exchange::Exchange;
 use super::explain;
 use super::facts::{self, Facts};
@@ -70,6 +71,8 @@ pub(super) struct Admitted {
     pub(super) lease: Option<Held>,
     pub(super) hold: Hold,
     pub(super) continuing: Option<Continuing>,
+    /// The cancel to send when the caller of a run that is not streamed goes away, where the cluster says so.
+    pub(super) order: Option<Arc<parking_lot::Mutex<Option<Order>>>>,
     /// Held until the exchange ends.
     pub(super) new_session: Option<sessions::Held>,
     pub(super) fill: Option<FillGuard>,
@@ -265,6 +268,7 @@ async fn decide(
         lease: lease.0.take(),
         hold,
         continuing,
+        order: None,
         new_session: facts.new_session,
         fill,
         tenant_wide,

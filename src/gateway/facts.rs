@@ -284,12 +284,14 @@ async fn holder(
     let run = ids_at(ground, operation.run_id, query, payload)?.into_iter().next();
     let Some(id) = &run else { return Ok((None, None)) };
     let (cluster, known) = (ground.cluster.name(), &ground.gateway.runs);
-    let signed = ground.cluster.read_run_id(id, ground.user);
-    let tag = match signed.or_else(|| known.learned(cluster, id, ground.user)) {
-        None if operation.affinity.follows_run() => known.recalled(cluster, id, ground.user).await,
-        known => known,
-    };
-    Ok((run, tag))
+    // A run that was continued elsewhere keeps the id that names where it began.
+    let learned = known.learned(cluster, id, ground.user);
+    let tag = learned.or_else(|| ground.cluster.read_run_id(id, ground.user));
+    if !operation.affinity.follows_run() || tag.is_some_and(|tag| learned.is_some() || ground.cluster.reaches(tag)) {
+        return Ok((run, tag));
+    }
+    let recalled = known.recalled(cluster, id, ground.user).await;
+    Ok((run, recalled.or(tag)))
 }
 
 /// Learns that the run is the caller's.

@@ -118,13 +118,16 @@ async fn followed(
 async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut Exchange) -> Result<Replied, Refusal> {
     let response = send::send(gateway, admitted, exchange).await?;
     let (head, body) = response.into_parts();
-    if head.status == StatusCode::UNAUTHORIZED {
-        return Err(invalid("AgentOS refused the gateway's credential"));
-    }
     if head.status.is_client_error()
         && let Some(continuing) = &mut admitted.continuing
     {
         continuing.unsent();
+    }
+    if head.status == StatusCode::UNAUTHORIZED {
+        if let Some(lease) = &mut admitted.lease {
+            lease.waive();
+        }
+        return Err(invalid("AgentOS refused the gateway's credential"));
     }
     let mut headers = std::mem::take(&mut admitted.answer_headers);
     for name in &PASSED_DOWN {
@@ -145,7 +148,7 @@ async fn reply(gateway: &Arc<Gateway>, admitted: &mut Admitted, exchange: &mut E
     if !must_read && length.is_none_or(|length| length > SMALL_REPLY_BYTES) {
         return Ok(Replied::Stream { status: head.status, headers, body });
     }
-    let raw = collect(body, REPLY_BYTES_MAX).await?;
+    let raw = read_whole(admitted, body).await?;
     let goes_on = admitted.background || head.status == StatusCode::ACCEPTED;
     if let Some(session) = admitted.new_session.as_mut().filter(|_| !goes_on) {
         session.ended();
@@ -244,6 +247,15 @@ pub(super) fn tokens(model: &crate::usage::ModelUsage) -> ModelTokens {
     ModelTokens { model: model.model.clone(), input: model.input, output: model.output }
 }
 
+/// Reads a reply as a stream may last: a run's lease, turn and place wait for its end.
+async fn read_whole(admitted: &Admitted, body: ResponseBody) -> Result<Bytes, Refusal> {
+    let timeouts = &admitted.cluster.settings.timeouts;
+    let whole = collect(body.with_idle_timeout(timeouts.stream_idle), REPLY_BYTES_MAX);
+    tokio::time::timeout(timeouts.stream_max, whole).await.unwrap_or_else(|_| {
+        Err(Refusal::new(Code::UpstreamTimeout, Stage::Forward).because("the reply did not end in time"))
+    })
+}
+
 /// Reads a whole body.
 ///
 /// # Errors
@@ -251,10 +263,7 @@ pub(super) fn tokens(model: &crate::usage::ModelUsage) -> ModelTokens {
 pub(super) async fn collect(mut body: ResponseBody, bytes_max: usize) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| {
-            let code = if matches!(e, BodyError::IdleTimeout(_)) { Code::UpstreamTimeout } else { Code::UpstreamReset };
-            Refusal::new(code, Stage::Forward).because(e.to_string())
-        })?;
+        let frame = frame.map_err(|error| broken(&error))?;
         let Ok(data) = frame.into_data() else { continue };
         if whole.len() + data.len() > bytes_max {
             return Err(invalid("the reply is too large to be read whole"));
@@ -265,6 +274,12 @@ pub(super) async fn collect(mut body: ResponseBody, bytes_max: usize) -> Result<
         whole.extend_from_slice(&data);
     }
     Ok(whole.freeze())
+}
+
+/// The refusal of a body that broke off.
+pub(super) fn broken(error: &BodyError) -> Refusal {
+    let code = if matches!(error, BodyError::IdleTimeout(_)) { Code::UpstreamTimeout } else { Code::UpstreamReset };
+    Refusal::new(code, Stage::Forward).because(error.to_string())
 }
 
 fn invalid(reason: &str) -> Refusal {

@@ -222,8 +222,9 @@ impl Gateway {
             }
             Ok(Verdict::Admitted(admitted)) => {
                 let operation = admitted.operation();
+                // AgentOS 2 answers a run in the background whole, also one that is to stream.
                 let outlives = operation.cost == Cost::Model
-                    && !admitted.streams()
+                    && (admitted.background || !admitted.streams())
                     && matches!(operation.reply, Reply::Json | Reply::SseIfStream);
                 if outlives {
                     // Boxed: most exchanges end with their caller, and each would carry its state.
@@ -237,7 +238,7 @@ impl Gateway {
     }
 
     /// AgentOS finishes a non-streamed run whoever waits for it: so do we, to meter it and to keep its lease.
-    async fn detached(self: &Arc<Self>, admitted: Box<admit::Admitted>, mut exchange: Box<Exchange>) -> Answer {
+    async fn detached(self: &Arc<Self>, mut admitted: Box<admit::Admitted>, mut exchange: Box<Exchange>) -> Answer {
         let id = Arc::clone(&exchange.event.request_id);
         // What is said if the work is not taken, or cut by the drain.
         let draining = Refusal::new(Code::Draining, Stage::Forward);
@@ -246,6 +247,8 @@ impl Gateway {
         let gateway = Arc::clone(self);
         let cancels = admitted.on_disconnect() == OnDisconnect::Cancel;
         let order = admitted.run_id.filter(|_| cancels).and_then(|run| Order::of(&admitted, &run.to_string()));
+        admitted.order = order.map(|order| Arc::new(Some(order).into()));
+        let order = admitted.order.clone();
         let work = Box::pin(async move {
             let mut forwarded = Box::pin(forward::forward(&gateway, admitted, exchange));
             let answer = match order {
@@ -253,7 +256,11 @@ impl Gateway {
                 Some(order) => tokio::select! {
                     answer = &mut forwarded => answer,
                     () = sender.closed() => {
-                        order.send(Arc::clone(&gateway)).await;
+                        // As it is now: the run may have moved to another endpoint, under another id.
+                        let order = order.lock().take();
+                        if let Some(order) = order {
+                            order.send(Arc::clone(&gateway)).await;
+                        }
                         forwarded.await
                     }
                 },

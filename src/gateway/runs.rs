@@ -169,7 +169,13 @@ impl Runs {
         let (told, telling) = oneshot::channel();
         let tell = async move {
             // Another instance that does not find it asks every replica.
-            let _ = store.claim(&name, &tag, LEARNED_TTL).await;
+            if let Ok(false) = store.claim(&name, &tag, LEARNED_TTL).await {
+                // It has moved since it was told of.
+                if let Ok(Some(former)) = store.holder(&name).await {
+                    let _ = store.release(&name, &former).await;
+                    let _ = store.claim(&name, &tag, LEARNED_TTL).await;
+                }
+            }
             // Nobody may wait for it.
             let _ = told.send(());
         };
@@ -241,6 +247,22 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: 
         cluster,
     };
     (gateway.spawn)("background run", Box::pin(watch(Arc::clone(gateway), run)));
+}
+
+/// Hands over the lease of a run that AgentOS was told of and whose answer did not come in time. It finishes what is not
+/// streamed, whoever waits, and stores it; anything else when it has noticed that nobody does.
+pub(super) fn abandon(gateway: &Arc<Gateway>, admitted: &mut Admitted) {
+    // A run that was continued is left: until it ends the database says that it is paused.
+    let Some(run_id) = admitted.run_id else { return };
+    let Some(lease) = admitted.lease.take() else { return };
+    let is_stored = !admitted.streams() && !admitted.background && admitted.session.is_some();
+    let left = Left {
+        seen: RunSeen { run_id: run_id.to_string(), session_id: None },
+        fate: if is_stored { Fate::GoesOn } else { Fate::GivenUp },
+        told: UsageRecord::default(),
+        since: Instant::now(),
+    };
+    hand_over(gateway, admitted, lease, left);
 }
 
 /// Holds the lease of a run until the run is seen to end, then commits what it used.

@@ -12,10 +12,12 @@ use http_body_util::BodyExt as _;
 
 use super::admit::{Acting, Admitted, is_idempotent};
 use super::body::Payload;
+use super::cancel::Order;
 use super::exchange::Exchange;
 use super::form::{Form, FormStream, Outgoing};
 use super::path::Gateway;
 use super::refusal::{Code, Refusal, Stage};
+use super::runs;
 use crate::agentos::{Affinity, Cost, Query};
 use crate::cluster::{Cluster, EndpointTag, Outcome, Picked, Want};
 use crate::outbound::{self, BodyError, Freshness, RequestBody, ResponseBody, Retry, SendError, SendOptions};
@@ -35,7 +37,7 @@ const PASSED_UP: [HeaderName; 4] = [
 /// # Cancel safety
 /// Dropping the future closes the upstream connection; AgentOS may have acted on the call.
 pub(super) async fn send(
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     admitted: &mut Admitted,
     exchange: &mut Exchange,
 ) -> Result<Response<ResponseBody>, Refusal> {
@@ -77,6 +79,9 @@ pub(super) async fn send(
                 // AgentOS heard nothing of the run: it costs nothing.
                 if let Some(lease) = admitted.lease.as_mut().filter(|_| error.retry() == Retry::Always) {
                     lease.waive();
+                }
+                if matches!(error, SendError::HeaderTimeout(_)) {
+                    runs::abandon(gateway, admitted);
                 }
                 return Err(failed(admitted, exchange.event.attempts, &error));
             }
@@ -149,6 +154,9 @@ fn retag(gateway: &Gateway, admitted: &mut Admitted, payload: &mut Payload, exch
         form.set("run_id", &id.to_string());
         admitted.hold.going = Some(gateway.runs.live.begin(admitted.cluster.name(), &id.to_string()));
         admitted.run_id = Some(id);
+        if let Some(order) = &admitted.order {
+            *order.lock() = Order::of(admitted, &id.to_string());
+        }
         exchange.event.run_id = Some(id.to_string());
     }
 }

@@ -25,7 +25,7 @@ use super::runs::{self, Fate, Left};
 use super::strip::UserStripper;
 use crate::agentos::Cost;
 use crate::cluster::OnDisconnect;
-use crate::outbound::{BodyError, ResponseBody};
+use crate::outbound::ResponseBody;
 use crate::quota::Growth;
 use crate::usage::{Meter, RunSeen};
 
@@ -52,22 +52,13 @@ pub(super) struct Settlement {
 
 /// Starts an event stream.
 pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
-    let timeouts = &settlement.admitted.cluster.settings.timeouts;
-    let now = Instant::now();
-    let longest = now + timeouts.stream_max;
-    let (deadline, expires) = match settlement.authority_ends(now) {
-        Some(ends) if ends < longest => (ends, true),
-        Some(_) | None => (longest, false),
-    };
     let silence = settlement.admitted.cluster.settings.streams.keep_alive;
     let passing = Passing {
-        upstream: Some(upstream.with_idle_timeout(timeouts.stream_idle)),
+        upstream: Some(upstream.with_idle_timeout(settlement.admitted.cluster.settings.timeouts.stream_idle)),
         stripper: settlement.stripper(),
         silence,
         keep_alive: Box::pin(tokio::time::sleep(silence)),
-        deadline: Box::pin(tokio::time::sleep_until(deadline)),
-        stopped: settlement.stopped(),
-        expires,
+        bounds: settlement.bounds(),
         line_open: false,
         tail: Bytes::new(),
         kept: None,
@@ -79,10 +70,18 @@ pub(super) fn events(upstream: ResponseBody, settlement: Settlement) -> AnswerBo
 /// Starts a stream of anything else.
 pub(super) fn opaque(upstream: ResponseBody, settlement: Settlement) -> AnswerBody {
     let idle = settlement.admitted.cluster.settings.timeouts.stream_idle;
-    let (stripper, stopped) = (settlement.stripper(), settlement.stopped());
+    let (stripper, bounds) = (settlement.stripper(), settlement.bounds());
     AnswerBody::stream(
-        Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, stopped, settlement }.boxed_unsync(),
+        Opaque { upstream: Some(upstream.with_idle_timeout(idle)), stripper, bounds, settlement }.boxed_unsync(),
     )
+}
+
+/// What ends a stream although upstream would go on.
+struct Bounds {
+    deadline: Pin<Box<Sleep>>,
+    /// The deadline is the end of the caller's authority, not of AgentOS's time.
+    expires: bool,
+    stopped: BoxFuture<'static, Stopped>,
 }
 
 /// Why a stream ends that might go on.
@@ -112,11 +111,7 @@ struct Passing {
     stripper: UserStripper,
     silence: Duration,
     keep_alive: Pin<Box<Sleep>>,
-    deadline: Pin<Box<Sleep>>,
-    /// Ready once the stream must end although upstream goes on.
-    stopped: BoxFuture<'static, Stopped>,
-    /// The deadline is the end of the caller's authority, not of AgentOS's time.
-    expires: bool,
+    bounds: Bounds,
     /// The last byte passed on was not the end of an event.
     line_open: bool,
     /// What is still to be passed on once upstream has ended.
@@ -129,7 +124,7 @@ struct Passing {
 struct Opaque {
     upstream: Option<ResponseBody>,
     stripper: UserStripper,
-    stopped: BoxFuture<'static, Stopped>,
+    bounds: Bounds,
     settlement: Settlement,
 }
 
@@ -154,6 +149,17 @@ impl Settlement {
 
     fn stripper(&self) -> UserStripper {
         UserStripper::new(&self.admitted.cluster, &self.admitted.principal.tenant)
+    }
+
+    /// No stream lives longer than the cluster says, nor than the caller may see it.
+    fn bounds(&self) -> Bounds {
+        let now = Instant::now();
+        let longest = now + self.admitted.cluster.settings.timeouts.stream_max;
+        let (deadline, expires) = match self.authority_ends(now) {
+            Some(ends) if ends < longest => (ends, true),
+            Some(_) | None => (longest, false),
+        };
+        Bounds { deadline: Box::pin(tokio::time::sleep_until(deadline)), expires, stopped: self.stopped() }
     }
 
     /// When the caller's credential, and the grace after it, have run out.
@@ -246,10 +252,10 @@ impl Settlement {
     }
 
     /// Says whether the caller may send the call again: not what a model may have acted on already, unless it was told
-    /// that another instance takes it.
+    /// that another instance takes it, and AgentOS does not go on with it.
     fn may_retry(&self, code: Code) -> bool {
         match code {
-            Code::Draining => true,
+            Code::Draining => !self.admitted.background,
             Code::TokenExpired | Code::Unauthenticated | Code::BudgetExhausted => false,
             _ => self.admitted.operation().cost == Cost::Light,
         }
@@ -398,12 +404,8 @@ impl Passing {
     /// What ends the stream although upstream would go on.
     fn overruled(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
         self.upstream.as_ref()?;
-        if let Poll::Ready(stopped) = self.stopped.as_mut().poll(cx) {
-            return Some(stopped.refusal());
-        }
-        if self.deadline.as_mut().poll(cx).is_ready() {
-            let code = if self.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
-            return Some(Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        if let Some(refusal) = self.bounds.poll(cx) {
+            return Some(refusal);
         }
         // Not at the run's own end: what it used is used.
         if self.settlement.overdrawn && self.settlement.meter.terminal().is_none() {
@@ -427,14 +429,7 @@ impl Passing {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                 }
-                Poll::Ready(Some(Err(error))) => {
-                    let code = if matches!(error, BodyError::IdleTimeout(_)) {
-                        Code::UpstreamTimeout
-                    } else {
-                        Code::UpstreamReset
-                    };
-                    return self.cut(&Refusal::new(code, Stage::Forward).because(error.to_string()));
-                }
+                Poll::Ready(Some(Err(error))) => return self.cut(&forward::broken(&error)),
                 Poll::Ready(None) => return self.finish(cx),
                 Poll::Pending => break,
             }
@@ -449,22 +444,43 @@ impl Passing {
     }
 }
 
+// === impl Bounds ===
+
+impl Bounds {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Option<Refusal> {
+        if let Poll::Ready(stopped) = self.stopped.as_mut().poll(cx) {
+            return Some(stopped.refusal());
+        }
+        if self.deadline.as_mut().poll(cx).is_ready() {
+            let code = if self.expires { Code::TokenExpired } else { Code::UpstreamTimeout };
+            return Some(Refusal::new(code, Stage::Forward).because("the stream reached its deadline"));
+        }
+        None
+    }
+}
+
 // === impl Opaque ===
+
+impl Opaque {
+    /// Ends without a clean end, by which the caller can tell that something is missing.
+    fn cut(&mut self, refusal: Refusal) -> Polled {
+        self.upstream = None;
+        self.settlement.ended = true;
+        self.settlement.exchange.refused(&refusal);
+        Poll::Ready(Some(Err(BodyBroken::BrokeOff(refusal.reason.unwrap_or_default()))))
+    }
+}
 
 impl Body for Opaque {
     type Data = Bytes;
     type Error = BodyBroken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyBroken>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = &mut *self;
         if this.upstream.is_some()
-            && let Poll::Ready(stopped) = this.stopped.as_mut().poll(cx)
+            && let Some(refusal) = this.bounds.poll(cx)
         {
-            let refusal = stopped.refusal();
-            this.upstream = None;
-            this.settlement.ended = true;
-            this.settlement.exchange.refused(&refusal);
-            return Poll::Ready(Some(Err(BodyBroken::BrokeOff(refusal.reason.unwrap_or_default()))));
+            return this.cut(refusal);
         }
         loop {
             let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
@@ -477,13 +493,7 @@ impl Body for Opaque {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
                 }
-                Some(Err(error)) => {
-                    this.upstream = None;
-                    let refusal = Refusal::new(Code::UpstreamReset, Stage::Forward).because(error.to_string());
-                    this.settlement.ended = true;
-                    this.settlement.exchange.refused(&refusal);
-                    return Poll::Ready(Some(Err(BodyBroken::BrokeOff(error.to_string()))));
-                }
+                Some(Err(error)) => return this.cut(forward::broken(&error)),
                 None => {
                     this.upstream = None;
                     this.settlement.complete();

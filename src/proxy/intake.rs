@@ -22,12 +22,15 @@ use super::connection::{Connection, Transport};
 use super::door::{DRAIN_TIMEOUT, HttpDoor, Peer};
 use super::head::{self, BadHead, Head, HeadLimits, Silence};
 use super::origin;
+use super::pump;
 use super::tls;
 use crate::gateway::{Code, Refusal, Stage, request_id};
 use crate::principal::ClientCertificate;
 
 /// Silence on a kept-alive connection before it is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Most that all streams of an HTTP/2 connection may send before the gateway has read it.
+const CONNECTION_WINDOW_MAX: u32 = 16 << 20;
 /// How long an idle connection stays open once the drain has begun: a request may be on its way.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -156,7 +159,8 @@ impl HttpDoor {
         if !self.exchange(&mut session, peer).await {
             return None;
         }
-        let (stream, ahead) = session.finish().await.ok()??.into_parts();
+        let limit = session.get_write_timeout();
+        let (stream, ahead) = pump::in_time(limit, session.finish()).await.ok()??.into_parts();
         Some((stream, ahead.unwrap_or_default()))
     }
 
@@ -231,6 +235,9 @@ impl HttpServerApp for Streams {
         // Heads are as large as those of HTTP/1; the library counts 32 bytes for each field on top.
         options.max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX));
         options.max_concurrent_streams(limits.streams_per_connection);
+        // Room for each stream: else one whose body waits for its turn would hold up those of all others.
+        let window = u32::from(u16::MAX).saturating_mul(limits.streams_per_connection);
+        options.initial_connection_window_size(window.clamp(u32::from(u16::MAX), CONNECTION_WINDOW_MAX));
         Some(options)
     }
 

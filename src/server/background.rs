@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -107,6 +108,20 @@ impl Background {
                 return;
             }
         }
+    }
+
+    /// Probes while the process drains: what is under way asks which endpoints answer. Does not end.
+    pub(super) async fn probe_on(&self) {
+        let snapshot = self.gateway.snapshot();
+        let rounds = snapshot.clusters.iter().map(|cluster| async move {
+            loop {
+                tokio::time::sleep(cluster.settings.health.interval).await;
+                probe(cluster, &self.client, &self.telemetry).await;
+            }
+        });
+        join_all(rounds).await;
+        // Without clusters there is nothing to probe, which is no end of the drain.
+        std::future::pending().await
     }
 
     fn named(&self, name: &str) -> Option<Arc<Cluster>> {

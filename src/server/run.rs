@@ -173,7 +173,8 @@ pub(super) struct Closed {
 
 impl Closed {
     /// Lets exchanges end; streams that go on are told to end shortly before the deadline, and what is left then is
-    /// cut. Says how many. Until then, which after an upgrade may be an hour, revocations are heard of.
+    /// cut. Says how many. Until then, which after an upgrade may be an hour, revocations are heard of and endpoints are
+    /// probed.
     pub(super) async fn drain(&self, deadline: Duration) -> usize {
         self.gateway.begin_drain();
         let early = deadline - (deadline / 4).min(STREAMS_END_BEFORE);
@@ -181,6 +182,7 @@ impl Closed {
         tokio::select! {
             left = &mut drained => return left,
             () = self.watch_revocations() => {}
+            () = self.reload.probe_on() => {}
             // What still streams is told, rather than cut.
             () = tokio::time::sleep(early) => self.gateway.end_streams(),
         }

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::fake::{Event, FakeAgentOs, RUN, Reply};
 use crate::redis_server::RedisServer;
-use crate::stack::{Ask, Settings, Stack, Who, within};
+use crate::stack::{Ask, Settings, Stack, Who, open_at, within};
 
 const RUNS: &str = "/agents/assistant/runs";
 
@@ -221,6 +222,69 @@ async fn a_run_that_is_cancelled_with_its_caller_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_run_that_moved_before_its_caller_left_is_cancelled_where_it_is() {
+    let (gone, there) = (FakeAgentOs::start().await, FakeAgentOs::start().await);
+    let settings = unprobed().set("[clusters.on_disconnect]", "create_agent_run", "\"cancel\"");
+    let stack = Stack::over(&[gone.url(), there.url()], settings).await;
+    drop(gone);
+    there.pin("POST", RUNS, Reply::never());
+    // Of two in turn, one begins where nobody is any more.
+    for n in 1..=2 {
+        let ask = Ask::run("assistant").field("message", "hi").field("stream", "false").by(&Who::alice());
+        let (address, mut tasks) = (stack.address(), JoinSet::new());
+        tasks.spawn(async move { open_at(address, ask).await.whole().await });
+        let run = there.wait_for_request(RUNS, n).await.form().get("run_id").unwrap().to_owned();
+        tasks.shutdown().await;
+        there.wait_for_request(&format!("{RUNS}/{run}/cancel"), 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_was_continued_elsewhere_is_cancelled_there() {
+    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
+    let stack = Stack::over(&urls, unprobed()).await;
+    let got = stack.send(Ask::plain_run().by(&Who::alice())).await;
+    let run = got.json()["run_id"].as_str().unwrap().to_owned();
+    let (holder, other): (Vec<_>, Vec<_>) = fakes.into_iter().partition(|fake| !fake.requests_to(RUNS).is_empty());
+    let (address, other) = (holder[0].address(), &other[0]);
+    drop(holder);
+    let row = |status: &str| {
+        let row = json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "user_id": "acme~alice"});
+        let mut row = row.as_object().unwrap().clone();
+        row.insert("status".into(), status.into());
+        Reply::json(200, &row.into())
+    };
+    other.pin("GET", &format!("{RUNS}/{run}"), row("PAUSED"));
+    let events = ["RunContinued", "RunCancelled"].map(|name| Event::new(name, json!({"run_id": run})));
+    let (reply, gate) = Reply::paced_sse(&events);
+    other.pin("POST", &format!("{RUNS}/{run}/continue"), reply);
+    let ask = Ask::post(&format!("{RUNS}/{run}/continue")).field("session_id", "s-1").by(&Who::alice());
+    let mut flow = None;
+    // The first attempts find out that nobody is there.
+    for _ in 0..5 {
+        let mut opened = stack.open(ask.clone()).await;
+        gate.open_once();
+        if opened.status() == 200 {
+            opened.until("RunContinued").await;
+            flow = Some(opened);
+            break;
+        }
+    }
+    let mut flow = flow.expect("the run goes on elsewhere");
+    // Back, with nothing in its memory.
+    let back = FakeAgentOs::start_at(address).await;
+    let path = format!("{RUNS}/{run}/cancel");
+    let (got, ()) = tokio::join!(stack.send(cancel(&run)), async {
+        other.wait_for_request(&path, 1).await;
+        gate.open();
+        flow.rest().await;
+    });
+    assert_eq!(got.status, 200, "{got:?}");
+    assert_eq!(back.requests_to(&path), []);
+}
+
+#[tokio::test]
 async fn a_run_keeps_its_slot_until_it_is_seen_to_end() {
     let settings = Settings::new().set("[plans.open]", "concurrent_runs", "1");
     let stack = Stack::with(settings).await;
@@ -243,4 +307,44 @@ async fn streams_that_go_on_at_the_end_of_a_drain_are_told_to_try_again() {
     assert!(clean, "{text}");
     let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
     assert_eq!((&last["code"], &last["retry"], &last["run_id"]), (&json!("draining"), &json!(true), &json!(run)));
+}
+
+#[tokio::test]
+async fn a_run_in_the_background_is_not_to_be_sent_again_after_a_drain() {
+    let stack = Stack::with(Settings::new().set("[server]", "drain_timeout", "\"1s\"")).await;
+    let (reply, gate) = Reply::paced_sse(&events());
+    stack.os().pin("POST", RUNS, reply);
+    let mut flow = stack.open(stream().field("background", "true")).await;
+    gate.open_once();
+    flow.until("RunStarted").await;
+    let (_, (text, _)) = tokio::join!(stack.running.drain(), flow.rest());
+    let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
+    assert_eq!((&last["code"], &last["retry"]), (&json!("draining"), &json!(false)), "AgentOS goes on with it");
+}
+
+#[tokio::test]
+async fn a_run_that_outlasts_the_wait_for_its_answer_keeps_its_slot() {
+    let settings = Settings::new().set("[plans.open]", "concurrent_runs", "1");
+    let stack = Stack::with(settings.set("[clusters.timeouts]", "response_header", "\"300ms\"")).await;
+    stack.os().pin("POST", RUNS, Reply::never());
+    let got = stack.send(stream().field("stream", "false")).await;
+    assert_eq!((got.status, got.code()), (504, "upstream_timeout".to_owned()), "{got:?}");
+    let run = stack.os().requests_to(RUNS)[0].form().get("run_id").unwrap().to_owned();
+    let stored = format!("{RUNS}/{run}");
+    // AgentOS 2 stores nothing before the end.
+    stack.os().wait_for_request(&stored, 3).await;
+    assert_eq!(stack.send(stream()).await.code(), "too_many_runs");
+    let row = json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": "COMPLETED"});
+    stack.os().pin("GET", &stored, Reply::json(200, &row));
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_does_not_end_gives_back_what_its_run_held() {
+    let settings = Settings::new().set("[clusters.timeouts]", "stream_idle", "\"1s\"");
+    let stack = Stack::with(settings.set("[plans.open]", "concurrent_runs", "1")).await;
+    stack.os().pin("POST", RUNS, Reply::unfinished());
+    let got = stack.send(stream().field("stream", "false")).await;
+    assert_eq!((got.status, got.code()), (504, "upstream_timeout".to_owned()), "{got:?}");
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
 }

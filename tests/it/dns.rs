@@ -59,6 +59,9 @@ async fn endpoints_follow_the_records_and_streams_outlive_a_change() {
         assert_eq!(stack.send(run()).await.status, 200);
     }
     assert_eq!(first.requests_to(RUNS).len(), at_first);
+    // What follows the run asks whether its endpoint answers.
+    let probes = first.requests_to("/health").len();
+    first.wait_for_request("/health", probes + 3).await;
     gate.open();
     let (text, clean) = flow.rest().await;
     assert!(clean && text.contains("RunCompleted"), "{text}");

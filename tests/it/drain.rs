@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::fake::{Event, Gate, Reply};
+use crate::fake::{Event, FakeAgentOs, Gate, Reply};
 use crate::mcp_client::{Era, McpClient, Messages, Told};
 use crate::stack::{Ask, Settings, Stack, Who, open_at, within};
 
@@ -87,9 +87,11 @@ async fn a_listening_stream_ends_when_the_process_drains() {
 
 #[tokio::test]
 async fn streams_of_both_protocols_end_by_themselves_when_the_process_drains() {
-    let stack = Stack::with(Settings::new().set("[server]", "h2c", "true")).await;
+    let fake = FakeAgentOs::start().await;
+    let settings = Settings::new().set("[server]", "h2c", "true").set("[clusters.health]", "interval", "\"100ms\"");
+    let stack = Stack::over(&[fake.url()], settings).await;
     let (reply, gate) = paced();
-    stack.os().pin("POST", RUNS, reply);
+    fake.pin("POST", RUNS, reply);
     let address = stack.address();
     let run = || Ask::run("assistant").field("message", "hi").by(&Who::alice());
     let mut first = open_at(address, run()).await;
@@ -111,6 +113,9 @@ async fn streams_of_both_protocols_end_by_themselves_when_the_process_drains() {
     let mut draining = JoinSet::new();
     draining.spawn(stack.running.drain());
     closed(address).await;
+    // What is under way asks which endpoints answer.
+    let probes = fake.requests_to("/health").len();
+    fake.wait_for_request("/health", probes + 2).await;
     gate.open();
     let (rest, clean) = first.rest().await;
     assert!(clean && rest.contains("RunCompleted") && !rest.contains("event: error"), "{rest}");

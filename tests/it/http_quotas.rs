@@ -165,6 +165,19 @@ async fn an_exhausted_budget_stops_runs_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn runs_that_agentos_refused_cost_nothing() {
+    let stack = Stack::with(plan("tokens", "{ per_day = 8 }")).await;
+    for status in [401, 403, 422] {
+        for _ in 0..5 {
+            stack.os().script(Reply::detail(status, "no"));
+            let got = stack.send(run()).await;
+            assert!(got.status >= 400 && got.code() != "budget_exhausted", "{status}: {got:?}");
+        }
+    }
+    assert_eq!(stack.send(run()).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_refusal_says_what_is_left_of_the_rate_that_it_spent() {
     let stack = Stack::with(plan("requests", "{ per_hour = 60 }").set("[plans.open]", "concurrent_runs", "0")).await;
     let rate = "\"requests\";q=60;w=3600";

@@ -202,6 +202,12 @@ impl Reply {
         reply
     }
 
+    /// A head that promises a body of which only the beginning comes; the connection stays.
+    pub(crate) fn unfinished() -> Self {
+        let head = head(200, "application/json", "content-length: 64");
+        Self { steps: vec![Step::Write(format!("{head}{{").into())], end: End::Hang }
+    }
+
     /// A body that is longer than its head says; what is too much would start the next reply on the connection.
     pub(crate) fn long_body(claimed: usize, body: &str) -> Self {
         Self::raw(format!("{}{body}", head(200, "application/json", &format!("content-length: {claimed}"))))
