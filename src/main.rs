@@ -19,7 +19,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[unsafe(export_name = "_rjem_malloc_conf")]
 static OPTIONS: AtomicPtr<c_char> = AtomicPtr::new(
     c"dirty_decay_ms:5000,\
-      slab_sizes:256-256:4|512-512:4|2048-2048:4|4096-4096:8|5120-5120:10|8192-8192:16|10240-10240:20"
+      slab_sizes:256-256:4|512-512:4|2048-2048:4|4096-4096:8|5120-5120:10|8192-8192:16|10240-10240:20|14336-14336:28"
         .as_ptr()
         .cast_mut(),
 );

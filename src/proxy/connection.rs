@@ -26,8 +26,9 @@ use super::frames::{Frames, Reason};
 /// Writes are gathered up to this many bytes before they must go out: a head and a small body share a packet.
 const GATHER_BYTES_MAX: usize = 16 * 1024;
 /// Most that is read at once. Pingora keeps room for 64 KiB of a body that is under way, of which the pages that were ever
-/// filled stay: a client that falls silent in an upload would hold all of them.
-const READ_BYTES_MAX: u64 = 16 * 1024;
+/// filled stay: a client that falls silent in an upload would hold all of them. What is kept of a body is kept in such
+/// pieces; larger ones would no longer share extents of the allocator (see `main`).
+const READ_BYTES_MAX: u64 = 14 * 1024;
 /// Length of what HTTP/2 begins with.
 const PREFACE_BYTES: usize = 24;
 

@@ -130,7 +130,8 @@ impl AgentOs {
     /// Kills the process, unless it is dead already, and starts it anew where it was: what it held in memory is lost.
     pub(crate) async fn restart(self) -> Self {
         let Self { setup, folder, name, reserved, mut child, .. } = self;
-        child.kill().await.unwrap();
+        // It may have been killed before.
+        let _ = child.kill().await;
         Self::start_in(setup, folder, name, reserved).await
     }
 
@@ -144,7 +145,12 @@ impl AgentOs {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Sends it a signal by name: `STOP`, `CONT`, `KILL`.
+    /// Kills it, and waits until the system has closed what it had open: until then it takes connections.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Sends it a signal by name: `STOP`, `CONT`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs").to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();

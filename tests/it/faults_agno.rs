@@ -103,9 +103,9 @@ async fn a_killed_replica(agno: Agno) {
     })
     .await;
 
-    let killed = replicas.remove(holder);
-    killed.signal("KILL");
+    let mut killed = replicas.remove(holder);
     let began = Instant::now();
+    killed.kill().await;
     let (text, clean) = flow.rest().await;
     let took = began.elapsed();
     let expected = json!({"event": "error", "code": "upstream_reset", "run_id": run, "retry": false});
