@@ -19,7 +19,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
+use futures_util::future::{FutureExt as _, join_all};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -266,13 +267,13 @@ async fn slow(count: usize) -> bool {
     held
 }
 
-/// Resident memory after a few of each way that were gone at once: code that has run stays, whoever comes after.
+/// Resident memory after a few of each way, that of deadlines too: code that has run stays, whoever comes after.
 async fn rehearse(gateway: &Role, ways: &[Slow]) -> i64 {
-    for slow in ways {
-        let few = many(OPENING, || connect_slowly(gateway.address, &slow.first)).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        drop(few);
-    }
+    let few = ways.iter().map(|slow| async {
+        let clients = many(OPENING, || connect_slowly(gateway.address, &slow.first)).await;
+        join_all(clients.into_iter().map(|socket| until_closed(socket, slow.drip))).await;
+    });
+    join_all(few).await;
     tokio::time::sleep(SETTLE).await;
     gateway.resident_kib()
 }
@@ -305,7 +306,7 @@ async fn play(gateway: &Role, slow: &Slow, count: usize, before: i64) -> bool {
     let clients: Vec<_> = many(count, || connect_slowly(gateway.address, &slow.first)).await;
     let opened = started.elapsed();
     let mut peak = gateway.resident_kib();
-    let waiting = futures_util::future::join_all(clients.into_iter().map(|socket| until_closed(socket, slow.drip)));
+    let waiting = join_all(clients.into_iter().map(|socket| until_closed(socket, slow.drip)));
     let watching = async {
         loop {
             tokio::time::sleep(Duration::from_millis(250)).await;
