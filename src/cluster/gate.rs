@@ -1,8 +1,9 @@
 //! Owns how many runs a cluster's endpoints take at once, and the queue of those that wait for one to end.
 //! Does not choose endpoints (`balance`) and knows tenants by name and weight only.
-//! Invariants: none is given while as many places are taken as there are by now, whichever settings gave those; a place
-//! that is free goes to the tenant that has been served least for its weight, so that one tenant's queue delays nobody
-//! else's; a full queue makes room for a tenant with a shorter line; a caller who goes away leaves no place taken.
+//! Invariants: none is given while as many places are taken as there were when the last caller came, whichever settings
+//! gave those; a place that is free goes to the tenant that has been served least for its weight, so that one tenant's
+//! queue delays nobody else's; a full queue makes room for a tenant with a shorter line; a caller who goes away leaves no
+//! place taken.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

@@ -1,6 +1,8 @@
 //! Owns which process answers at an endpoint, as far as probes tell: a new one knows nothing of the runs of the old.
 //! Does not probe (`health`) and knows no runs (`gateway` asks for theirs).
-//! Invariant: what is said to be forgotten was there while a process answered that is gone.
+//! Invariant: where one process at a time answers, what is said to be forgotten was there while another did.
+//!
+//! Several processes behind one address are found out when an older one answers again; from then on nothing is judged.
 
 use std::cmp::Ordering;
 
@@ -22,6 +24,8 @@ struct Seen {
     last: Option<Instant>,
     /// The same of the process before it.
     before: Option<Instant>,
+    /// Processes were seen to take turns.
+    mixed: bool,
 }
 
 impl Life {
@@ -32,8 +36,10 @@ impl Life {
         }
         let mut seen = self.0.lock();
         match started.cmp(&seen.started) {
-            // Several processes take turns behind one address: only the youngest of them is news, and only once.
-            Ordering::Less => return,
+            Ordering::Less => {
+                seen.mixed = true;
+                return;
+            }
             Ordering::Equal => {}
             Ordering::Greater => {
                 seen.before = seen.last;
@@ -45,7 +51,8 @@ impl Life {
 
     /// Says whether the process that answered then is gone.
     pub(super) fn has_forgotten(&self, since: Instant) -> bool {
-        self.0.lock().before.is_some_and(|before| since < before)
+        let seen = self.0.lock();
+        !seen.mixed && seen.before.is_some_and(|before| since < before)
     }
 }
 
@@ -61,8 +68,8 @@ mod tests {
         let run = at(10);
         life.answered(at(1), "2026-11-28T02:00:00.5Z");
         assert!(!life.has_forgotten(run));
-        // Older than what is known, or no time: nothing is learned.
-        for started in ["2026-11-28T01:00:00Z", "", &"9".repeat(100)] {
+        // No time: nothing is learned.
+        for started in ["", &"9".repeat(100)] {
             life.answered(at(20), started);
         }
         life.answered(at(21), "2026-11-28T03:00:00Z");
@@ -72,5 +79,8 @@ mod tests {
         life.answered(at(30), "2026-11-28T04:00:00Z");
         assert!(life.has_forgotten(run));
         assert!(!life.has_forgotten(at(25)));
+
+        life.answered(at(31), "2026-11-28T03:00:00Z");
+        assert!(!life.has_forgotten(run), "the old process is there all the same");
     }
 }

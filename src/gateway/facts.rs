@@ -287,7 +287,7 @@ async fn holder(
     // A run that was continued elsewhere keeps the id that names where it began.
     let learned = known.learned(cluster, id, ground.user);
     let tag = learned.or_else(|| ground.cluster.read_run_id(id, ground.user));
-    if !operation.affinity.follows_run() || tag.is_some_and(|tag| learned.is_some() || ground.cluster.reaches(tag)) {
+    if !operation.affinity.follows_run() || tag.is_some_and(|tag| ground.cluster.reaches(tag)) {
         return Ok((run, tag));
     }
     let recalled = known.recalled(cluster, id, ground.user).await;

@@ -60,6 +60,8 @@ pub(super) enum Fate {
     GoesOn,
     /// It was given up: AgentOS stores its end, or drops it without a trace.
     GivenUp,
+    /// Its answer did not come in time: AgentOS may go on with it, and may store it at its end alone, or not at all.
+    Unanswered,
 }
 
 /// What an exchange knows of a run that it leaves.
@@ -250,15 +252,15 @@ pub(super) fn hand_over(gateway: &Arc<Gateway>, admitted: &mut Admitted, lease: 
 }
 
 /// Hands over the lease of a run that AgentOS was told of and whose answer did not come in time. It finishes what is not
-/// streamed, whoever waits, and stores it; anything else when it has noticed that nobody does.
+/// streamed, whoever waits; anything else ends when it has noticed that nobody does.
 pub(super) fn abandon(gateway: &Arc<Gateway>, admitted: &mut Admitted) {
     // A run that was continued is left: until it ends the database says that it is paused.
     let Some(run_id) = admitted.run_id else { return };
     let Some(lease) = admitted.lease.take() else { return };
-    let is_stored = !admitted.streams() && !admitted.background && admitted.session.is_some();
+    let goes_on = !admitted.streams() && !admitted.background && admitted.session.is_some();
     let left = Left {
         seen: RunSeen { run_id: run_id.to_string(), session_id: None },
-        fate: if is_stored { Fate::GoesOn } else { Fate::GivenUp },
+        fate: if goes_on { Fate::Unanswered } else { Fate::GivenUp },
         told: UsageRecord::default(),
         since: Instant::now(),
     };
@@ -270,7 +272,10 @@ pub(super) fn abandon(gateway: &Arc<Gateway>, admitted: &mut Admitted) {
 /// # Cancel safety
 /// Dropping the future gives the lease back at the price of its reservation.
 async fn watch(gateway: Arc<Gateway>, mut run: Background) {
-    let deadline = Instant::now() + run.cluster.settings.timeouts.stream_max;
+    let timeouts = &run.cluster.settings.timeouts;
+    let deadline = Instant::now() + timeouts.stream_max;
+    // What was not seen for as long again as its answer was waited for is not there.
+    let unseen_until = Instant::now() + timeouts.response_header;
     let path = rows::run(run.kind, &run.component, &run.run_id, &run.session_id);
     let (mut pause, mut absent, mut down) = (POLL_FIRST, 0, 0);
     while Instant::now() < deadline {
@@ -297,6 +302,8 @@ async fn watch(gateway: Arc<Gateway>, mut run: Background) {
                 return run.going.ended();
             }
             Ok(_) if forgotten => return,
+            Ok(Some(_)) if run.fate == Fate::Unanswered => run.fate = Fate::GoesOn,
+            Ok(None) | Err(_) if run.fate == Fate::Unanswered && Instant::now() > unseen_until => return,
             Ok(None) if run.fate == Fate::GivenUp => absent += 1,
             // Without its session a run cannot be looked at: it is given the time that AgentOS takes to notice.
             Err(_) if run.fate == Fate::GivenUp && run.session_id.is_empty() => absent += 1,

@@ -121,7 +121,9 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
         Retry::Idempotent => is_idempotent(admitted.operation()),
         Retry::Never => false,
     };
-    if !again || !is_granted(&admitted.cluster, error, attempts) {
+    // Nor does a run move whose caller went away, and whose cancel is sent.
+    let is_left = admitted.order.as_ref().is_some_and(|order| order.lock().is_none());
+    if !again || is_left || !is_granted(&admitted.cluster, error, attempts) {
         return None;
     }
     let (cluster, what) = (&admitted.cluster, admitted.uses());

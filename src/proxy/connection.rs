@@ -174,12 +174,17 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
-        self.transport.poll_flush(cx)
+        // TLS takes what the kernel does not take yet.
+        let flushed = self.transport.poll_flush(cx);
+        self.stalled = flushed.is_pending();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
-        self.transport.poll_shutdown(cx)
+        let shut = self.transport.poll_shutdown(cx);
+        self.stalled = shut.is_pending();
+        shut
     }
 }
 

@@ -40,7 +40,7 @@ const AUTHENTICATE_TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN_POLL: Duration = Duration::from_millis(500);
 /// Silence after which the caller is pinged, and twice after which it is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the other side may take to close after us, and then to take what is left for it.
+/// How long the other side may take to close after us.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// Events between a run and the socket.
 const EVENTS_IN_FLIGHT: usize = 16;
@@ -141,7 +141,8 @@ pub(super) async fn converse<W: Future<Output = ()>>(
         }
     }
     // Whoever reads nothing would hold the connection without end; dropped while bytes wait for its peer, it is reset.
-    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, session.shutdown()).await;
+    let limit = session.get_write_timeout().unwrap_or(FAREWELL_TIMEOUT);
+    let _ = tokio::time::timeout(limit, session.shutdown()).await;
     Ok(())
 }
 

@@ -112,12 +112,12 @@ impl Reload {
         done
     }
 
-    /// Reads the revocation list when its file has changed.
     /// See [`Background::probe_on`].
     pub(super) async fn probe_on(&self) {
         self.parts.background.probe_on().await;
     }
 
+    /// Reads the revocation list when its file has changed.
     pub(super) async fn look_for_revocations(&self) {
         self.revoked.look(self.config().identity.revoked.clone()).await;
     }

@@ -325,17 +325,21 @@ async fn a_run_in_the_background_is_not_to_be_sent_again_after_a_drain() {
 #[tokio::test]
 async fn a_run_that_outlasts_the_wait_for_its_answer_keeps_its_slot() {
     let settings = Settings::new().set("[plans.open]", "concurrent_runs", "1");
-    let stack = Stack::with(settings.set("[clusters.timeouts]", "response_header", "\"300ms\"")).await;
+    let stack = Stack::with(settings.set("[clusters.timeouts]", "response_header", "\"2s\"")).await;
     stack.os().pin("POST", RUNS, Reply::never());
     let got = stack.send(stream().field("stream", "false")).await;
     assert_eq!((got.status, got.code()), (504, "upstream_timeout".to_owned()), "{got:?}");
     let run = stack.os().requests_to(RUNS)[0].form().get("run_id").unwrap().to_owned();
     let stored = format!("{RUNS}/{run}");
     // AgentOS 2 stores nothing before the end.
-    stack.os().wait_for_request(&stored, 3).await;
+    stack.os().wait_for_request(&stored, 1).await;
     assert_eq!(stack.send(stream()).await.code(), "too_many_runs");
     let row = json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": "COMPLETED"});
     stack.os().pin("GET", &stored, Reply::json(200, &row));
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+    // One that AgentOS does not store, and nobody ever sees.
+    assert_eq!(stack.send(stream().field("stream", "false")).await.status, 504);
+    assert_eq!(stack.metric_sum("tollbridge_runs_active", &[]).await, 1.0);
     stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
 }
 

@@ -21,7 +21,9 @@ async fn with_tls() -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
     with_tls_and(|settings| settings).await
 }
 
-async fn with_tls_and(change: impl FnOnce(Settings) -> Settings) -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
+pub(crate) async fn with_tls_and(
+    change: impl FnOnce(Settings) -> Settings,
+) -> (Stack, tempfile::TempDir, rustls::RootCertStore) {
     let folder = tempfile::TempDir::new().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (certificate, key) = (folder.path().join("c.pem"), folder.path().join("k.pem"));
@@ -34,7 +36,7 @@ async fn with_tls_and(change: impl FnOnce(Settings) -> Settings) -> (Stack, temp
     (Stack::with(change(settings)).await, folder, roots)
 }
 
-async fn tls(
+pub(crate) async fn tls(
     stack: &Stack,
     roots: rustls::RootCertStore,
     alpn: &[&[u8]],

@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::fake::{Event, Reply};
+use crate::http_two::{tls, with_tls_and};
 use crate::http_two_raw::{DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, Two, block, frame};
 use crate::stack::{Ask, Settings, Stack, Who, within};
 use crate::websocket::known_over;
@@ -26,16 +27,19 @@ const RUN_BYTES: usize = 2000 * EVENT_BYTES;
 const EVENT_BYTES: usize = 16 << 10;
 
 /// A gateway that does not wait long for its readers.
-async fn impatient() -> Stack {
-    let settings = Settings::new().set("[server]", "h2c", "true").set("[server.limits]", "write_timeout", "\"500ms\"");
-    Stack::with(settings).await
+fn impatient(settings: Settings) -> Settings {
+    settings.set("[server]", "h2c", "true").set("[server.limits]", "write_timeout", "\"500ms\"")
 }
 
-/// The same, and its runs say far more than anybody reads here.
-async fn talkative() -> Stack {
-    let stack = impatient().await;
+/// Its runs say far more than anybody reads here.
+fn talk(stack: &Stack) {
     let event = Event::new("RunContent", json!({"run_id": "r", "content": "x".repeat(EVENT_BYTES)}));
     stack.os().pin("POST", RUNS, Reply::sse(&vec![event; RUN_BYTES / EVENT_BYTES]));
+}
+
+async fn talkative() -> Stack {
+    let stack = Stack::with(impatient(Settings::new())).await;
+    talk(&stack);
     stack
 }
 
@@ -188,21 +192,37 @@ async fn a_client_of_http1_that_reads_nothing_is_given_up_and_reset_in_time() {
     socket.set_recv_buffer_size(4 << 10).unwrap();
     let mut socket = within("a connection", socket.connect(stack.address())).await.unwrap();
     let began = Instant::now();
-    let (parts, body) = Request::into_parts(run().by(&Who::alice()).header("x-request-id", "run").into_request());
-    let body = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
-    let mut head = format!("POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", parts.uri, body.len());
-    for (name, value) in parts.headers.iter().filter(|(name, _)| *name != http::header::CONTENT_LENGTH) {
-        head += &format!("{name}: {}\r\n", value.to_str().unwrap());
-    }
-    socket.write_all(&[head.as_bytes(), b"\r\n", &body].concat()).await.unwrap();
+    socket.write_all(&whole_run().await).await.unwrap();
     // An end behind what is not read would not be seen, and what the kernel holds would stay with it for minutes.
     within("the reset", socket.ready(Interest::ERROR)).await.unwrap();
     given_up(&stack, began).await;
 }
 
 #[tokio::test]
+async fn a_client_of_tls_that_reads_nothing_is_given_up_and_reset_in_time() {
+    let (stack, _folder, roots) = with_tls_and(impatient).await;
+    talk(&stack);
+    let mut socket = tls(&stack, roots, &[b"http/1.1"]).await;
+    let began = Instant::now();
+    socket.write_all(&whole_run().await).await.unwrap();
+    within("the reset", socket.get_ref().0.ready(Interest::ERROR)).await.unwrap();
+    given_up(&stack, began).await;
+}
+
+/// A run as it goes over the wire.
+async fn whole_run() -> Vec<u8> {
+    let (parts, body) = Request::into_parts(run().by(&Who::alice()).header("x-request-id", "run").into_request());
+    let body = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
+    let mut head = format!("POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n", parts.uri, body.len());
+    for (name, value) in parts.headers.iter().filter(|(name, _)| *name != http::header::CONTENT_LENGTH) {
+        head += &format!("{name}: {}\r\n", value.to_str().unwrap());
+    }
+    [head.as_bytes(), b"\r\n", &body].concat()
+}
+
+#[tokio::test]
 async fn a_websocket_that_reads_nothing_is_given_up_and_reset_in_time() {
-    let stack = impatient().await;
+    let stack = Stack::with(impatient(Settings::new())).await;
     let mut events = vec![Event::new("WorkflowStarted", json!({"run_id": "r"}))];
     let output = Event::new("StepOutput", json!({"run_id": "r", "content": "x".repeat(EVENT_BYTES)}));
     events.extend(vec![output; RUN_BYTES / EVENT_BYTES]);
