@@ -51,7 +51,7 @@ stage "environments" python3 scripts/venvs.py
 stage "format" cargo fmt --all --check
 stage "lints" cargo clippy --locked --all-targets -- -D warnings
 stage "tests" tests
-stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+stage "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 stage "clients" python3 scripts/demo.py clients
 stage "clients of agno 2.5.6" python3 scripts/demo.py clients --agno 2.5.6
 stage "tour" python3 scripts/demo.py tour

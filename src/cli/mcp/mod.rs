@@ -28,7 +28,7 @@ use token::Token;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct McpArguments {
-    /// The MCP endpoint, such as https://gateway.example.com/mcp.
+    /// The MCP endpoint, such as `https://gateway.example.com/mcp`.
     #[arg(long, value_name = "URL", required = true)]
     url: Option<String>,
     /// File with the bare token; read again when it changes. Without it TOLLBRIDGE_TOKEN is taken.
