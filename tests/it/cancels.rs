@@ -352,3 +352,24 @@ async fn a_reply_that_does_not_end_gives_back_what_its_run_held() {
     assert_eq!((got.status, got.code()), (504, "upstream_timeout".to_owned()), "{got:?}");
     stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
 }
+
+#[tokio::test]
+async fn a_run_in_the_background_is_followed_though_its_caller_left_before_the_answer() {
+    let settings = Settings::new().set("[plans.open]", "concurrent_runs", "1");
+    let stack = Stack::before(vec![FakeAgentOs::start_as(crate::fake::Line::V2).await], settings).await;
+    let accepted = json!({"run_id": "r", "session_id": "s-1", "status": "PENDING"});
+    let (reply, gate) = Reply::json(202, &accepted).stalled();
+    stack.os().pin("POST", RUNS, reply);
+    let row = |status: &str| Reply::json(200, &json!({"run_id": "r", "session_id": "s-1", "status": status}));
+    let stored = format!("{RUNS}/r");
+    stack.os().pin("GET", &stored, row("RUNNING"));
+    let (address, ask, mut tasks) = (stack.address(), stream().field("background", "true"), JoinSet::new());
+    tasks.spawn(async move { open_at(address, ask).await.whole().await });
+    stack.os().wait_for_request(RUNS, 1).await;
+    tasks.shutdown().await;
+    gate.open();
+    stack.os().wait_for_request(&stored, 1).await;
+    assert_eq!(stack.send(Ask::plain_run().by(&Who::alice())).await.code(), "too_many_runs");
+    stack.os().pin("GET", &stored, row("COMPLETED"));
+    stack.wait_for_metric("tollbridge_runs_active", &[], 0.0).await;
+}

@@ -250,3 +250,20 @@ async fn a_client_that_reads_no_heads_is_given_up_in_time() {
     while within("what the gateway takes, or the end", socket.write_all(heads.as_bytes())).await.is_ok() {}
     assert_eq!(stack.send(Ask::get("/agents").by(&Who::alice())).await.status, 200, "others are served");
 }
+
+#[tokio::test]
+async fn a_connection_of_http2_has_room_for_the_bodies_of_all_its_streams() {
+    const STREAMS_PER_CONNECTION: u32 = 10;
+    let settings = Settings::new().set("[server]", "h2c", "true");
+    let limit = STREAMS_PER_CONNECTION.to_string();
+    let stack = Stack::with(settings.set("[server.limits]", "streams_per_connection", &limit)).await;
+    let mut two = two(&stack, 1 << 16).await;
+    let more = loop {
+        let (kind, _, stream, payload) = two.frame().await.expect("the connection lives on");
+        if (kind, stream) == (WINDOW_UPDATE, 0) {
+            break u32::from_be_bytes(payload[..4].try_into().unwrap());
+        }
+    };
+    // Each begins with 65,535 (RFC 9113 §6.9.2), the connection too: one that waits leaves room for the others.
+    assert_eq!(more + 65_535, STREAMS_PER_CONNECTION * 65_535);
+}
