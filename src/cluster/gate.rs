@@ -283,6 +283,8 @@ fn serve(shared: &Arc<Mutex<State>>) {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
     use futures_util::future::{FutureExt as _, join_all};
 
     use super::*;
@@ -295,15 +297,23 @@ mod tests {
         TenantId::new(name).unwrap()
     }
 
+    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Option<Place>, Busy>> + 'a>>;
+
+    /// So many of a tenant that wait.
+    fn queue<'a>(gate: &'a Gate, who: &'a TenantId, count: usize, up: usize) -> Vec<Waiting<'a>> {
+        let mut waiting: Vec<Waiting<'a>> = (0..count).map(|_| Box::pin(gate.enter(who, 1, up)) as _).collect();
+        for one in &mut waiting {
+            assert!(one.as_mut().now_or_never().is_none());
+        }
+        waiting
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_quiet_tenant_waits_for_one_run_however_many_a_noisy_one_has_queued() {
         let gate = gate(1, 1_000);
         let mut held = gate.enter(&tenant("noisy"), 1, 1).await.unwrap();
         let (noisy, quiet) = (tenant("noisy"), tenant("quiet"));
-        let mut waiting: Vec<_> = (0..500).map(|_| Box::pin(gate.enter(&noisy, 1, 1))).collect();
-        for one in &mut waiting {
-            assert!(one.as_mut().now_or_never().is_none());
-        }
+        let waiting = queue(&gate, &noisy, 500, 1);
         let mut late = Box::pin(gate.enter(&quiet, 1, 1));
         assert!(late.as_mut().now_or_never().is_none());
         let mut before = 0;
@@ -325,10 +335,7 @@ mod tests {
         let gate = gate(1, 10);
         let (noisy, quiet) = (tenant("noisy"), tenant("quiet"));
         let mut held = gate.enter(&noisy, 1, 1).await.unwrap();
-        let mut waiting: Vec<_> = (0..10).map(|_| Box::pin(gate.enter(&noisy, 1, 1))).collect();
-        for one in &mut waiting {
-            assert!(one.as_mut().now_or_never().is_none());
-        }
+        let mut waiting = queue(&gate, &noisy, 10, 1);
         let mut late = Box::pin(gate.enter(&quiet, 1, 1));
         assert!(late.as_mut().now_or_never().is_none(), "one tenant's queue is refused to another");
         // The last one pays, and nobody gains by asking again.
@@ -457,10 +464,7 @@ mod tests {
         for _ in 0..3 {
             held.push(gate.enter(&who, 1, 3).await.unwrap());
         }
-        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
-        for one in &mut waiting {
-            assert!(one.as_mut().now_or_never().is_none());
-        }
+        let mut waiting = queue(&gate, &who, 3, 1);
         held.truncate(1);
         for one in &mut waiting {
             assert!(one.as_mut().now_or_never().is_none(), "a second run at the one that is left");
@@ -477,10 +481,7 @@ mod tests {
         let gate = gate(1, 10);
         let who = tenant("acme");
         let held = gate.enter(&who, 1, 1).await.unwrap();
-        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
-        for one in &mut waiting {
-            assert!(one.as_mut().now_or_never().is_none());
-        }
+        let mut waiting = queue(&gate, &who, 3, 1);
         let mut late = Box::pin(gate.enter(&who, 1, 2));
         assert!(late.as_mut().now_or_never().is_none(), "it was not its turn");
         let first = waiting.remove(0).now_or_never().unwrap().unwrap();
@@ -495,10 +496,7 @@ mod tests {
         let gate = gate(1, 2);
         let who = tenant("acme");
         let _held = gate.enter(&who, 1, 1).await.unwrap();
-        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(gate.enter(&who, 1, 1))).collect();
-        for one in &mut waiting {
-            assert!(one.as_mut().now_or_never().is_none());
-        }
+        let waiting = queue(&gate, &who, 2, 1);
         assert!(gate.enter(&who, 1, 4).now_or_never().unwrap().unwrap().is_some());
         for one in waiting {
             assert!(one.now_or_never().unwrap().unwrap().is_some());

@@ -64,13 +64,18 @@ pub(super) async fn send(
             return Err(refusal);
         }
         blame(gateway, admitted, &error);
-        match (spare, next(admitted, &tried, &error, exchange.event.attempts)) {
+        let mut picked = next(admitted, &tried, &error, exchange.event.attempts);
+        // An old connection that had died says nothing about the endpoint: no need to go easy on it.
+        if picked.is_some() && !error.is_stale() {
+            let retries = &admitted.cluster.settings.retries;
+            tokio::time::sleep(retries.wait_before(exchange.event.attempts + 1)).await;
+        }
+        // A run does not move whose caller went away meanwhile, and whose cancel is sent.
+        if admitted.order.as_ref().is_some_and(|order| order.lock().is_none()) {
+            picked = None;
+        }
+        match (spare, picked) {
             (Some(spare), Some(picked)) => {
-                // An old connection that had died says nothing about the endpoint: no need to go easy on it.
-                if !error.is_stale() {
-                    let retries = &admitted.cluster.settings.retries;
-                    tokio::time::sleep(retries.wait_before(exchange.event.attempts + 1)).await;
-                }
                 admitted.picked = picked;
                 payload = spare;
                 retag(gateway, admitted, &mut payload, exchange);
@@ -121,9 +126,7 @@ fn next(admitted: &Admitted, tried: &[EndpointTag], error: &SendError, attempts:
         Retry::Idempotent => is_idempotent(admitted.operation()),
         Retry::Never => false,
     };
-    // Nor does a run move whose caller went away, and whose cancel is sent.
-    let is_left = admitted.order.as_ref().is_some_and(|order| order.lock().is_none());
-    if !again || is_left || !is_granted(&admitted.cluster, error, attempts) {
+    if !again || !is_granted(&admitted.cluster, error, attempts) {
         return None;
     }
     let (cluster, what) = (&admitted.cluster, admitted.uses());

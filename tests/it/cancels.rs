@@ -162,30 +162,36 @@ async fn gateways_over_one_store_learn_from_each_other_where_runs_are() {
     assert_eq!(told, ran, "only the replica that holds the run is told");
 }
 
-#[tokio::test]
-async fn what_is_known_of_a_run_whose_replica_is_gone_is_told_as_incomplete() {
-    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
-    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
-    let stack = Stack::over(&urls, unprobed()).await;
+/// A run that has ended, and the replica that had it before the other one.
+async fn placed() -> (Stack, String, [FakeAgentOs; 2]) {
+    let fakes = [FakeAgentOs::start().await, FakeAgentOs::start().await];
+    let stack = Stack::over(&fakes.each_ref().map(FakeAgentOs::url), unprobed()).await;
     let got = stack.send(Ask::plain_run().by(&Who::alice())).await;
     let run = got.json()["run_id"].as_str().unwrap().to_owned();
-    let (holder, other): (Vec<_>, Vec<_>) = fakes.into_iter().partition(|fake| !fake.requests_to(RUNS).is_empty());
+    let [first, second] = fakes;
+    let holds = !first.requests_to(RUNS).is_empty();
+    (stack, run, if holds { [first, second] } else { [second, first] })
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_run_whose_replica_is_gone_is_told_as_incomplete() {
+    let (stack, run, [holder, other]) = placed().await;
     drop(holder);
     let resume = || Ask::post(&format!("{RUNS}/{run}/resume")).field("session_id", "s-1").by(&Who::alice());
     let row = json!({
         "run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": "RUNNING", "user_id": "acme~alice",
         "events": [{"event": "RunStarted", "run_id": run}],
     });
-    other[0].pin("GET", &format!("{RUNS}/{run}"), Reply::json(200, &row));
+    other.pin("GET", &format!("{RUNS}/{run}"), Reply::json(200, &row));
     let got = stack.send(resume()).await;
     let text = got.text();
     assert_eq!(got.status, 200, "{text}");
     assert!(text.contains("\"incomplete\":true") && text.contains("event: RunStarted"), "{text}");
     let last: Value = serde_json::from_str(text.trim_end().rsplit("data: ").next().unwrap()).unwrap();
     assert_eq!((&last["event"], &last["run_id"], &last["retry"]), (&json!("error"), &json!(run), &json!(false)));
-    assert_eq!(other[0].requests_to(&format!("{RUNS}/{run}/resume")), [], "another replica would say that all is well");
+    assert_eq!(other.requests_to(&format!("{RUNS}/{run}/resume")), [], "another replica would say that all is well");
     // The database does not know it either: then it is gone.
-    other[0].pin("GET", &format!("{RUNS}/{run}"), Reply::detail(404, "Run not found"));
+    other.pin("GET", &format!("{RUNS}/{run}"), Reply::detail(404, "Run not found"));
     assert_eq!(stack.send(resume()).await.status, 404);
 }
 
@@ -240,22 +246,45 @@ async fn a_run_that_moved_before_its_caller_left_is_cancelled_where_it_is() {
 }
 
 #[tokio::test]
+async fn a_run_whose_caller_left_while_it_waited_is_not_sent_again() {
+    let (gone, there) = (FakeAgentOs::start().await, FakeAgentOs::start().await);
+    let settings = unprobed().set("[clusters.on_disconnect]", "create_agent_run", "\"cancel\"").set(
+        "[clusters.retries]",
+        "backoff",
+        "\"5s\"",
+    );
+    let stack = Stack::over(&[gone.url(), there.url()], settings).await;
+    drop(gone);
+    there.pin("POST", RUNS, Reply::never());
+    // Of two in turn, one begins where nobody is any more, and waits for up to five seconds.
+    for _ in 0..2 {
+        let cancels = || there.requests().iter().filter(|seen| seen.path().ends_with("/cancel")).count();
+        let (cancelled, active) = (cancels(), stack.metric_sum("tollbridge_runs_active", &[]).await);
+        let ask = Ask::run("assistant").field("message", "hi").field("stream", "false").by(&Who::alice());
+        let (address, mut tasks) = (stack.address(), JoinSet::new());
+        tasks.spawn(async move { open_at(address, ask).await.whole().await });
+        stack.wait_for_metric("tollbridge_runs_active", &[], active + 1.0).await;
+        tasks.shutdown().await;
+        within("a cancel, or the end of a run that is not sent", async {
+            while cancels() == cancelled && stack.metric_sum("tollbridge_runs_active", &[]).await > active {}
+        })
+        .await;
+    }
+    for sent in there.requests_to(RUNS) {
+        let cancel = format!("{RUNS}/{}/cancel", sent.form().get("run_id").unwrap());
+        assert_eq!(there.requests_to(&cancel).len(), 1, "a run is sent that nobody cancels");
+    }
+}
+
+#[tokio::test]
 async fn a_run_that_was_continued_elsewhere_is_cancelled_there() {
-    let fakes = vec![FakeAgentOs::start().await, FakeAgentOs::start().await];
-    let urls: Vec<String> = fakes.iter().map(FakeAgentOs::url).collect();
-    let stack = Stack::over(&urls, unprobed()).await;
-    let got = stack.send(Ask::plain_run().by(&Who::alice())).await;
-    let run = got.json()["run_id"].as_str().unwrap().to_owned();
-    let (holder, other): (Vec<_>, Vec<_>) = fakes.into_iter().partition(|fake| !fake.requests_to(RUNS).is_empty());
-    let (address, other) = (holder[0].address(), &other[0]);
+    let (stack, run, [holder, other]) = placed().await;
+    let address = holder.address();
     drop(holder);
-    let row = |status: &str| {
-        let row = json!({"run_id": run, "agent_id": "assistant", "session_id": "s-1", "user_id": "acme~alice"});
-        let mut row = row.as_object().unwrap().clone();
-        row.insert("status".into(), status.into());
-        Reply::json(200, &row.into())
-    };
-    other.pin("GET", &format!("{RUNS}/{run}"), row("PAUSED"));
+    let row = json!({
+        "run_id": run, "agent_id": "assistant", "session_id": "s-1", "status": "PAUSED", "user_id": "acme~alice",
+    });
+    other.pin("GET", &format!("{RUNS}/{run}"), Reply::json(200, &row));
     let events = ["RunContinued", "RunCancelled"].map(|name| Event::new(name, json!({"run_id": run})));
     let (reply, gate) = Reply::paced_sse(&events);
     other.pin("POST", &format!("{RUNS}/{run}/continue"), reply);
